@@ -1,0 +1,5 @@
+"""`python -m adadfq_jax VERB` is the console script `adadfq VERB`."""
+
+from adadfq_jax.cli import main
+
+main()

@@ -1,0 +1,176 @@
+"""The command line: verbs to functions, exceptions to one sentence and an exit code.
+
+The only place that ends the process, listens to signals or configures JAX.
+
+Exit codes: 0 complete; 2 bad input; 3 the game diverged; 4 a verification failed; 75 stopped by a
+signal, 130 by Ctrl-C, both with a checkpoint written.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from absl import flags
+
+from adadfq_jax.errors import (
+    AdaDFQError,
+    ConfigError,
+    DivergedError,
+    StoppedError,
+    VerificationError,
+    nearest,
+)
+
+_COMPLETE, _BAD_INPUT, _DIVERGED, _UNVERIFIED, _STOPPED, _INTERRUPTED = 0, 2, 3, 4, 75, 130
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs a verb and ends the process with its exit code."""
+    sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs a verb.
+
+    Args:
+      argv: the verb and its flags.
+
+    Returns:
+      The exit code.
+    """
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return _COMPLETE if argv else _BAD_INPUT
+    verb, *rest = argv
+    warnings.showwarning = _show_warning
+    try:
+        if verb not in _VERBS:
+            raise ConfigError(f"unknown verb {verb!r}: {nearest(verb, _VERBS)}")
+        function, _ = _VERBS[verb]
+        function(rest)
+    except AdaDFQError as error:
+        print(f"adadfq {verb}: {error}", file=sys.stderr)
+        return _exit_code(error)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except _Help:
+        pass
+    return _COMPLETE
+
+
+def _exit_code(error: AdaDFQError) -> int:
+    match error:
+        case DivergedError():
+            return _DIVERGED
+        case VerificationError():
+            return _UNVERIFIED
+        case StoppedError():
+            return _INTERRUPTED if error.signal == signal.SIGINT else _STOPPED
+    return _BAD_INPUT
+
+
+class _Help(Exception):
+    """Help was asked for and printed."""
+
+
+def _quantize(argv: Sequence[str]) -> None:
+    """play a game: quantize a teacher without its data"""
+    from ml_collections import config_flags
+
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config",
+        help_string="configuration file, with bit-widths: configs/digits_resnet20.py:w4a4; "
+        "--config.FIELD=VALUE sets a field",
+        flag_values=values,
+        sys_argv=["quantize", *argv],
+    )
+    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    flags.DEFINE_string(
+        "cache",
+        str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "adadfq_jax").expanduser()),
+        "folder of compiled programs, empty for none",
+        flag_values=values,
+    )
+    _parse(values, "quantize", argv)
+    if values.config is None:
+        raise ConfigError("--config=FILE is missing, such as --config=configs/digits_resnet20.py.")
+    if not values.workdir:
+        raise ConfigError("--workdir=DIR is missing: where the run's files should go.")
+
+    from adadfq_jax import training
+
+    _keep_compiled_programs(values.cache)
+    with _listening() as received:
+        student = training.quantize(
+            values.config, workdir=values.workdir, should_stop=lambda: received[-1]
+        )
+    print(training.table(student.result))
+    print(f"{'files':<22}{values.workdir}")
+
+
+_VERBS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
+    "quantize": (_quantize, _quantize.__doc__),
+}
+
+
+def _usage() -> str:
+    verbs = "\n".join(f"  {name:<12}{text}" for name, (_, text) in _VERBS.items())
+    return f"usage: adadfq VERB [--flag=value …]\n\n{verbs}\n\nadadfq VERB --help tells its flags."
+
+
+def _parse(values: flags.FlagValues, verb: str, argv: Sequence[str]) -> None:
+    """Parses a verb's flags; anything wrong becomes a ConfigError."""
+    if any(word in ("-h", "--help", "-help") for word in argv):
+        print(f"adadfq {verb}: {_VERBS[verb][1]}\n{values.get_help()}")
+        raise _Help
+    try:
+        left_over = values([verb, *argv])[1:]
+    except AdaDFQError:
+        raise
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no configuration file {error.filename!r}.") from error
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, ImportError) as error:
+        raise ConfigError(_one_line(error)) from error
+    except SyntaxError as error:
+        raise ConfigError(f"the configuration file is not Python: {error}.") from error
+    if left_over:
+        raise ConfigError(f"{left_over[0]!r} is not a flag; flags are written --name=value.")
+
+
+def _one_line(error: Exception) -> str:
+    text = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(str(text).split())
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    del category, filename, lineno, file, line
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def _keep_compiled_programs(folder: str) -> None:
+    import jax
+
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", folder)
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[list[int | None]]:
+    """Collects SIGTERM and SIGINT, so that a run can end between two steps; a second one kills."""
+    received: list[int | None] = [None]
+
+    def receive(number, _frame):
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

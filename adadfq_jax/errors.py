@@ -1,0 +1,58 @@
+"""The exceptions of this package: few, typed, each message one sentence for a person."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class AdaDFQError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ConfigError(AdaDFQError):
+    """A configuration, an argument or a workdir that cannot be used."""
+
+
+class TeacherError(AdaDFQError):
+    """A teacher that cannot be read, or does not fit its architecture."""
+
+
+class DataError(AdaDFQError):
+    """An evaluation set that cannot be read, or does not fit the teacher."""
+
+
+class CheckpointError(AdaDFQError):
+    """A workdir without a checkpoint that can be restored."""
+
+
+class DivergedError(AdaDFQError):
+    """A loss or a gradient of the game became infinite or not a number."""
+
+
+class VerificationError(AdaDFQError):
+    """Two networks that should be equal are not."""
+
+
+class StoppedError(AdaDFQError):
+    """The run was asked to stop, and did so after writing a checkpoint.
+
+    Attributes:
+      signal: the number of the signal that asked for it.
+    """
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.signal = signal
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns a hint for a misspelt name: the nearest known ones, or all of them.
+
+    Args:
+      name: what was given.
+      known: what would have been accepted.
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"known: {', '.join(known)}."

@@ -1,0 +1,343 @@
+"""The game: two players, three phases, and the step that trains both on one batch of images.
+
+An image's way through one step: noise and labels are drawn (`draw`), the generator G makes images
+of them, teacher P and student Q judge the images, and from their logits and P's BatchNorm
+statistics come two losses. G descends L_G through both networks; Q descends L_Q on the same images.
+
+Q's parameters do not change between the two updates, so one forward pass of Q serves both: two
+cotangents are pulled back through the same linearization.
+
+Everything here runs inside a mapped axis `data` that holds one slice of the batch per device. The
+losses are computed on the gathered global batch by every device, so each device differentiates
+the sum of identical losses over all devices; averaging the parameters' gradients over the axis
+gives the gradient of one.
+"""
+
+import dataclasses
+import enum
+import functools
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from adadfq_jax import losses, models
+from adadfq_jax.models.bits import assign_bits
+from adadfq_jax.parallel import DATA_AXIS
+
+
+class Phase(enum.Enum):
+    """What a step does: which of the activation ranges and the players move."""
+
+    CALIBRATE = "calibrate"  # ranges follow the generated images; G learns
+    WARMUP = "warmup"  # ranges frozen; G learns
+    PLAY = "play"  # ranges frozen; both learn
+
+
+@flax.struct.dataclass
+class Player:
+    """One player's parameters and the state of its optimizer."""
+
+    params: Any
+    opt_state: optax.OptState
+
+
+@flax.struct.dataclass
+class GameState:
+    """All that changes, or that a step needs besides the teacher.
+
+    Attributes:
+      step: steps taken so far, int32 scalar.
+      seed: the seed that all draws derive from, uint32 scalar.
+      generator: G.
+      student: Q.
+      ranges: Q's activation ranges, the `ranges` collection.
+      bits: Q's bit-widths, the `bits` collection.
+    """
+
+    step: jax.Array
+    seed: jax.Array
+    generator: Player
+    student: Player
+    ranges: Any
+    bits: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Game:
+    """The rules: networks, constants, optimizers and schedules. Immutable; holds no arrays.
+
+    Attributes:
+      classifier: module of teacher and student.
+      generator: module of G.
+      config: the run's configuration, see `config.py`.
+    """
+
+    classifier: nn.Module
+    generator: models.Generator
+    config: ml_collections.FrozenConfigDict
+
+    @classmethod
+    def create(cls, config: ml_collections.ConfigDict, classifier: nn.Module, image_size: int):
+        """Sets up the game for a classifier (of `models.build`) and an image size in pixels."""
+        return cls(
+            classifier=classifier.clone(axis_name=DATA_AXIS),
+            generator=models.Generator(image_size, classifier.classes, axis_name=DATA_AXIS),
+            config=ml_collections.FrozenConfigDict(config),
+        )
+
+    # The players' optimizers. Learning rates are applied in `step`, by the global step, because a
+    # counter of its own would start when Q first learns and read the milestones late.
+
+    @property
+    def generator_optimizer(self) -> optax.GradientTransformation:
+        """Adam without its learning rate."""
+        rules = self.config.generator
+        return optax.scale_by_adam(b1=rules.beta1, b2=rules.beta2)
+
+    @property
+    def student_optimizer(self) -> optax.GradientTransformation:
+        """SGD with Nesterov momentum and weight decay on every parameter, without its rate."""
+        rules = self.config.student
+        return optax.chain(
+            optax.add_decayed_weights(rules.weight_decay),
+            optax.trace(rules.momentum, nesterov=True),
+        )
+
+    def phase(self, step: int) -> Phase:
+        """Returns the phase of the step with this index, counted from 0."""
+        epoch = step // self.config.steps_per_epoch
+        if epoch < self.config.calibration_epochs:
+            return Phase.CALIBRATE
+        return Phase.WARMUP if epoch < self.config.warmup_epochs else Phase.PLAY
+
+    def init(self, teacher: Any) -> GameState:
+        """Returns the state before the first step: Q is P, G is random, ranges are unset.
+
+        Args:
+          teacher: P's `params` and `batch_stats`.
+        """
+        config = self.config
+        size = self.generator.image_size
+        key = jax.random.fold_in(jax.random.key(config.seed), _INITIALIZATION)
+        # The initial values do not depend on the batch, so the unmapped twin may compute them.
+        generator_params = jax.jit(self.generator.clone(axis_name=None).init)(
+            key, jnp.zeros((2, models.LATENT_SIZE)), jnp.zeros((2,), jnp.int32)
+        )["params"]
+        student_params = jax.tree.map(jnp.asarray, teacher["params"])
+        shapes = models.initial_variables(self.classifier.clone(axis_name=None), size)
+        quant = config.quant
+        return GameState(
+            step=jnp.int32(0),
+            seed=jnp.uint32(config.seed),
+            generator=Player(generator_params, self.generator_optimizer.init(generator_params)),
+            student=Player(student_params, self.student_optimizer.init(student_params)),
+            ranges=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes["ranges"]),
+            bits=assign_bits(
+                shapes["bits"], quant.weight_bits, quant.activation_bits, quant.overrides
+            ),
+        )
+
+    def sample(self, state: GameState, index: int, count: int) -> tuple[jax.Array, jax.Array]:
+        """Makes held-out images: from draws that no step uses, outside the mapped axis.
+
+        Args:
+          state: the state, arrays without a device axis.
+          index: which batch; the same index gives the same noise and labels.
+          count: how many images N.
+
+        Returns:
+          (images (N, H, W, 3), labels (N,)), the classes in turn.
+        """
+        return _sample(self.generator.clone(axis_name=None), count, state, jnp.uint32(index))
+
+    def draw(self, state: GameState) -> tuple[jax.Array, jax.Array]:
+        """Draws z ~ N(0, I) of (B, 100) and y of (B,), uniform, for the whole batch of a step."""
+        key = jax.random.fold_in(jax.random.key(state.seed), _DRAWS)
+        noise_key, label_key = jax.random.split(jax.random.fold_in(key, state.step))
+        batch = self.config.batch_size
+        noise = jax.random.normal(noise_key, (batch, models.LATENT_SIZE))
+        return noise, jax.random.randint(label_key, (batch,), 0, self.generator.classes)
+
+    def step(
+        self, state: GameState, teacher: Any, device_index: jax.Array, phase: Phase
+    ) -> tuple[GameState, dict[str, jax.Array]]:
+        """Plays one step on this device's slice of the batch.
+
+        Args:
+          state: the state before the step, the same on every device.
+          teacher: P's `params` and `batch_stats`.
+          device_index: which slice of the batch is this device's, int32 scalar.
+          phase: what the step does; a constant of compilation.
+
+        Returns:
+          (the state after it, metrics of the state before it): scalars, the same on every device.
+        """
+        noise, labels = self.draw(state)
+        share = noise.shape[0] // jax.lax.axis_size(DATA_AXIS)
+        own = jax.lax.dynamic_slice_in_dim(noise, device_index * share, share)
+        own_labels = jax.lax.dynamic_slice_in_dim(labels, device_index * share, share)
+        player_g, player_q = state.generator, state.student
+
+        # Forward: one linearization each of G, P and Q.
+        images, pull_generator = jax.vjp(
+            lambda params: self.generator.apply({"params": params}, own, own_labels),
+            player_g.params,
+        )
+        (teacher_logits, statistics), pull_teacher = jax.vjp(
+            lambda images: self._judge(teacher, images), images
+        )
+        student_logits, pull_student, ranges = jax.vjp(
+            lambda params, images: self._answer(params, images, state, teacher, phase),
+            player_q.params,
+            images,
+            has_aux=True,
+        )
+
+        # L_G, back to the images through both networks, and on to G.
+        loss_g, pull_loss_g, metrics = jax.vjp(
+            lambda *args: self.generator_loss(*args, labels, _stored_statistics(teacher)),
+            teacher_logits,
+            student_logits,
+            statistics,
+            has_aux=True,
+        )
+        to_teacher, to_student, to_statistics = pull_loss_g(jnp.ones_like(loss_g))
+        (through_teacher,) = pull_teacher((to_teacher, to_statistics))
+        _, through_student = pull_student(to_student)
+        (gradients_g,) = pull_generator(through_teacher + through_student)
+        generator, norm_g = self._update(
+            player_g, gradients_g, self.generator_optimizer, self.config.generator, state.step
+        )
+
+        # L_Q, back to Q's parameters through the same linearization.
+        loss_q, to_student = jax.value_and_grad(self.student_loss, argnums=1)(
+            teacher_logits, student_logits
+        )
+        student, norm_q = player_q, jnp.zeros_like(loss_q)
+        if phase is Phase.PLAY:
+            gradients_q, _ = pull_student(to_student)
+            student, norm_q = self._update(
+                player_q, gradients_q, self.student_optimizer, self.config.student, state.step
+            )
+
+        metrics |= {
+            "l_g": loss_g,
+            "l_q": loss_q,
+            "generator_gradient": norm_g,
+            "student_gradient": norm_q,
+        }
+        new_state = state.replace(
+            step=state.step + 1, generator=generator, student=student, ranges=ranges
+        )
+        return new_state, metrics
+
+    def generator_loss(
+        self,
+        teacher_logits: jax.Array,
+        student_logits: jax.Array,
+        statistics: Any,
+        labels: jax.Array,
+        stored: Any,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """L_G = L_margin + beta (alpha_ds L_ds + alpha_as L_as) + gamma L_BNS.
+
+        Args:
+          teacher_logits: this device's z_P, (B / devices, C).
+          student_logits: this device's z_Q, same shape.
+          statistics: (mean, variance) of each of P's BatchNorm inputs, over the global batch.
+          labels: y of the global batch, (B,).
+          stored: P's running (mean, variance), in the same order.
+
+        Returns:
+          (L_G, its terms and what else describes the batch), all scalars.
+        """
+        rules = self.config.game
+        z_p, z_q = _gather(teacher_logits), _gather(student_logits)
+        normalized = losses.normalized_entropy(z_p, z_q)
+        l_ds = losses.disagreement_loss(z_p, z_q, labels)
+        l_as = losses.agreement_loss(z_p, z_q, labels)
+        l_margin = losses.margin_loss(normalized, rules.lambda_l, rules.lambda_u)
+        l_bns = losses.batch_norm_statistics_loss(statistics, stored)
+        l_bal = rules.alpha_ds * l_ds + rules.alpha_as * l_as
+        loss = l_margin + rules.beta * l_bal + rules.gamma * l_bns
+        return loss, {
+            "l_ds": l_ds,
+            "l_as": l_as,
+            "l_bal": l_bal,
+            "l_margin": l_margin,
+            "l_bns": l_bns,
+            "h_prime": normalized.mean(),
+            "agreement": jnp.mean(z_p.argmax(-1) == z_q.argmax(-1), dtype=z_p.dtype),
+        }
+
+    def student_loss(self, teacher_logits: jax.Array, student_logits: jax.Array) -> jax.Array:
+        """L_Q of the global batch, from this device's (B / devices, C) logits."""
+        return losses.student_loss(
+            _gather(teacher_logits), _gather(student_logits), self.config.game.temperature
+        )
+
+    def _judge(self, teacher: Any, images: jax.Array):
+        """Returns P's logits and, per BatchNorm layer, the statistics of its input."""
+        logits, written = self.classifier.apply(teacher, images, mutable=["statistics"])
+        return logits, _leaves_by_layer(written["statistics"], lambda layer: layer["input"])
+
+    def _answer(self, params: Any, images: jax.Array, state: GameState, teacher: Any, phase: Phase):
+        """Returns Q's logits and its ranges, which move in calibration only."""
+        variables = {
+            "params": params,
+            "batch_stats": teacher["batch_stats"],
+            "bits": state.bits,
+            "ranges": state.ranges,
+        }
+        if phase is Phase.CALIBRATE:
+            logits, written = self.classifier.apply(variables, images, mutable=["ranges"])
+            return logits, written["ranges"]
+        return self.classifier.apply(variables, images), state.ranges
+
+    def _update(self, player: Player, gradients: Any, optimizer, rules, step: jax.Array):
+        """Returns the player after one step of its optimizer, and its gradient's norm."""
+        gradients = jax.lax.pmean(gradients, DATA_AXIS)
+        updates, opt_state = optimizer.update(gradients, player.opt_state, player.params)
+        rate = learning_rate(rules, self.config.steps_per_epoch)(step)
+        params = jax.tree.map(lambda p, u: p - (rate * u).astype(p.dtype), player.params, updates)
+        return Player(params, opt_state), optax.global_norm(gradients)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _sample(generator: models.Generator, count: int, state: GameState, index: jax.Array):
+    key = jax.random.fold_in(jax.random.key(state.seed), _HELD_OUT)
+    noise = jax.random.normal(jax.random.fold_in(key, index), (count, models.LATENT_SIZE))
+    labels = jnp.arange(count) % generator.classes
+    return generator.apply({"params": state.generator.params}, noise, labels), labels
+
+
+# Independent streams of random numbers from one seed.
+_INITIALIZATION, _DRAWS, _HELD_OUT = 0, 1, 2
+
+
+def learning_rate(rules: ml_collections.FrozenConfigDict, steps_per_epoch: int) -> optax.Schedule:
+    """Returns the learning rate by global step: times `decay` at each milestone, in epochs."""
+    return optax.piecewise_constant_schedule(
+        rules.learning_rate,
+        {milestone * steps_per_epoch: rules.decay for milestone in rules.milestones},
+    )
+
+
+def _gather(logits: jax.Array) -> jax.Array:
+    return jax.lax.all_gather(logits, DATA_AXIS, tiled=True)
+
+
+def _stored_statistics(teacher: Any) -> list[tuple[jax.Array, jax.Array]]:
+    return _leaves_by_layer(teacher["batch_stats"], lambda layer: (layer["mean"], layer["var"]))
+
+
+def _leaves_by_layer(tree: Any, read) -> list[tuple[jax.Array, jax.Array]]:
+    """Reads every innermost dict of a collection, in the order of the layers' names."""
+    if not any(isinstance(child, dict) for child in tree.values()):
+        return [read(tree)]
+    return [pair for name in sorted(tree) for pair in _leaves_by_layer(tree[name], read)]

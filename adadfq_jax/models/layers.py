@@ -1,0 +1,179 @@
+"""Layers that serve teacher and student alike.
+
+What a layer does is decided by the variable collections that a caller hands to `apply`:
+
+  params, batch_stats   always: weights, and the teacher's BatchNorm statistics.
+  bits                  {layer: {"weight" | "activation": int32}}. Absent: full precision, the
+                        teacher. Present: the student, fake-quantized.
+  ranges                the activations' quantization ranges. Updated, then used, exactly when the
+                        caller makes the collection mutable (calibration).
+  statistics            mean and variance of each BatchNorm's input, written when mutable (L_BNS).
+
+`init` creates all but the last. With `axis_name`, ranges and statistics are those of the global
+batch over that mapped axis.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from adadfq_jax import quantizers
+
+
+def _bits(module: nn.Module, name: str) -> jax.Array | None:
+    """Returns the layer's bit-width, or None where it runs in full precision."""
+    if module.is_initializing():
+        module.variable("bits", name, lambda: jnp.int32(quantizers.MAX_BITS))
+        return None
+    return module.get_variable("bits", name)
+
+
+class QuantConv(nn.Module):
+    """2-D convolution whose kernel is quantized per output channel where bits are given.
+
+    Attributes:
+      features: output channels.
+      kernel_size: side of the square kernel.
+      strides: the same in both directions.
+      padding: zeros added on every side, as PyTorch counts them; None keeps the size at stride 1.
+      groups: feature groups; the input's channels for a depthwise convolution.
+      use_bias: whether to add a bias, which is never quantized.
+    """
+
+    features: int
+    kernel_size: int
+    strides: int = 1
+    padding: int | None = None
+    groups: int = 1
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (B, H, W, in) to (B, H', W', features)."""
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
+        bits = _bits(self, "weight")
+        if bits is not None:
+            kernel = quantizers.fake_quantize_weight(kernel, bits)
+        padding = self.kernel_size // 2 if self.padding is None else self.padding
+        x = jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(self.strides, self.strides),
+            padding=[(padding, padding)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.groups,
+        )
+        if self.use_bias:
+            x = x + self.param("bias", nn.initializers.zeros, (self.features,))
+        return x
+
+
+class QuantDense(nn.Module):
+    """Dense layer with bias whose kernel is quantized per output unit where bits are given.
+
+    Attributes:
+      features: output units.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (B, in) to (B, features)."""
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        bits = _bits(self, "weight")
+        if bits is not None:
+            kernel = quantizers.fake_quantize_weight(kernel, bits)
+        return x @ kernel + self.param("bias", nn.initializers.zeros, (self.features,))
+
+
+class QuantReLU(nn.Module):
+    """ReLU followed, where bits are given, by a quantizer with one static range.
+
+    Attributes:
+      largest: upper bound of the activation, 6 for ReLU6, None for ReLU.
+      axis_name: mapped axis over which a calibration batch is spread.
+    """
+
+    largest: float | None = None
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps any shape to itself."""
+        x = nn.relu(x) if self.largest is None else jnp.clip(x, 0, self.largest)
+        bits = _bits(self, "activation")
+        if self.is_initializing():
+            self.variable("ranges", "minimum", jnp.zeros, (), x.dtype)
+            self.variable("ranges", "maximum", jnp.zeros, (), x.dtype)
+            self.variable("ranges", "updates", jnp.zeros, (), jnp.int32)
+        if bits is None:
+            return x
+        if self.is_mutable_collection("ranges"):
+            self._calibrate(jax.lax.stop_gradient(x))
+        return quantizers.fake_quantize(
+            x, self.get_variable("ranges", "minimum"), self.get_variable("ranges", "maximum"), bits
+        )
+
+    def _calibrate(self, x: jax.Array) -> None:
+        smallest, largest = x.min(), x.max()
+        if self.axis_name is not None:
+            smallest = jax.lax.pmin(smallest, self.axis_name)
+            largest = jax.lax.pmax(largest, self.axis_name)
+        updates = self.get_variable("ranges", "updates")
+        for name, value in (("minimum", smallest), ("maximum", largest)):
+            average = self.get_variable("ranges", name)
+            self.put_variable("ranges", name, quantizers.update_range(average, value, updates))
+        self.put_variable("ranges", "updates", updates + 1)
+
+
+class FrozenBatchNorm(nn.Module):
+    """BatchNorm in evaluation mode, always: it uses stored statistics and never updates them.
+
+    Its variables have the names of `flax.linen.BatchNorm`, so that a network trained with that
+    one is read as it is.
+
+    Attributes:
+      epsilon: added to the variance.
+      axis_name: mapped axis over which the batch of the recorded statistics is spread.
+    """
+
+    epsilon: float = 1e-5
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (..., channels) to itself."""
+        channels = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, channels)
+        bias = self.param("bias", nn.initializers.zeros, channels)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, channels, x.dtype).value
+        variance = self.variable("batch_stats", "var", jnp.ones, channels, x.dtype).value
+        if self.is_mutable_collection("statistics") and not self.is_initializing():
+            self.put_variable("statistics", "input", batch_moments(x, self.axis_name))
+        # One multiplication and one addition an element.
+        factor = scale * jax.lax.rsqrt(variance + self.epsilon)
+        return x * factor + (bias - mean * factor)
+
+
+def batch_moments(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
+    """Returns mean and biased variance of each channel over the global batch.
+
+    Args:
+      x: (..., channels), this device's share.
+      axis_name: the mapped axis over which the batch is spread, or None.
+
+    Returns:
+      (mean, variance), each (channels,).
+    """
+    axes = tuple(range(x.ndim - 1))
+    mean = x.mean(axes)
+    if axis_name is not None:
+        mean = jax.lax.pmean(mean, axis_name)
+    # Two passes: E[x^2] - E[x]^2 would cancel in float32.
+    variance = jnp.square(x - mean).mean(axes)
+    if axis_name is not None:
+        variance = jax.lax.pmean(variance, axis_name)
+    return mean, variance

@@ -1,0 +1,79 @@
+"""The ResNets of the CIFAR experiments in He et al., CVPR 2016: depth 6n + 2, teacher and student.
+
+Shortcuts are of the paper's option A: where the shape changes, every second pixel is taken and
+zero channels are added on both sides, without parameters.
+"""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from adadfq_jax.models.layers import FrozenBatchNorm, QuantConv, QuantDense, QuantReLU
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut.
+
+    Attributes:
+      features: output channels.
+      strides: stride of the first convolution and of the shortcut.
+      norm: constructor of the normalisation.
+      axis_name: mapped axis of the batch.
+    """
+
+    features: int
+    strides: int
+    norm: Callable[..., nn.Module]
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (B, H, W, in) to (B, H / strides, W / strides, features)."""
+        y = QuantConv(self.features, 3, self.strides, name="conv1")(x)
+        y = self.norm(name="norm1", axis_name=self.axis_name)(y)
+        y = QuantReLU(name="relu1", axis_name=self.axis_name)(y)
+        y = QuantConv(self.features, 3, name="conv2")(y)
+        y = self.norm(name="norm2", axis_name=self.axis_name)(y)
+        return QuantReLU(name="relu2", axis_name=self.axis_name)(self._shortcut(x) + y)
+
+    def _shortcut(self, x: jax.Array) -> jax.Array:
+        added = self.features - x.shape[-1]
+        x = x[:, :: self.strides, :: self.strides]
+        return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (added // 2, added - added // 2)))
+
+
+class ResNetCifar(nn.Module):
+    """A CIFAR ResNet: a 3x3 stem, stages of basic blocks, global average, dense layer.
+
+    Attributes:
+      stage_sizes: blocks of each stage; (n, n, n) makes a ResNet of depth 6n + 2.
+      widths: channels of each stage.
+      classes: number of classes C.
+      norm: constructor of the normalisation (`flax.linen.BatchNorm` to train a teacher).
+      axis_name: mapped axis over which a batch is spread, for calibration and statistics.
+    """
+
+    stage_sizes: Sequence[int]
+    widths: Sequence[int] = (16, 32, 64)
+    classes: int = 10
+    norm: Callable[..., nn.Module] = FrozenBatchNorm
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps normalised images (B, H, W, 3) to logits (B, classes)."""
+        x = QuantConv(self.widths[0], 3, name="stem_conv")(x)
+        x = self.norm(name="stem_norm", axis_name=self.axis_name)(x)
+        x = QuantReLU(name="stem_relu", axis_name=self.axis_name)(x)
+        for stage, (size, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True), 1):
+            for block in range(1, size + 1):
+                x = BasicBlock(
+                    features=width,
+                    strides=2 if stage > 1 and block == 1 else 1,
+                    norm=self.norm,
+                    axis_name=self.axis_name,
+                    name=f"stage{stage}_block{block}",
+                )(x)
+        return QuantDense(self.classes, name="classifier")(x.mean((1, 2)))

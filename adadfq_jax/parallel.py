@@ -1,0 +1,82 @@
+"""Devices and processes: the only file that knows how many there are.
+
+State is kept once per device, with a leading device axis, as `jax.pmap` wants it. A data-free step
+has no batch to map over, so the devices' indices are mapped instead; each device takes its slice
+of a batch that is drawn whole, and so the number of devices does not change the game.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from adadfq_jax.errors import ConfigError
+
+DATA_AXIS = "data"
+
+
+def choose_devices(count: int, batch_size: int) -> list[jax.Device]:
+    """Picks the devices that play one game.
+
+    Args:
+      count: how many; 0 for all there are.
+      batch_size: the global batch, which must divide evenly over them.
+
+    Raises:
+      ConfigError: there are fewer devices, or the batch does not divide.
+    """
+    found = jax.devices()
+    count = count or len(found)
+    if count > len(found):
+        raise ConfigError(f"devices={count}, but this machine has {len(found)}.")
+    if batch_size % count:
+        raise ConfigError(
+            f"batch_size={batch_size} does not divide evenly over {count} devices; choose a "
+            f"multiple of {count}, or fewer devices with --config.devices."
+        )
+    return found[:count]
+
+
+def map_over_devices(
+    function: Callable[..., Any],
+    devices: list[jax.Device],
+    in_axes: tuple[int | None, ...] | int = 0,
+    donate: tuple[int, ...] = (),
+) -> Callable[..., Any]:
+    """Compiles a function to run on every device, with collectives over the axis `data`.
+
+    Args:
+      function: what one device does, on arguments without the device axis.
+      devices: where to run.
+      in_axes: for each argument, 0 if it has a device axis, None if all devices share it.
+      donate: indices of arguments whose memory the results may take over.
+
+    Returns:
+      The compiled function, whose results have a leading device axis.
+    """
+    return jax.pmap(
+        function, axis_name=DATA_AXIS, in_axes=in_axes, devices=devices, donate_argnums=donate
+    )
+
+
+def device_indices(devices: list[jax.Device]) -> jax.Array:
+    """Returns 0, 1, …: one index a device, on it."""
+    return _put([np.int32(index) for index in range(len(devices))], devices)
+
+
+def replicate(tree: Any, devices: list[jax.Device]) -> Any:
+    """Copies a tree of arrays to every device, with a leading device axis."""
+    return jax.tree.map(lambda leaf: _put([np.asarray(leaf)] * len(devices), devices), tree)
+
+
+def _put(values: list[np.ndarray], devices: list[jax.Device]) -> jax.Array:
+    """Makes one array whose i-th row lies on the i-th device, in the layout that pmap expects."""
+    mesh = jax.sharding.Mesh(np.array(devices), (DATA_AXIS,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(DATA_AXIS))
+    return jax.device_put(np.stack(values), sharding)
+
+
+def fetch(tree: Any) -> Any:
+    """Copies one device's share of a replicated tree to the host, as NumPy arrays."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_shards[0].data)[0], tree)

@@ -1,0 +1,74 @@
+"""What a person sees of a run: a bar on a terminal, a line now and then elsewhere."""
+
+import time
+from collections.abc import Mapping
+
+import rich.console
+import rich.progress
+
+_SECONDS_BETWEEN_LINES = 15.0
+_SHOWN = (
+    ("l_g", "L_G {:.2f}"),
+    ("l_bns", "BNS {:.2f}"),
+    ("l_q", "L_Q {:.1f}"),
+    ("h_prime", "H' {:.2f}"),
+    ("agreement", "agree {:.0%}"),
+    ("top1", "top-1 {:.2%}"),
+)
+
+
+class Progress:
+    """Shows how far a run is, on stderr.
+
+    Used as a context manager; `shown=False` makes every method silent.
+    """
+
+    def __init__(self, total: int, shown: bool = True):
+        """Prepares to show a run of `total` steps."""
+        self._console = rich.console.Console(stderr=True, quiet=not shown, highlight=False)
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("{task.fields[phase]}"),
+            rich.progress.BarColumn(bar_width=20),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TextColumn("{task.fields[rate]:.1f}/s"),
+            rich.progress.TimeRemainingColumn(),
+            rich.progress.TextColumn("{task.fields[numbers]}"),
+            console=self._console,
+            disable=not (shown and self._console.is_terminal),
+        )
+        self._task = self._bar.add_task("", total=total, phase="start", rate=0.0, numbers="")
+        self._numbers: dict[str, float] = {}
+        self._total = total
+        self._last_line = -float("inf")
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """Prints one line that stays."""
+        self._console.print(text, soft_wrap=True)
+
+    def update(self, step: int, phase: str, rate: float, numbers: Mapping[str, float]) -> None:
+        """Moves the bar.
+
+        Args:
+          step: steps done.
+          phase: the phase's name.
+          rate: steps per second.
+          numbers: metrics by name; those not given keep their last value.
+        """
+        self._numbers.update(numbers)
+        text = "  ".join(
+            form.format(self._numbers[name]) for name, form in _SHOWN if name in self._numbers
+        )
+        self._bar.update(self._task, completed=step, phase=phase, rate=rate, numbers=text)
+        if self._bar.disable and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            left = (self._total - step) / rate if rate else float("nan")
+            self.say(
+                f"{phase} {step}/{self._total}  {rate:.1f} steps/s  {left:.0f} s left  {text}"
+            )

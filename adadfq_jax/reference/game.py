@@ -1,0 +1,142 @@
+"""The two-player game: one update of the generator, then one of the student, per step."""
+
+import torch
+
+from adadfq_jax.reference import losses
+
+PHASES = ("calibrate", "warmup", "play")
+PROCEDURES = ("authors", "lean")
+
+
+def learning_rate(base, milestones, epoch):
+    """base x 0.1 for every milestone below epoch + 1; epochs count from 0 at calibration."""
+    return base * 0.1 ** sum(epoch + 1 > milestone for milestone in milestones)
+
+
+class Game:
+    """Teacher P, student Q, generator G and both optimizers; defaults are ResNet-20's on CIFAR.
+
+    ``procedure`` "authors" does the work that the released program does. "lean" computes the same
+    numbers from one forward pass of Q, without gradients that nobody uses, with sub-pixel
+    convolutions, channels-last tensors and fused kernels. Both change settings of the networks
+    they are given (which parameters require gradients, ``generator.subpixel``, memory format).
+    """
+
+    def __init__(
+        self,
+        teacher,
+        student,
+        generator,
+        *,
+        procedure="lean",
+        lr_g=1e-3,
+        betas=(0.5, 0.999),
+        lr_q=1e-4,
+        momentum=0.9,
+        weight_decay=1e-4,
+        temperature=20.0,
+        alpha_ds=0.2,
+        alpha_as=0.1,
+        lambda_l=0.1,
+        lambda_u=0.8,
+        beta=1.0,
+        gamma=1.0,
+    ):
+        if procedure not in PROCEDURES:
+            raise ValueError(f"procedure is {procedure!r}, not one of {PROCEDURES}")
+        self.teacher, self.student, self.generator = teacher, student, generator
+        self.lean = procedure == "lean"
+        self.temperature = temperature
+        self.alpha_ds, self.alpha_as = alpha_ds, alpha_as
+        self.lambda_l, self.lambda_u = lambda_l, lambda_u
+        self.beta, self.gamma = beta, gamma
+        generator.subpixel = self.lean
+        teacher.requires_grad_(not self.lean)
+        if self.lean:
+            for network in (teacher, student, generator):
+                network.to(memory_format=torch.channels_last)
+        fused = self.lean or None  # None: what PyTorch takes by itself
+        self.generator_optimizer = torch.optim.Adam(
+            generator.parameters(), lr=lr_g, betas=betas, fused=fused
+        )
+        self.student_optimizer = torch.optim.SGD(
+            student.parameters(),
+            lr=lr_q,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            nesterov=True,
+            fused=fused,
+        )
+
+    def set_learning_rates(self, g, q):
+        """Set both players' learning rates."""
+        self.generator_optimizer.param_groups[0]["lr"] = g
+        self.student_optimizer.param_groups[0]["lr"] = q
+
+    def step(self, z, y, phase):
+        """Play one step with z (B, 100) and labels y (B,); ``phase`` is one of PHASES.
+
+        Returns scalars l_ds, l_as, l_bal, l_margin, l_bns, l_g, l_q; images (B, 3, H, W);
+        logits_teacher and logits_student (B, C); entropy H' (B,): all from before the updates.
+        """
+        if phase not in PHASES:
+            raise ValueError(f"phase is {phase!r}, not one of {PHASES}")
+        self.student.set_calibrating(phase == "calibrate")
+        step = self._lean_step if self.lean else self._authors_step
+        return {name: value.detach() for name, value in step(z, y, phase == "play").items()}
+
+    def _generator_losses(self, z_p, z_q, y, statistics):
+        h = losses.relative_entropy(z_p, z_q)
+        l_ds = losses.disagreement_loss(z_p, z_q, y)
+        l_as = losses.agreement_loss(z_p, z_q, y)
+        l_bal = self.alpha_ds * l_ds + self.alpha_as * l_as
+        l_margin = losses.margin_loss(h, self.lambda_l, self.lambda_u)
+        l_bns = losses.statistics_loss(statistics, self.teacher.stored_statistics())
+        l_g = losses.generator_loss(l_margin, l_bal, l_bns, self.beta, self.gamma)
+        return {
+            "l_ds": l_ds,
+            "l_as": l_as,
+            "l_bal": l_bal,
+            "l_margin": l_margin,
+            "l_bns": l_bns,
+            "l_g": l_g,
+            "entropy": h,
+        }
+
+    def _authors_step(self, z, y, play):
+        images = self.generator(z, y)
+        z_p, statistics = self.teacher.with_statistics(images)
+        z_q = self.student(images)
+        result = self._generator_losses(z_p, z_q, y, statistics)
+        self.generator_optimizer.zero_grad()
+        result["l_g"].backward()
+        self.generator_optimizer.step()
+        # That backward pass also filled the gradients of both classifiers' parameters.
+        self.teacher.zero_grad()
+        self.student_optimizer.zero_grad()
+        # Q is run again, on the same images; their ranges have been counted already.
+        self.student.set_calibrating(False)
+        l_q = losses.student_loss(z_p, self.student(images.detach()), self.temperature)
+        if play:
+            l_q.backward()
+            self.student_optimizer.step()
+        return result | {"l_q": l_q, "images": images, "logits_teacher": z_p, "logits_student": z_q}
+
+    def _lean_step(self, z, y, play):
+        images = self.generator(z, y)
+        z_p, statistics = self.teacher.with_statistics(images, fused=True)
+        z_q = self.student(images)
+        result = self._generator_losses(z_p, z_q, y, statistics)
+        l_q = losses.student_loss(z_p, z_q, self.temperature)
+        # Two cotangents go back through the same forward pass of Q. Each call visits only what
+        # lies between its loss and its parameters: first no weight of P or Q, then no image.
+        # (backward, not autograd.grad: it lays a gradient out in memory like its parameter, which
+        # PyTorch's fused optimizers take for granted without a check.)
+        self.generator_optimizer.zero_grad()
+        result["l_g"].backward(inputs=list(self.generator.parameters()), retain_graph=play)
+        if play:
+            self.student_optimizer.zero_grad()
+            l_q.backward(inputs=list(self.student.parameters()))
+            self.student_optimizer.step()
+        self.generator_optimizer.step()
+        return result | {"l_q": l_q, "images": images, "logits_teacher": z_p, "logits_student": z_q}

@@ -1,0 +1,294 @@
+"""The quantizer, the CIFAR ResNet (teacher and student) and the CIFAR-size generator.
+
+Images and activations are (B, channels, H, W), whatever their memory format.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+DECAY = 0.9  # of the moving average of activation ranges
+
+
+class _FakeQuantize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, lo, hi, levels):
+        scale = levels / (hi - lo).clamp(min=1e-8)
+        zero = (scale * lo).round_()
+        # The codes' offset 2^(k-1) is subtracted before the clip and added after: left out here.
+        codes = (x * scale).sub_(zero).round_().clamp_(0, levels)
+        return codes.add_(zero).div_(scale)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None, None, None
+
+
+def fake_quantize(x, lo, hi, bits):
+    """Round x onto the 2^bits levels of [lo, hi] (tensors, broadcast against x).
+
+    The gradient is the identity for x, clipped values included, and none for the range.
+    """
+    return _FakeQuantize.apply(x, lo, hi, 2**bits - 1)
+
+
+def _quantize_weight(weight, bits):
+    """Fake-quantize (O, ...) weights over the range that each output channel has now."""
+    lo, hi = weight.detach().flatten(1).aminmax(dim=1)
+    shape = (-1,) + (1,) * (weight.dim() - 1)
+    return fake_quantize(weight, lo.view(shape), hi.view(shape), bits)
+
+
+class Conv2d(nn.Conv2d):
+    """3x3 convolution without bias, padded by (1, 1), of a fake-quantized weight if bits are set."""
+
+    def __init__(self, inputs, outputs, stride, bits):
+        super().__init__(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        self.bits = bits
+
+    def forward(self, x):
+        weight = self.weight if self.bits is None else _quantize_weight(self.weight, self.bits)
+        return F.conv2d(x, weight, None, self.stride, self.padding)
+
+
+class Linear(nn.Linear):
+    """Dense layer of a fake-quantized weight if bits are set; the bias stays as it is."""
+
+    def __init__(self, inputs, outputs, bits):
+        super().__init__(inputs, outputs)
+        self.bits = bits
+
+    def forward(self, x):
+        weight = self.weight if self.bits is None else _quantize_weight(self.weight, self.bits)
+        return F.linear(x, weight, self.bias)
+
+
+class Activation(nn.Module):
+    """ReLU, then fake quantization over the per-tensor range (``low``, ``high``) if bits are set.
+
+    While ``calibrating`` the range follows the batches, and each batch is quantized with the
+    range that already includes it. Before the first such batch the range is empty.
+    """
+
+    def __init__(self, bits):
+        super().__init__()
+        self.bits = bits
+        self.calibrating = False
+        if bits is not None:
+            for name in ("low", "high", "mean_low", "mean_high"):
+                self.register_buffer(name, torch.zeros(()))
+            self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x):
+        x = F.relu(x)
+        if self.bits is None:
+            return x
+        if self.calibrating:
+            self._update_range(x.detach())
+        return fake_quantize(x, self.low, self.high, self.bits)
+
+    def _update_range(self, x):
+        low, high = x.aminmax()
+        self.mean_low.mul_(DECAY).add_(low, alpha=1 - DECAY)
+        self.mean_high.mul_(DECAY).add_(high, alpha=1 - DECAY)
+        self.updates += 1
+        # The means stay uncorrected, so that the bias correction is never applied twice.
+        correction = 1 - DECAY ** self.updates.to(x.dtype)
+        self.low.copy_(self.mean_low / correction)
+        self.high.copy_(self.mean_high / correction)
+
+
+class _NormWithStatistics(torch.autograd.Function):
+    """Evaluation-mode BatchNorm of a frozen layer, and the input's mean and biased variance.
+
+    One backward pass over the tensor for all three outputs, where autograd takes about six.
+    """
+
+    @staticmethod
+    def forward(ctx, x, scale, shift, stored_mean, stored_var, eps):
+        mean = x.mean(dim=(0, 2, 3))
+        centred = x - mean.view(-1, 1, 1)
+        # Two plain sums: several times faster on CPU than torch.var_mean, and as accurate.
+        var = centred.square().mean(dim=(0, 2, 3))
+        ctx.save_for_backward(centred, scale * (stored_var + eps).rsqrt())
+        y = F.batch_norm(x, stored_mean, stored_var, scale, shift, False, 0.0, eps)
+        return y, mean, var
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_y, d_mean, d_var):
+        centred, slope = ctx.saved_tensors
+        count = centred.numel() // centred.shape[1]
+        d_mean, d_var, slope = (v.view(-1, 1, 1) for v in (d_mean / count, d_var / count, slope))
+        d_x = torch.addcmul(d_mean, centred, d_var, value=2).addcmul_(d_y, slope)
+        return d_x, None, None, None, None, None
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm that always uses its stored statistics, in training mode too.
+
+    ``collect`` makes it keep the (mean, biased variance) of its input in ``statistics``: None,
+    "plain" (any layer) or "fused" (faster; gives its own scale and shift no gradient).
+    """
+
+    collect = None
+    statistics = None
+
+    def forward(self, x):
+        if self.collect == "fused":
+            y, *self.statistics = _NormWithStatistics.apply(
+                x, self.weight, self.bias, self.running_mean, self.running_var, self.eps
+            )
+            return y
+        if self.collect == "plain":
+            self.statistics = [x.mean(dim=(0, 2, 3)), x.var(dim=(0, 2, 3), correction=0)]
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+        )
+
+
+class Block(nn.Module):
+    """Two convolutions and the option-A shortcut: stride-2 subsampling and zero channels."""
+
+    def __init__(self, inputs, outputs, stride, weight_bits, activation_bits):
+        super().__init__()
+        self.conv1 = Conv2d(inputs, outputs, stride, weight_bits)
+        self.bn1 = BatchNorm2d(outputs)
+        self.act1 = Activation(activation_bits)
+        self.conv2 = Conv2d(outputs, outputs, 1, weight_bits)
+        self.bn2 = BatchNorm2d(outputs)
+        self.act2 = Activation(activation_bits)
+        self.stride = stride
+        missing = outputs - inputs
+        self.channel_padding = (missing // 2, missing - missing // 2)
+
+    def forward(self, x):
+        y = self.act1(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        if self.stride != 1 or any(self.channel_padding):
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, *self.channel_padding))
+        return self.act2(y + x)
+
+
+class Classifier(nn.Module):
+    """The original CIFAR ResNet: (B, 3, H, W) images -> (B, classes) logits.
+
+    ``blocks`` and ``widths`` have one entry a stage; (3, 3, 3) is ResNet-20. ``bits`` is None or
+    (weight bits, activation bits).
+    """
+
+    def __init__(self, blocks=(3, 3, 3), widths=(16, 32, 64), classes=10, bits=None):
+        super().__init__()
+        self.blocks, self.widths, self.classes = tuple(blocks), tuple(widths), classes
+        weight_bits, activation_bits = bits or (None, None)
+        self.conv1 = Conv2d(3, widths[0], 1, weight_bits)
+        self.bn1 = BatchNorm2d(widths[0])
+        self.act1 = Activation(activation_bits)
+        inputs = widths[0]
+        for i, (count, outputs) in enumerate(zip(blocks, widths, strict=True)):
+            stage = []
+            for j in range(count):
+                stride = 2 if i > 0 and j == 0 else 1
+                stage.append(Block(inputs, outputs, stride, weight_bits, activation_bits))
+                inputs = outputs
+            self.add_module(f"layer{i + 1}", nn.Sequential(*stage))
+        self.linear = Linear(inputs, classes, weight_bits)
+
+    def forward(self, x):
+        x = self.act1(self.bn1(self.conv1(x)))
+        for i in range(len(self.blocks)):
+            x = getattr(self, f"layer{i + 1}")(x)
+        return self.linear(x.mean(dim=(2, 3)))
+
+    def quantized(self, bits):
+        """A quantized copy of this network (the student of this teacher), not yet calibrated."""
+        student = Classifier(self.blocks, self.widths, self.classes, bits).to(self.linear.weight)
+        unexpected = student.load_state_dict(self.state_dict(), strict=False).unexpected_keys
+        if unexpected:
+            raise ValueError(f"only a network without bits can be quantized; found {unexpected}")
+        return student
+
+    @property
+    def activations(self):
+        """The Activation layers, in the order in which a forward pass meets them."""
+        return [m for m in self.modules() if isinstance(m, Activation)]
+
+    @property
+    def norms(self):
+        """The BatchNorm layers, in the order in which a forward pass meets them."""
+        return [m for m in self.modules() if isinstance(m, BatchNorm2d)]
+
+    def set_calibrating(self, on):
+        """Let the activation ranges follow the batches, or freeze them."""
+        for activation in self.activations:
+            activation.calibrating = on
+
+    def stored_statistics(self):
+        """The (running mean, running variance) of each BatchNorm layer, each (C_l,)."""
+        return [(norm.running_mean, norm.running_var) for norm in self.norms]
+
+    def with_statistics(self, x, fused=False):
+        """Logits, and the (mean, biased variance) of each BatchNorm layer's input, each (C_l,).
+
+        ``fused`` is faster, and gives the BatchNorms' own parameters no gradient.
+        """
+        norms = self.norms
+        for norm in norms:
+            norm.collect = "fused" if fused else "plain"
+        logits = self(x)
+        statistics = [norm.statistics for norm in norms]
+        for norm in norms:
+            norm.collect = norm.statistics = None
+        return logits, statistics
+
+
+# Row k: which taps of a 3-tap kernel meet the input pixel i at the output pixel 2 i - 1 + k, if
+# the input is first repeated twice. Outputs of one parity see two inputs each.
+_TAPS = torch.tensor([[0.0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
+
+
+class Generator(nn.Module):
+    """The CIFAR-size generator: z (B, 100), labels (B,) -> images (B, 3, size, size).
+
+    ``subpixel``: each nearest x2 and 3x3 convolution as the equal four 2x2 convolutions of the
+    small image. BatchNorms always use batch statistics.
+    """
+
+    def __init__(self, classes=10, size=32, latent=100, subpixel=False):
+        super().__init__()
+        self.size, self.subpixel = size, subpixel
+        self.embedding = nn.Embedding(classes, latent)
+        # PyTorch's own start values are N(0, 1) here, U(+-1/sqrt(fan_in)) below.
+        self.dense = nn.Linear(latent, 128 * (size // 4) ** 2)
+        self.bn0 = self._norm(128, 1e-5)
+        self.conv1 = nn.Conv2d(128, 128, 3, padding=1)
+        self.bn1 = self._norm(128, 0.8)
+        self.conv2 = nn.Conv2d(128, 64, 3, padding=1)
+        self.bn2 = self._norm(64, 0.8)
+        self.conv3 = nn.Conv2d(64, 3, 3, padding=1)
+        self.bn3 = self._norm(3, 1e-5, affine=False)
+        taps = torch.einsum("aj,bk->jkab", _TAPS, _TAPS).reshape(9, 16)
+        self.register_buffer("taps", taps, persistent=False)
+
+    @staticmethod
+    def _norm(channels, eps, affine=True):
+        return nn.BatchNorm2d(channels, eps, affine=affine, track_running_stats=False)
+
+    def forward(self, z, y):
+        side = self.size // 4
+        x = self.dense(self.embedding(y) * z)
+        x = x.view(-1, side, side, 128).permute(0, 3, 1, 2)
+        if not self.subpixel:
+            x = x.contiguous()  # the plain program keeps PyTorch's default layout throughout
+        x = self.bn0(x)
+        x = F.leaky_relu(self.bn1(self._upsampled_conv(x, self.conv1)), 0.2)
+        x = F.leaky_relu(self.bn2(self._upsampled_conv(x, self.conv2)), 0.2)
+        return self.bn3(torch.tanh(self.conv3(x)))
+
+    def _upsampled_conv(self, x, conv):
+        if not self.subpixel:
+            return conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+        # A stride-2 transposed convolution with a 4x4 kernel is the four 2x2 ones, interleaved.
+        kernel = conv.weight.reshape(-1, 9) @ self.taps
+        kernel = kernel.view(*conv.weight.shape[:2], 4, 4).transpose(0, 1)
+        return F.conv_transpose2d(x, kernel, conv.bias, stride=2, padding=1)

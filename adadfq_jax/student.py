@@ -1,0 +1,87 @@
+"""The student: what a game leaves behind, in memory or in a workdir."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from adadfq_jax.checkpoint import Checkpoints
+from adadfq_jax.errors import CheckpointError
+from adadfq_jax.game import Game, GameState
+from adadfq_jax.network import Network
+from adadfq_jax.teachers import Teacher, load_teacher
+from adadfq_jax.workdir import CONFIG, RESULT, TEACHER, read_json
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Student(Network):
+    """The quantized classifier Q: collections `params`, `batch_stats`, `bits` and `ranges`.
+
+    Attributes:
+      result: what `result.json` holds; empty for a run that is not finished.
+    """
+
+    result: dict[str, Any]
+
+
+def student_of(state: GameState, teacher: Teacher, result: dict[str, Any]) -> Student:
+    """Takes the student out of a game's state (arrays without a device axis)."""
+    return Student(
+        architecture=teacher.architecture,
+        module=teacher.module,
+        variables={
+            "params": state.student.params,
+            "batch_stats": teacher.variables["batch_stats"],
+            "bits": state.bits,
+            "ranges": state.ranges,
+        },
+        image_size=teacher.image_size,
+        mean=teacher.mean,
+        std=teacher.std,
+        result=result,
+    )
+
+
+def load_student(workdir: str | Path) -> Student:
+    """Reads a run's newest student; needs nothing but its workdir.
+
+    Raises:
+      CheckpointError: there is no run in the folder, or no checkpoint that can be read.
+    """
+    workdir = Path(workdir)
+    written = read_json(workdir / CONFIG)
+    if written is None:
+        raise CheckpointError(f"{str(workdir)!r} holds no run: there is no {CONFIG} in it.")
+    teacher = load_teacher(workdir / TEACHER)
+    game = Game.create(ml_collections.ConfigDict(written), teacher.module, teacher.image_size)
+    checkpoints = Checkpoints(workdir)
+    try:
+        restored = checkpoints.restore(game.init(teacher.variables))
+    finally:
+        checkpoints.close()
+    if restored is None:
+        raise CheckpointError(f"{str(workdir)!r} holds a run without a checkpoint yet.")
+    step, state, _ = restored
+    result = read_json(workdir / RESULT) or {}
+    return student_of(state, teacher, result if result.get("steps") == step else {})
+
+
+def generate(
+    game: Game, state: GameState, count: int, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Makes images that no player was trained on, with the generator as it is.
+
+    Args:
+      game: the rules.
+      state: its state, arrays without a device axis.
+      count: how many images N.
+      batch_size: images at a time; classes are mixed, since G normalises by the batch.
+
+    Returns:
+      (images (N, H, W, 3), normalised; labels (N,)).
+    """
+    batches = [game.sample(state, index, batch_size) for index in range(-(-count // batch_size))]
+    images, labels = (np.concatenate(part)[:count] for part in zip(*batches, strict=True))
+    return images, labels

@@ -1,0 +1,486 @@
+"""One run, from a configuration to a measured student."""
+
+import dataclasses
+import math
+import signal
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from adadfq_jax import parallel, samples
+from adadfq_jax.checkpoint import Checkpoints
+from adadfq_jax.config import to_json, validate
+from adadfq_jax.data import Dataset, check_fits, load_dataset
+from adadfq_jax.errors import ConfigError, DivergedError, StoppedError
+from adadfq_jax.evaluation import agreement, evaluate
+from adadfq_jax.game import Game, GameState, Phase
+from adadfq_jax.progress import Progress
+from adadfq_jax.student import Student, generate, load_student, student_of
+from adadfq_jax.teachers import Teacher, load_teacher, save_teacher
+from adadfq_jax.workdir import RESULT, SAMPLES, TEACHER, MetricLog, Workdir, read_json
+
+# XLA's CPU backend runs convolutions inside a loop 30 to 50 times slower than outside.
+_STEPS_PER_DISPATCH = {"cpu": 1}
+_STEPS_PER_DISPATCH_ELSEWHERE = 50
+
+# When the game runs away, L_BNS rises before anything else shows it.
+_BNS_ALARM_FACTOR, _BNS_ALARM_STEPS = 10.0, 200
+
+_SAMPLES_PER_CLASS = 10
+
+
+@dataclasses.dataclass
+class _Record:
+    """What a run knows besides its state; travels with every checkpoint, as JSON."""
+
+    seconds: float = 0.0  # of playing, over all its processes so far
+    calibrated: dict[str, Any] = dataclasses.field(default_factory=dict)
+    best: dict[str, Any] = dataclasses.field(default_factory=dict)
+    widths: list[float] = dataclasses.field(default_factory=list)  # before the last calibration
+    range_change: float | None = None  # largest relative one in the last calibration epoch
+    bns_sum: float = 0.0
+    bns_steps: int = 0
+    bns_high: int = 0  # steps in a row
+
+
+def quantize(
+    config: ml_collections.ConfigDict,
+    teacher: Teacher | None = None,
+    workdir: str | Path | None = None,
+    *,
+    should_stop: Callable[[], int | None] = lambda: None,
+    show_progress: bool = True,
+) -> Student:
+    """Plays a game: quantizes a teacher without its data.
+
+    A workdir that holds a checkpoint of the same run is resumed, one that holds the finished run
+    is read.
+
+    Args:
+      config: of `default_config` or a file in `configs/`.
+      teacher: a teacher in memory; by default the one at `config.teacher.path`.
+      workdir: where configuration, metrics, checkpoints, pictures and result go; without it,
+        nothing is written.
+      should_stop: asked after every dispatch; a signal's number ends the run with a checkpoint.
+      show_progress: whether to show a progress bar on stderr.
+
+    Returns:
+      The student as it is after the last step.
+
+    Raises:
+      ConfigError, TeacherError, DataError: something given cannot be used; nothing was changed.
+      CheckpointError: no checkpoint of the run can be read.
+      DivergedError: a loss or gradient is not finite; the last good checkpoint stays.
+      StoppedError: `should_stop` said so; a checkpoint was written.
+    """
+    # ---- What was given, checked before anything compiles -------------------------------------
+    config = config.copy_and_resolve_references()
+    validate(config)
+    devices = parallel.choose_devices(config.devices, config.batch_size)
+    teacher = teacher or _teacher_of(config)
+    config.teacher.architecture = teacher.architecture
+    config.teacher.digest = _same_digest(config, teacher)
+    dataset = load_dataset(config.data.source, config.data.path)
+    if dataset is not None:
+        check_fits(dataset, teacher)
+    game = Game.create(config, teacher.module, teacher.image_size)
+    state = game.init(teacher.variables)
+
+    # ---- The workdir: ours alone, and of this run ---------------------------------------------
+    total = config.epochs * config.steps_per_epoch
+    progress = Progress(total, show_progress)
+    folder = None if workdir is None else Workdir(workdir)
+    try:
+        if folder is not None:
+            folder.claim(config)
+            finished = read_json(folder.path / RESULT)
+            if finished is not None and finished["steps"] >= total:
+                progress.say(f"{folder.path}: the run is already complete.")
+                return load_student(folder.path)
+            save_teacher_once(folder, teacher)
+        return _run(
+            config, game, state, teacher, dataset, devices, folder, progress, should_stop
+        )
+    finally:
+        if folder is not None:
+            folder.close()
+
+
+def _run(
+    config: ml_collections.ConfigDict,
+    game: Game,
+    state: GameState,
+    teacher: Teacher,
+    dataset: Dataset | None,
+    devices: list[jax.Device],
+    folder: Workdir | None,
+    progress: Progress,
+    should_stop: Callable[[], int | None],
+) -> Student:
+    # ---- Resume: the newest whole checkpoint, else the beginning ------------------------------
+    checkpoints = None if folder is None else Checkpoints(folder.path)
+    record, step = _Record(), 0
+    restored = checkpoints and checkpoints.restore(state)
+    if restored:
+        step, state, fields = restored
+        record = _Record(**fields)
+        progress.say(f"resumed at step {step} from {folder.path}")
+    log = None if folder is None else MetricLog(folder, step)
+
+    teacher_accuracy = _accuracy(config, teacher, dataset, devices)
+    if dataset is not None:
+        progress.say(f"teacher: top-1 {teacher_accuracy['top1']:.2%} on {dataset.name}")
+
+    # ---- Play ---------------------------------------------------------------------------------
+    total = config.epochs * config.steps_per_epoch
+    advance = _Dispatch(game, devices)
+    variables = parallel.replicate(teacher.variables, devices)
+    state = parallel.replicate(state, devices)
+    watch = _Watch(config, record, log, progress, step)
+
+    def checkpoint():
+        if checkpoints is not None:
+            record.seconds = watch.seconds()
+            checkpoints.save(step, parallel.fetch(state), dataclasses.asdict(record))
+
+    saved = time.monotonic()
+    measured: dict[str, Any] = {}
+    try:
+        with progress:
+            for count in _dispatches(step, total, config, devices[0].platform):
+                phase = game.phase(step)
+                state, metrics = advance(state, variables, phase, count)
+                watch.look(step, phase, metrics)
+                step += count
+
+                if step % config.steps_per_epoch == 0:
+                    watch.catch_up()
+                    epoch = step // config.steps_per_epoch
+                    _follow_ranges(record, epoch, config, state)
+                    if _evaluation_is_due(epoch, config):
+                        host = parallel.fetch(state)
+                        measured = _measure(config, game, host, teacher, dataset, devices)
+                        _note(record, step, epoch, config, measured)
+                        watch.show(step, phase, measured)
+
+                stop = should_stop()
+                due = config.checkpoint.every_steps
+                interval = config.checkpoint.every_seconds
+                if (
+                    stop
+                    or step == total
+                    or (due and step % due == 0)
+                    or (interval and time.monotonic() - saved > interval)
+                ):
+                    watch.catch_up()  # what has diverged is not saved
+                    checkpoint()
+                    saved = time.monotonic()
+                if stop and step < total:
+                    where = "" if folder is None else f", checkpoint in {folder.path}"
+                    raise StoppedError(
+                        f"stopped by {signal.Signals(stop).name} at step {step} of {total}{where}; "
+                        "run the same command again to go on.",
+                        stop,
+                    )
+    finally:
+        if log is not None:
+            log.close()
+        if checkpoints is not None:
+            checkpoints.close()
+
+    # ---- Results ------------------------------------------------------------------------------
+    host = parallel.fetch(state)
+    if not measured:  # resumed from the checkpoint of the last step
+        measured = _measure(config, game, host, teacher, dataset, devices)
+    seconds = watch.seconds()
+    result = {
+        "teacher_top1": teacher_accuracy["top1"],
+        "teacher_top5": teacher_accuracy["top5"],
+        "calibrated_top1": record.calibrated.get("top1"),
+        "top1": measured["top1"],
+        "top5": measured["top5"],
+        "best_top1": record.best.get("top1"),
+        "best_step": record.best.get("step"),
+        "agreement": measured["agreement"],
+        "calibrated_agreement": record.calibrated.get("agreement"),
+        "range_change": record.range_change,
+        "steps": step,
+        "weight_bits": config.quant.weight_bits,
+        "activation_bits": config.quant.activation_bits,
+        "overrides": list(config.quant.overrides),
+        "seed": config.seed,
+        "architecture": teacher.architecture,
+        "evaluation_images": None if dataset is None else len(dataset),
+        "seconds": seconds,
+        "steps_per_second": step / seconds,
+        "devices": len(devices),
+        "device_kind": devices[0].device_kind,
+        "jax_version": jax.__version__,
+    }
+    if folder is not None:
+        count = _SAMPLES_PER_CLASS * teacher.classes
+        images, labels = generate(game, host, count, count)
+        folder.write_bytes(SAMPLES, samples.grid(images, labels, teacher.mean, teacher.std))
+        folder.write_text(RESULT, to_json(result))
+    return student_of(host, teacher, result)
+
+
+# ---- Before the game ------------------------------------------------------------------------
+
+
+def _teacher_of(config: ml_collections.ConfigDict) -> Teacher:
+    if config.teacher.path is None:
+        raise ConfigError(
+            "there is no teacher: give one with --config.teacher.path=FILE, or as the argument "
+            "`teacher` of quantize()."
+        )
+    return load_teacher(
+        config.teacher.path,
+        config.teacher.architecture,
+        mean=config.data.mean,
+        std=config.data.std,
+    )
+
+
+def _same_digest(config: ml_collections.ConfigDict, teacher: Teacher) -> str:
+    expected = config.teacher.digest
+    if expected is not None and expected != teacher.digest:
+        raise ConfigError(
+            f"teacher.digest says {expected}, but the teacher given has {teacher.digest}."
+        )
+    return teacher.digest
+
+
+def save_teacher_once(folder: Workdir, teacher: Teacher) -> None:
+    """Leaves the teacher beside the run, so that its workdir is all that a student needs."""
+    target = folder.path / TEACHER
+    if not target.exists():
+        partial = folder.path / f".{TEACHER}.partial"
+        save_teacher(teacher, partial)
+        partial.replace(target)
+
+
+# ---- During it --------------------------------------------------------------------------------
+
+
+def _dispatches(
+    step: int, total: int, config: ml_collections.ConfigDict, platform: str
+) -> Iterator[int]:
+    """Yields how many steps to take at a time; a dispatch never crosses the end of an epoch."""
+    most = config.steps_per_dispatch or _STEPS_PER_DISPATCH.get(
+        platform, _STEPS_PER_DISPATCH_ELSEWHERE
+    )
+    while step < total:
+        within = step % config.steps_per_epoch
+        # Counted from the epoch's start, so that a resumed run dispatches the same pieces.
+        count = min(most - within % most, config.steps_per_epoch - within)
+        yield count
+        step += count
+
+
+class _Dispatch:
+    """Runs steps on all devices; compiles once for each phase and number of steps."""
+
+    def __init__(self, game: Game, devices: list[jax.Device]):
+        self._game, self._devices = game, devices
+        self._indices = parallel.device_indices(devices)
+        self._compiled: dict[tuple[Phase, int], Callable[..., Any]] = {}
+
+    def __call__(self, state: GameState, teacher: Any, phase: Phase, count: int):
+        """Returns the state after `count` steps, and their metrics with a leading axis of steps."""
+        if (phase, count) not in self._compiled:
+
+            def run(state, teacher, device_index):
+                def body(state, _):
+                    return self._game.step(state, teacher, device_index, phase)
+
+                if count > 1:
+                    return jax.lax.scan(body, state, length=count)
+                state, metrics = body(state, None)
+                return state, jax.tree.map(lambda value: value[None], metrics)
+
+            self._compiled[phase, count] = parallel.map_over_devices(
+                run, self._devices, donate=(0,)
+            )
+        return self._compiled[phase, count](state, teacher, self._indices)
+
+
+class _Watch:
+    """Reads the steps' metrics, one dispatch late so that the device never waits for it."""
+
+    def __init__(self, config, record: _Record, log: MetricLog | None, progress, step: int):
+        self._config, self._record, self._log, self._progress = config, record, log, progress
+        self._pending: tuple[int, Phase, Any] | None = None
+        self._since_log: list[dict[str, float]] = []
+        self._began, self._seconds_before = time.monotonic(), record.seconds
+        self._rate_from = (step, self._began)
+        self._rate = 0.0
+
+    def seconds(self) -> float:
+        """Seconds of playing, earlier processes included."""
+        return self._seconds_before + time.monotonic() - self._began
+
+    def look(self, step: int, phase: Phase, metrics: Any) -> None:
+        """Takes the metrics of a dispatch that began at `step`; reads those of the one before."""
+        self.catch_up()
+        self._pending = (step, phase, metrics)
+
+    def catch_up(self) -> None:
+        """Reads what is pending.
+
+        Raises:
+          DivergedError: a value is not finite.
+        """
+        if self._pending is None:
+            return
+        step, phase, metrics = self._pending
+        self._pending = None
+        series = {name: values.tolist() for name, values in parallel.fetch(metrics).items()}
+        for offset in range(len(series["l_g"])):
+            values = {name: series[name][offset] for name in series}
+            self._check(step + offset, phase, values)
+            self._since_log.append(values)
+            done = step + offset + 1
+            if done % self._config.log_every_steps == 0:
+                self._write(done, phase)
+
+    def show(self, step: int, phase: Phase, measured: dict[str, Any]) -> None:
+        """Logs and shows an evaluation after `step` steps."""
+        known = {name: value for name, value in measured.items() if value is not None}
+        if self._log is not None:
+            self._log.write({"step": step, "evaluation": True} | measured)
+        self._progress.update(step, phase.value, self._rate, known)
+        if "top1" in known:
+            text = f"student: top-1 {known['top1']:.2%} after step {step}"
+        else:
+            text = f"student: agrees with the teacher on {known['agreement']:.1%} after step {step}"
+        self._progress.say(text)
+
+    def _check(self, step: int, phase: Phase, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise DivergedError(
+                    f"the game diverged: {name} is {value} at step {step} ({phase.value}). Lower "
+                    "generator.learning_rate or student.learning_rate, or calibrate longer "
+                    "(calibration_epochs); the last good checkpoint was kept."
+                )
+        record = self._record
+        if phase is Phase.CALIBRATE:
+            record.bns_sum += values["l_bns"]
+            record.bns_steps += 1
+            return
+        usual = record.bns_sum / max(record.bns_steps, 1)
+        record.bns_high = record.bns_high + 1 if values["l_bns"] > _BNS_ALARM_FACTOR * usual else 0
+        if record.bns_high == _BNS_ALARM_STEPS:
+            text = (
+                f"L_BNS has been above {_BNS_ALARM_FACTOR:.0f} times its mean in calibration "
+                f"({usual:.3g}) for {_BNS_ALARM_STEPS} steps, at step {step}: the game may be "
+                "about to diverge."
+            )
+            self._progress.say(f"warning: {text}")
+            if self._log is not None:
+                self._log.write({"step": step, "warning": text})
+
+    def _write(self, done: int, phase: Phase) -> None:
+        mean = {
+            name: float(np.mean([values[name] for values in self._since_log]))
+            for name in self._since_log[0]
+        }
+        self._since_log = []
+        now = time.monotonic()
+        step, then = self._rate_from
+        self._rate, self._rate_from = (done - step) / (now - then), (done, now)
+        if self._log is not None:
+            self._log.write(
+                {"step": done, "phase": phase.value, "steps_per_second": self._rate} | mean
+            )
+        self._progress.update(done, phase.value, self._rate, mean)
+
+
+def _follow_ranges(record: _Record, epoch: int, config, state: GameState) -> None:
+    """Notes how far the activation ranges moved in the last epoch of calibration."""
+    if epoch not in (config.calibration_epochs - 1, config.calibration_epochs):
+        return
+    widths = [
+        float(width)
+        for width in jax.tree.leaves(
+            jax.tree.map(
+                lambda layer: layer["maximum"] - layer["minimum"],
+                parallel.fetch(state.ranges),
+                is_leaf=lambda node: "maximum" in node,
+            )
+        )
+    ]
+    if epoch == config.calibration_epochs and record.widths:
+        changes = [
+            abs(after - before) / max(after, 1e-8)
+            for before, after in zip(record.widths, widths, strict=True)
+        ]
+        record.range_change = max(changes)
+    record.widths = widths
+
+
+# ---- Measuring --------------------------------------------------------------------------------
+
+
+def _evaluation_is_due(epoch: int, config: ml_collections.ConfigDict) -> bool:
+    if epoch <= config.warmup_epochs:
+        return epoch == config.warmup_epochs  # calibrated only: what playing has to beat
+    return epoch % config.evaluation.every_epochs == 0 or epoch == config.epochs
+
+
+def _accuracy(config, network, dataset: Dataset | None, devices) -> dict[str, float | None]:
+    if dataset is None:
+        return {"top1": None, "top5": None}
+    return evaluate(network, dataset, config.evaluation.batch_size, devices)
+
+
+def _measure(config, game, host: GameState, teacher, dataset, devices) -> dict[str, float | None]:
+    """Measures the student: accuracy where there are images, and agreement on held-out ones."""
+    student = student_of(host, teacher, {})
+    accuracy = _accuracy(config, student, dataset, devices)
+    batch = config.evaluation.batch_size
+    images, _ = generate(game, host, config.evaluation.generated_images, batch)
+    return {
+        "top1": accuracy["top1"],
+        "top5": accuracy["top5"],
+        "agreement": agreement(teacher, student, images, batch),
+    }
+
+
+def _note(record: _Record, step: int, epoch: int, config, measured: dict[str, Any]) -> None:
+    noted = measured | {"step": step}
+    if epoch == config.warmup_epochs:
+        record.calibrated = noted
+    top1 = measured["top1"]
+    if top1 is not None and top1 > record.best.get("top1", -1.0):
+        record.best = noted
+
+
+def table(result: dict[str, Any]) -> str:
+    """Returns a run's result as a plain table."""
+
+    def percent(value: float | None) -> str:
+        return "not measured" if value is None else f"{value:.2%}"
+
+    bits = f"w{result['weight_bits']}a{result['activation_bits']}"
+    if result["overrides"]:
+        bits += f" ({', '.join(result['overrides'])})"
+    rows = [
+        ("network", f"{result['architecture']}, {bits}, seed {result['seed']}"),
+        ("teacher top-1", percent(result["teacher_top1"])),
+        ("calibrated only", percent(result["calibrated_top1"])),
+        ("student top-1, last", percent(result["top1"])),
+        ("student top-1, best", f"{percent(result['best_top1'])}"),
+        ("agreement, generated", percent(result["agreement"])),
+        ("steps", f"{result['steps']} at {result['steps_per_second']:.1f} per second"),
+    ]
+    if result["best_top1"] is not None:
+        rows[4] = (rows[4][0], f"{rows[4][1]} (step {result['best_step']}, chosen on these images)")
+    return "\n".join(f"{name:<22}{value}" for name, value in rows)
