@@ -1,0 +1,30 @@
+# Sourced by the other scripts: makes .venv once and installs the pinned requirements into it.
+# Call `prepare` or, for the test extras too, `prepare test`; afterwards $python is the interpreter.
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+venv="${ADADFQ_VENV:-$root/.venv}"
+python="$venv/bin/python"
+
+prepare() {
+    extra="${1:-}"
+    cuda=""
+    if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1; then
+        cuda="cuda"
+    fi
+    extras=$(echo "$extra $cuda" | xargs | tr ' ' ',')
+    # What is installed is named by what it was made from, so that a change installs again.
+    stamp="$venv/installed-${extras:-base}-$(cat "$root/requirements.txt" "$root/setup.cfg" | cksum | cut -d' ' -f1)"
+    [ -e "$stamp" ] && return
+    if [ ! -x "$python" ]; then
+        base="${PYTHON:-python3}"
+        "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || {
+            echo "$0: needs Python 3.11 or newer; name one with PYTHON=/path/to/python3.11" >&2
+            exit 2
+        }
+        "$base" -m venv "$venv"
+    fi
+    echo "installing into $venv (once)" >&2
+    "$python" -m pip install --quiet --disable-pip-version-check \
+        --constraint "$root/requirements.txt" --editable "$root${extras:+[$extras]}"
+    : >"$stamp"
+}

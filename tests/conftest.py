@@ -1,0 +1,71 @@
+"""Four CPU devices for every test, small games, and a compilation cache shared by the workers."""
+
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from adadfq_jax import models
+from adadfq_jax.config import default_config
+from adadfq_jax.teachers import Teacher
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update(
+    "jax_compilation_cache_dir", str(Path(tempfile.gettempdir(), "adadfq_jax_tests"))
+)
+
+SIZE = 8
+
+
+@pytest.fixture
+def x64():
+    """Float64 for one test."""
+    with jax.enable_x64(True):
+        yield
+
+
+def make_teacher(seed: int = 0, architecture: str = "resnet8_cifar", size: int = SIZE) -> Teacher:
+    """An untrained teacher with BatchNorm statistics and scales that are not trivial."""
+    module = models.build(architecture, 10)
+    variables = jax.tree.map(
+        np.asarray, models.initial_variables(module, size, jax.random.key(seed))
+    )
+    random = np.random.default_rng(seed)
+
+    def disturb(path, leaf):
+        name = path[-1].key
+        if name == "var" or name == "scale":
+            return random.uniform(0.5, 1.5, leaf.shape).astype(leaf.dtype)
+        if name in ("mean", "bias"):
+            return random.normal(0, 0.2, leaf.shape).astype(leaf.dtype)
+        return leaf
+
+    kept = {name: variables[name] for name in ("params", "batch_stats")}
+    return Teacher(
+        architecture=architecture,
+        module=module,
+        variables=jax.tree_util.tree_map_with_path(disturb, kept),
+        image_size=size,
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+    )
+
+
+@pytest.fixture
+def teacher() -> Teacher:
+    return make_teacher()
+
+
+@pytest.fixture
+def small_config():
+    """Twelve steps over all three phases, one device."""
+    config = default_config("w4a4")
+    config.batch_size = 8
+    config.steps_per_epoch = 3
+    config.calibration_epochs, config.warmup_epochs, config.epochs = 1, 2, 4
+    config.devices = 1
+    config.log_every_steps = 1
+    config.evaluation.generated_images = 40
+    return config
