@@ -1,4 +1,4 @@
-"""Checkpoints: orbax writes them, a digest recognises a damaged one, and the one before steps in."""
+"""Checkpoints: orbax writes them, a digest recognises a damaged one, the one before steps in."""
 
 import json
 import logging

@@ -7,6 +7,7 @@ signal, 130 by Ctrl-C, both with a checkpoint written.
 """
 
 import contextlib
+import itertools
 import os
 import signal
 import sys
@@ -43,7 +44,7 @@ def run(argv: Sequence[str]) -> int:
       The exit code.
     """
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(_usage())
+        print(_usage(), file=sys.stdout if argv else sys.stderr)
         return _COMPLETE if argv else _BAD_INPUT
     verb, *rest = argv
     warnings.showwarning = _show_warning
@@ -53,12 +54,13 @@ def run(argv: Sequence[str]) -> int:
         function, _ = _VERBS[verb]
         function(rest)
     except AdaDFQError as error:
-        print(f"adadfq {verb}: {error}", file=sys.stderr)
+        print(f"adadfq {verb}: {_one_line(error)}", file=sys.stderr)
         return _exit_code(error)
+    except OSError as error:  # a full disk, a folder without permission
+        print(f"adadfq {verb}: {_one_line(error)}.", file=sys.stderr)
+        return _BAD_INPUT
     except KeyboardInterrupt:
         return _INTERRUPTED
-    except _Help:
-        pass
     return _COMPLETE
 
 
@@ -71,10 +73,6 @@ def _exit_code(error: AdaDFQError) -> int:
         case StoppedError():
             return _INTERRUPTED if error.signal == signal.SIGINT else _STOPPED
     return _BAD_INPUT
-
-
-class _Help(Exception):
-    """Help was asked for and printed."""
 
 
 def _quantize(argv: Sequence[str]) -> None:
@@ -96,9 +94,15 @@ def _quantize(argv: Sequence[str]) -> None:
         "folder of compiled programs, empty for none",
         flag_values=values,
     )
+    if _asks_for_help(argv):
+        print(_help(values, "quantize", ("config", "workdir", "cache")))
+        return
+    _check_config_flags(argv)
     _parse(values, "quantize", argv)
-    if values.config is None:
+    if not values["config"].present:
         raise ConfigError("--config=FILE is missing, such as --config=configs/digits_resnet20.py.")
+    if not hasattr(values.config, "to_dict"):
+        raise ConfigError(f"the configuration file returned {values.config!r}, not a ConfigDict.")
     if not values.workdir:
         raise ConfigError("--workdir=DIR is missing: where the run's files should go.")
 
@@ -125,26 +129,55 @@ def _usage() -> str:
 
 def _parse(values: flags.FlagValues, verb: str, argv: Sequence[str]) -> None:
     """Parses a verb's flags; anything wrong becomes a ConfigError."""
-    if any(word in ("-h", "--help", "-help") for word in argv):
-        print(f"adadfq {verb}: {_VERBS[verb][1]}\n{values.get_help()}")
-        raise _Help
     try:
         left_over = values([verb, *argv])[1:]
     except AdaDFQError:
         raise
-    except FileNotFoundError as error:
-        raise ConfigError(f"there is no configuration file {error.filename!r}.") from error
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, ImportError) as error:
-        raise ConfigError(_one_line(error)) from error
-    except SyntaxError as error:
-        raise ConfigError(f"the configuration file is not Python: {error}.") from error
+    except flags.Error as error:
+        raise ConfigError(_without_traceback(error)) from error
+    except Exception as error:  # the configuration file is a program, which may fail in any way
+        raise ConfigError(
+            f"the configuration file fails with {type(error).__name__}: {_one_line(error)}"
+        ) from error
     if left_over:
         raise ConfigError(f"{left_over[0]!r} is not a flag; flags are written --name=value.")
 
 
+def _check_config_flags(argv: Sequence[str]) -> None:
+    """Checks the file of --config and the fields of --config.FIELD, before the file is executed."""
+    from adadfq_jax.config import check_field
+
+    for word, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
+        name, equals, value = word.partition("=")
+        name = name.removeprefix("-").removeprefix("-") if word.startswith("-") else ""
+        if name == "config":
+            path = Path((value if equals else following).partition(":")[0])
+            if not path.is_file():
+                others = (str(other) for other in path.parent.glob("*.py"))
+                raise ConfigError(
+                    f"there is no configuration file {str(path)!r}; {nearest(str(path), others)}"
+                )
+        elif name.startswith("config."):
+            check_field(name.removeprefix("config."))
+
+
+def _asks_for_help(argv: Sequence[str]) -> bool:
+    return any(word in ("-h", "--help", "-help") for word in argv)
+
+
+def _help(values: flags.FlagValues, verb: str, names: Sequence[str]) -> str:
+    described = "\n".join(f"  --{name:<12}{values[name].help}" for name in names)
+    return f"usage: adadfq {verb} --flag=value …: {_VERBS[verb][1]}\n\n{described}"
+
+
 def _one_line(error: Exception) -> str:
-    text = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(str(text).split())
+    return " ".join(str(error).split())
+
+
+def _without_traceback(error: Exception) -> str:
+    """ml_collections puts the traceback of a configuration file into its message."""
+    first, *rest = str(error).strip().splitlines()
+    return f"{first} {rest[-1]}" if rest else first
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:

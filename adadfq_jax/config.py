@@ -6,6 +6,7 @@ up its identity.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,11 +27,44 @@ IDENTITY_EXEMPT = (
     "devices",
     "steps_per_dispatch",
     "teacher.path",
-    "data",
+    "data.source",
+    "data.path",
     "evaluation",
     "checkpoint",
     "log_every_steps",
 )
+
+_TYPES = {int: "an integer", float: "a finite number", str: "text"}
+
+# What a field must be besides its type.
+_AT_LEAST = {
+    "seed": 0,
+    "batch_size": 2,  # BatchNorm
+    "epochs": 1,
+    "steps_per_epoch": 1,
+    "calibration_epochs": 1,
+    "devices": 0,
+    "steps_per_dispatch": 0,
+    "log_every_steps": 1,
+    "game.alpha_ds": 0,
+    "game.alpha_as": 0,
+    "game.beta": 0,
+    "game.gamma": 0,
+    "student.weight_decay": 0,
+    "evaluation.every_epochs": 1,
+    "evaluation.batch_size": 1,
+    "evaluation.generated_images": 1,
+    "checkpoint.every_seconds": 0,
+    "checkpoint.every_steps": 0,
+}
+_POSITIVE = (
+    "game.temperature",
+    "generator.learning_rate",
+    "generator.decay",
+    "student.learning_rate",
+    "student.decay",
+)
+_BELOW_ONE = ("generator.beta1", "generator.beta2", "student.momentum")
 
 
 def default_config(
@@ -116,10 +150,15 @@ def validate(config: ml_collections.ConfigDict) -> None:
     Raises:
       ConfigError: naming the field, its value and what would be right.
     """
-    for field in ("batch_size", "epochs", "steps_per_epoch", "calibration_epochs"):
-        _require(config[field] >= 1, field, config[field], "at least 1")
-    _require(config.seed >= 0 and config.seed < 2**32, "seed", config.seed, "in [0, 2^32)")
-    _require(config.batch_size >= 2, "batch_size", config.batch_size, "at least 2 (BatchNorm)")
+    flat = _flatten(config.to_dict())
+    _check_form(flat)
+    for field, least in _AT_LEAST.items():
+        _require(flat[field] >= least, field, flat[field], f"at least {least}")
+    for field in _POSITIVE:
+        _require(flat[field] > 0, field, flat[field], "positive")
+    for field in _BELOW_ONE:
+        _require(0 <= flat[field] < 1, field, flat[field], "at least 0 and below 1")
+    _require(config.seed < 2**32, "seed", config.seed, "below 2^32")
     _require(
         config.warmup_epochs >= config.calibration_epochs,
         "warmup_epochs",
@@ -132,18 +171,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
         config.epochs,
         f"at least warmup_epochs={config.warmup_epochs}",
     )
-    for field in ("devices", "steps_per_dispatch"):
-        _require(config[field] >= 0, field, config[field], "0 (automatic) or more")
-    _require(config.log_every_steps >= 1, "log_every_steps", config.log_every_steps, "at least 1")
-
     check_bits("quant.weight_bits", config.quant.weight_bits)
     check_bits("quant.activation_bits", config.quant.activation_bits)
-    _require(
-        isinstance(config.quant.overrides, tuple),
-        "quant.overrides",
-        config.quant.overrides,
-        'a tuple such as ("stem_*=w8a8",)',
-    )
     for text in config.quant.overrides:
         parse_override(text)
 
@@ -154,15 +183,12 @@ def validate(config: ml_collections.ConfigDict) -> None:
         (rules.lambda_l, rules.lambda_u),
         "0 <= lambda_l <= lambda_u <= 1",
     )
-    _require(rules.temperature > 0, "game.temperature", rules.temperature, "positive")
-    for player in ("generator", "student"):
-        rate = config[player].learning_rate
-        _require(rate > 0, f"{player}.learning_rate", rate, "positive")
-        milestones = config[player].milestones
+    for field in ("generator.milestones", "student.milestones"):
+        milestones = flat[field]
         _require(
             all(milestone > 0 for milestone in milestones)
             and len(set(milestones)) == len(milestones),
-            f"{player}.milestones",
+            field,
             milestones,
             "distinct positive epochs",
         )
@@ -181,9 +207,39 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "both empty, or three numbers each",
     )
     _require(all(value > 0 for value in data.std), "data.std", data.std, "positive")
-    for field in ("every_epochs", "batch_size", "generated_images"):
-        value = config.evaluation[field]
-        _require(value >= 1, f"evaluation.{field}", value, "at least 1")
+
+
+def _check_form(flat: Mapping[str, Any]) -> None:
+    """Checks that every field is there, that no other is, and that each has its default's type."""
+    for field in flat:
+        check_field(field)
+    for field, default in _flatten(default_config().to_dict()).items():
+        if field not in flat:
+            raise ConfigError(f"the configuration lacks {field}; start from default_config().")
+        value = flat[field]
+        if isinstance(default, tuple):
+            kind = str if field == "quant.overrides" else float
+            holds = isinstance(value, tuple) and all(_has_type(entry, kind) for entry in value)
+            right = 'like ("stem_*=w8a8",)' if kind is str else "a tuple of finite numbers"
+        elif default is None:
+            holds, right = value is None or _has_type(value, str), "text or None"
+        else:
+            kind = type(default)
+            holds, right = _has_type(value, kind), _TYPES[kind]
+        _require(holds, field, value, right)
+
+
+def _has_type(value: Any, kind: type) -> bool:
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is kind
+
+
+def check_field(field: str) -> None:
+    """Raises ConfigError where no configuration has a field of this dotted name."""
+    known = _flatten(default_config().to_dict())
+    if field not in known:
+        raise ConfigError(f"unknown field {field!r}: {nearest(field, known)}")
 
 
 def _require(holds: bool, field: str, value: Any, right: str) -> None:

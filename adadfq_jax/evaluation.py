@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adadfq_jax import parallel
-from adadfq_jax.data import Dataset, check_fits, from_arrays
-from adadfq_jax.errors import DataError
+from adadfq_jax.data import Dataset, check_fits, check_labels, from_arrays
 from adadfq_jax.network import Network, normalize
 
 _PADDING = -1  # label of images that only fill a batch
@@ -48,12 +47,7 @@ def evaluate(
     start = time.perf_counter()
     counted = []
     for images, labels in dataset.batches(share * len(devices)):
-        if labels.min() < 0 or labels.max() >= network.classes:
-            wrong = labels.min() if labels.min() < 0 else labels.max()
-            raise DataError(
-                f"{dataset.name} has a label {wrong}, but the network knows classes 0 to "
-                f"{network.classes - 1}."
-            )
+        check_labels(dataset, labels, network)
         missing = share * len(devices) - len(labels)
         images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
         labels = np.pad(labels, (0, missing), constant_values=_PADDING)

@@ -45,7 +45,9 @@ class Workdir:
         except (FileExistsError, NotADirectoryError) as error:
             raise ConfigError(f"workdir {str(path)!r} is a file; name a folder.") from error
         except OSError as error:
-            raise ConfigError(f"workdir {str(path)!r} cannot be written: {error}.") from error
+            raise ConfigError(
+                f"workdir {str(path)!r} cannot be written: {error.strerror}."
+            ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -93,14 +95,17 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """Returns a JSON file's object, or None where there is no such file.
 
     Raises:
-      ConfigError: the file is not JSON.
+      ConfigError: the file does not hold a JSON object.
     """
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise ConfigError(f"{str(path)!r} is damaged: {error}.") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{str(path)!r} is damaged: it holds no JSON object.")
+    return content
 
 
 class MetricLog:

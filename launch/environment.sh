@@ -15,7 +15,8 @@ prepare() {
     # What is installed is named by what it was made from, so that a change installs again.
     stamp="$venv/installed-${extras:-base}-$(cat "$root/requirements.txt" "$root/setup.cfg" | cksum | cut -d' ' -f1)"
     [ -e "$stamp" ] && return
-    if [ ! -x "$python" ]; then
+    # Not there, or cut short while it was made.
+    if ! "$python" -m pip --version >/dev/null 2>&1; then
         base="${PYTHON:-python3}"
         "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || {
             echo "$0: needs Python 3.11 or newer; name one with PYTHON=/path/to/python3.11" >&2

@@ -15,10 +15,13 @@ TEXT
 }
 
 case "${1:-}" in
-"" | -h | --help)
+-h | --help)
     usage
-    [ -n "${1:-}" ]
     exit
+    ;;
+"")
+    usage >&2
+    exit 2
     ;;
 esac
 config=$1
