@@ -27,6 +27,7 @@ class Checkpoints:
     def __init__(self, workdir: Path):
         """Opens the folder; nothing is written before the first `save`."""
         self._workdir = workdir
+        self._first_save = True
         logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells every save at length
         self._manager = self._open()
 
@@ -46,6 +47,7 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
+        self._remove_partial()
         arrays = _by_name(state)
         self._manager.save(
             step,
@@ -54,6 +56,13 @@ class Checkpoints:
                 record=ocp.args.JsonSave(record | {"digest": _digest(arrays, record)}),
             ),
         )
+
+    def _remove_partial(self) -> None:
+        """Removes what a kill during a save has left; only a run's owner saves, so nobody's else."""
+        if self._first_save:
+            for folder in (self._workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(folder, ignore_errors=True)
+        self._first_save = False
 
     def restore(self, template: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """Reads the newest checkpoint that is whole; sets damaged ones aside with a warning.

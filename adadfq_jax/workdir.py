@@ -120,7 +120,7 @@ class MetricLog:
                 try:
                     if json.loads(line)["step"] <= step:
                         kept.append(line + "\n")
-                except (ValueError, KeyError):  # the line that a kill cut short
+                except (ValueError, KeyError, TypeError):  # the line that a kill cut short
                     continue
         workdir.write_text(METRICS, "".join(kept))
         self._file = open(path, "a")  # noqa: SIM115 (held until close)

@@ -1,5 +1,4 @@
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -242,9 +241,3 @@ def test_fields_are_set_from_the_shell(field, text, value):
     found = (config[section] if section else config)[name]
     assert found == value
     assert type(found) is type(value)
-
-
-def test_every_field_is_described():
-    source = Path(__file__).parent.parent.joinpath("adadfq_jax", "config.py").read_text()
-    for path, _ in _leaves(default_config().to_dict()):
-        assert re.search(rf"\b{re.escape('.'.join(path[-2:]))} = ", source)

@@ -78,15 +78,14 @@ def test_missing_arrays_are_named(path, names):
         load_dataset("npz", path)
 
 
+class Trap:
+    sprung = False
+
+    def __reduce__(self):
+        return setattr, (Trap, "sprung", True)
+
+
 def test_pickled_objects_are_refused(path):
-    class Trap:
-        sprung = False
-
-        def __reduce__(self):
-            return setattr, (Trap, "sprung", True)
-
-    Trap.__qualname__ = "Trap"
-    globals()["Trap"] = Trap
     np.savez(path, x=np.array([Trap()] * 11, object), y=LABELS)
     with pytest.raises(DataError, match=r"not a readable .npz.*allow_pickle"):
         load_dataset("npz", path)

@@ -1,0 +1,153 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from adadfq_jax.config import default_config, to_json
+from adadfq_jax.errors import ConfigError
+from adadfq_jax.workdir import MetricLog, Workdir, read_json
+
+HOLD = """
+import sys, time
+from adadfq_jax.workdir import Workdir
+folder = Workdir(sys.argv[1])
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    folder = Workdir(tmp_path / "run")
+    yield folder
+    folder.close()
+
+
+def contents(path):
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+def test_folder_is_made_with_its_parents(tmp_path):
+    Workdir(tmp_path / "a" / "b").close()
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+@pytest.mark.parametrize("name", ["file", "file/run"])
+def test_a_file_is_refused(tmp_path, name):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ConfigError, match=f"{name}' is a file"):
+        Workdir(tmp_path / name)
+    assert contents(tmp_path) == {"file": b"mine"}
+
+
+def test_unwritable_is_refused():
+    with pytest.raises(ConfigError, match="'/proc/run' cannot be written"):
+        Workdir("/proc/run")
+
+
+def test_one_owner_at_a_time(workdir):
+    with pytest.raises(ConfigError, match="in use by another run"):
+        Workdir(workdir.path)
+    workdir.close()
+    Workdir(workdir.path).close()
+
+
+def test_a_killed_owner_leaves_no_lock(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True
+    ) as owner:
+        try:
+            assert owner.stdout.readline() == "held\n"
+            with pytest.raises(ConfigError, match="in use by another run"):
+                Workdir(tmp_path)
+        finally:
+            os.kill(owner.pid, signal.SIGKILL)
+        owner.wait()
+    Workdir(tmp_path).close()
+
+
+def test_claim_writes_the_configuration(workdir):
+    config = default_config("w3a3")
+    workdir.claim(config)
+    assert (workdir.path / "config.json").read_text() == to_json(config)
+
+
+def test_claim_takes_what_may_change_on_resume(workdir):
+    config = default_config()
+    workdir.claim(config)
+    config.epochs = 500
+    config.data.path = "moved.npz"
+    workdir.claim(config)
+    assert read_json(workdir.path / "config.json")["epochs"] == 500
+
+
+def test_claim_names_the_fields_of_another_identity(workdir):
+    config = default_config()
+    workdir.claim(config)
+    before = contents(workdir.path)
+    config.epochs = 500
+    config.seed = 3
+    config.quant.overrides = ("stem_*=w8a8",)
+    with pytest.raises(ConfigError) as error:
+        workdir.claim(config)
+    message = str(error.value)
+    assert "seed was 0, is 3" in message
+    assert "quant.overrides was [], is ['stem_*=w8a8']" in message
+    assert "epochs" not in message
+    assert contents(workdir.path) == before
+
+
+def test_claim_sees_fields_that_one_side_lacks(workdir):
+    old = json.loads(to_json(default_config()))
+    del old["game"]["beta"]
+    workdir.write_text("config.json", json.dumps(old))
+    with pytest.raises(ConfigError, match=r"game\.beta was None, is 1\.0"):
+        workdir.claim(default_config())
+
+
+@pytest.mark.parametrize("text", ["", '{"seed": 0', "[1]", "null"])
+def test_damaged_configuration_is_refused_and_kept(workdir, text):
+    (workdir.path / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.json' is damaged"):
+        workdir.claim(default_config())
+    assert (workdir.path / "config.json").read_text() == text
+
+
+def test_files_are_whole_or_absent(workdir, monkeypatch):
+    workdir.write_text("result.json", "old")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        workdir.write_text("result.json", "new")
+    assert (workdir.path / "result.json").read_text() == "old"
+
+
+def test_read_json_of_a_missing_file(tmp_path):
+    assert read_json(tmp_path / "result.json") is None
+
+
+def _logged(workdir):
+    return (workdir.path / "metrics.jsonl").read_text().splitlines()
+
+
+def test_metrics_are_on_disk_at_once(workdir):
+    log = MetricLog(workdir, 0)
+    log.write({"step": 1, "l_g": 0.5})
+    assert [json.loads(line) for line in _logged(workdir)] == [{"step": 1, "l_g": 0.5}]
+    log.close()
+
+
+@pytest.mark.parametrize("cut", ["", '{"step": 4, "l_g"', '{"st', "{", "\0\0\0", "4", "\n"])
+def test_metrics_go_on_after_the_resumed_step(workdir, cut):
+    lines = [json.dumps({"step": step, "l_g": 0.5}) for step in (1, 2, 2, 3, 4)]
+    (workdir.path / "metrics.jsonl").write_text("\n".join(lines) + "\n" + cut)
+    log = MetricLog(workdir, 2)
+    log.write({"step": 3, "l_g": 0.25})
+    log.close()
+    assert _logged(workdir) == [*lines[:3], '{"step": 3, "l_g": 0.25}']
