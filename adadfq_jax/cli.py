@@ -117,8 +117,49 @@ def _quantize(argv: Sequence[str]) -> None:
     print(f"{'files':<22}{values.workdir}")
 
 
+def _convert(argv: Sequence[str]) -> None:
+    """turn a PyTorch checkpoint into a file that says all there is to say about its network"""
+    values = flags.FlagValues()
+    texts = {
+        "input": "a checkpoint file, or pytorchcv:NAME, torchvision:NAME, timm:NAME",
+        "output": "the .safetensors file to write",
+        "architecture": "name of the network, where the input leaves two open",
+        "mean": "normalisation, three numbers with commas between, or a preset: imagenet, "
+        "cifar10, cifar10-pytorchcv",
+        "std": "the same; a preset given for one of both stands for both",
+        "entry": "which entry of the checkpoint holds the weights",
+    }
+    for name, help_text in texts.items():
+        flags.DEFINE_string(name, None, help_text, flag_values=values)
+    flags.DEFINE_integer("image_size", None, "side of the images in pixels", flag_values=values)
+    if _asks_for_help(argv):
+        print(_help(values, "convert", (*texts, "image_size")))
+        return
+    _parse(values, "convert", argv)
+    for name in ("input", "output"):
+        if not values[name].value:
+            raise ConfigError(f"--{name}=FILE is missing: {texts[name]}.")
+
+    from adadfq_jax import convert
+    from adadfq_jax.teachers import parse_normalisation
+
+    mean, std = parse_normalisation(values.mean, values.std)
+    teacher = convert.convert(
+        values.input,
+        values.output,
+        architecture=values.architecture,
+        mean=mean,
+        std=std,
+        image_size=values.image_size,
+        entry=values.entry,
+    )
+    print(convert.summary(teacher))
+    print(f"{'file':<22}{values.output}")
+
+
 _VERBS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "quantize": (_quantize, _quantize.__doc__),
+    "convert": (_convert, _convert.__doc__),
 }
 
 
@@ -166,7 +207,7 @@ def _asks_for_help(argv: Sequence[str]) -> bool:
 
 
 def _help(values: flags.FlagValues, verb: str, names: Sequence[str]) -> str:
-    described = "\n".join(f"  --{name:<12}{values[name].help}" for name in names)
+    described = "\n".join(f"  --{name:<14}{values[name].help}" for name in names)
     return f"usage: adadfq {verb} --flag=value …: {_VERBS[verb][1]}\n\n{described}"
 
 

@@ -1,40 +1,25 @@
 """The networks by name, and what can be said of one without running it."""
 
-import functools
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from adadfq_jax.errors import ConfigError, nearest
 from adadfq_jax.models.generator import LATENT_SIZE, Generator
-from adadfq_jax.models.resnet_cifar import ResNetCifar
+from adadfq_jax.models.registry import ARCHITECTURES, build, default_image_size
+from adadfq_jax.models.size import Size, measure
 
-__all__ = ["ARCHITECTURES", "LATENT_SIZE", "Generator", "build", "initial_variables"]
-
-ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = {
-    f"resnet{6 * n + 2}_cifar": functools.partial(ResNetCifar, stage_sizes=(n, n, n))
-    for n in (1, 3, 5, 7, 9, 18)
-}
-
-
-def build(architecture: str, classes: int) -> nn.Module:
-    """Constructs a classifier by name; the same module serves teacher and student.
-
-    Args:
-      architecture: one of `ARCHITECTURES`.
-      classes: number of classes C.
-
-    Raises:
-      ConfigError: the name is unknown.
-    """
-    if architecture not in ARCHITECTURES:
-        raise ConfigError(
-            f"unknown network {architecture!r}: {nearest(architecture, ARCHITECTURES)}"
-        )
-    return ARCHITECTURES[architecture](classes=classes)
+__all__ = [
+    "ARCHITECTURES",
+    "LATENT_SIZE",
+    "Generator",
+    "Size",
+    "build",
+    "default_image_size",
+    "initial_variables",
+    "measure",
+]
 
 
 def initial_variables(

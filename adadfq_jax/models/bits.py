@@ -74,9 +74,7 @@ def assign_bits(
       ConfigError: a malformed entry, or one that matches no layer.
     """
     leaves = flax.traverse_util.flatten_dict(bits)
-    assigned = {
-        path: weight_bits if path[-1] == "weight" else activation_bits for path in leaves
-    }
+    assigned = {path: weight_bits if path[-1] == "weight" else activation_bits for path in leaves}
     names = {"/".join(path[:-1]): path for path in leaves}
     for text in overrides:
         pattern, changed = parse_override(text)

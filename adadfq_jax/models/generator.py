@@ -122,9 +122,7 @@ def thin_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
     _, height, width, channels = x.shape
     shares = _pad(x) @ kernel.transpose(2, 0, 1, 3).reshape(channels, -1)
     shares = shares.reshape(*shares.shape[:3], 3, 3, -1)
-    return sum(
-        shares[:, a : a + height, b : b + width, a, b] for a in range(3) for b in range(3)
-    )
+    return sum(shares[:, a : a + height, b : b + width, a, b] for a in range(3) for b in range(3))
 
 
 def _pad(x: jax.Array) -> jax.Array:

@@ -1,7 +1,8 @@
 """The ResNets of the CIFAR experiments in He et al., CVPR 2016: depth 6n + 2, teacher and student.
 
-Shortcuts are of the paper's option A: where the shape changes, every second pixel is taken and
-zero channels are added on both sides, without parameters.
+Where the shape changes, shortcuts are of the paper's option A (every second pixel is taken and zero
+channels are added on both sides, without parameters) or projections (a 1x1 convolution and a
+normalisation).
 """
 
 from collections.abc import Callable, Sequence
@@ -19,12 +20,14 @@ class BasicBlock(nn.Module):
     Attributes:
       features: output channels.
       strides: stride of the first convolution and of the shortcut.
+      projection: whether a shortcut that changes the shape has parameters.
       norm: constructor of the normalisation.
       axis_name: mapped axis of the batch.
     """
 
     features: int
     strides: int
+    projection: bool
     norm: Callable[..., nn.Module]
     axis_name: str | None
 
@@ -36,12 +39,31 @@ class BasicBlock(nn.Module):
         y = QuantReLU(name="relu1", axis_name=self.axis_name)(y)
         y = QuantConv(self.features, 3, name="conv2")(y)
         y = self.norm(name="norm2", axis_name=self.axis_name)(y)
-        return QuantReLU(name="relu2", axis_name=self.axis_name)(self._shortcut(x) + y)
+        shortcut = project if self.projection else subsample
+        return QuantReLU(name="relu2", axis_name=self.axis_name)(
+            shortcut(x, self.features, self.strides, self.norm, self.axis_name) + y
+        )
 
-    def _shortcut(self, x: jax.Array) -> jax.Array:
-        added = self.features - x.shape[-1]
-        x = x[:, :: self.strides, :: self.strides]
-        return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (added // 2, added - added // 2)))
+
+def subsample(x: jax.Array, features: int, strides: int, *_) -> jax.Array:
+    """The shortcut without parameters: takes pixels, adds zero channels."""
+    added = features - x.shape[-1]
+    x = x[:, ::strides, ::strides]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (added // 2, added - added // 2)))
+
+
+def project(
+    x: jax.Array,
+    features: int,
+    strides: int,
+    norm: Callable[..., nn.Module],
+    axis_name: str | None,
+) -> jax.Array:
+    """The shortcut with parameters; the identity where the shape stays. Call it in a block."""
+    if strides == 1 and x.shape[-1] == features:
+        return x
+    x = QuantConv(features, 1, strides, name="shortcut_conv")(x)
+    return norm(name="shortcut_norm", axis_name=axis_name)(x)
 
 
 class ResNetCifar(nn.Module):
@@ -50,6 +72,7 @@ class ResNetCifar(nn.Module):
     Attributes:
       stage_sizes: blocks of each stage; (n, n, n) makes a ResNet of depth 6n + 2.
       widths: channels of each stage.
+      projection: whether shortcuts that change the shape have parameters.
       classes: number of classes C.
       norm: constructor of the normalisation (`flax.linen.BatchNorm` to train a teacher).
       axis_name: mapped axis over which a batch is spread, for calibration and statistics.
@@ -57,6 +80,7 @@ class ResNetCifar(nn.Module):
 
     stage_sizes: Sequence[int]
     widths: Sequence[int] = (16, 32, 64)
+    projection: bool = False
     classes: int = 10
     norm: Callable[..., nn.Module] = FrozenBatchNorm
     axis_name: str | None = None
@@ -72,6 +96,7 @@ class ResNetCifar(nn.Module):
                 x = BasicBlock(
                     features=width,
                     strides=2 if stage > 1 and block == 1 else 1,
+                    projection=self.projection,
                     norm=self.norm,
                     axis_name=self.axis_name,
                     name=f"stage{stage}_block{block}",

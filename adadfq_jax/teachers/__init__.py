@@ -1,33 +1,45 @@
 """Teachers: full-precision classifiers, read from files.
 
-This project's own file is one safetensors file: the variables by name, and under the metadata key
-`adadfq` one JSON string with architecture, classes, image size and normalisation.
+A file's way in: `files` reads named arrays without executing anything, `recognition` tells which
+network they are and how it names them (`keys`), `pytorch` turns them into variables. This project's
+`own` files say all of it themselves.
 """
 
 import dataclasses
-import json
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import safetensors
-import safetensors.numpy
-
 from adadfq_jax import models
-from adadfq_jax.errors import TeacherError, nearest
-from adadfq_jax.network import Network, flatten, unflatten
-from adadfq_jax.teachers import pytorch
+from adadfq_jax.errors import TeacherError
+from adadfq_jax.models.registry import parse
+from adadfq_jax.network import Network, unflatten
+from adadfq_jax.teachers import files, own, pytorch
+from adadfq_jax.teachers.normalisation import NORMALISATIONS, parse_normalisation
+from adadfq_jax.teachers.recognition import Recognised, recognise
 
-__all__ = ["Teacher", "load_teacher", "save_teacher"]
+__all__ = [
+    "NORMALISATIONS",
+    "Teacher",
+    "load_teacher",
+    "parse_normalisation",
+    "save_teacher",
+]
 
-_METADATA_KEY = "adadfq"
 _PYTORCH_SUFFIXES = (".pth", ".pt", ".th")
-_SIZE = {"cifar": 32}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Teacher(Network):
-    """The frozen full-precision classifier P, with collections `params` and `batch_stats`."""
+    """The frozen full-precision classifier P, with collections `params` and `batch_stats`.
+
+    Attributes:
+      source: SHA-256 of the PyTorch file that it comes from, where it comes from one.
+      convention: what was recognised of that file, for people.
+    """
+
+    source: str | None = None
+    convention: str | None = None
 
 
 def load_teacher(
@@ -37,75 +49,136 @@ def load_teacher(
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
     image_size: int | None = None,
+    entry: str | None = None,
 ) -> Teacher:
     """Reads a teacher.
 
+    Network, classes, shortcuts and naming are recognised from the file. What a PyTorch file cannot
+    tell has to be given: the normalisation; the image size, except for the networks `*_cifar`,
+    which are by definition for 32x32 pixels; and `architecture` where two networks have the same
+    variables (where a bottleneck has its stride, whether a max-pool follows a 3x3 stem).
+
     Args:
       path: a PyTorch checkpoint (`.pth`, `.pt`, `.th`; needs torch, and never executes what the
-        file contains) or this project's own `.safetensors` file.
-      architecture: a name of `models.ARCHITECTURES`; for a PyTorch checkpoint only.
-      mean, std: normalisation per channel of pixels in [0, 1]; for a PyTorch checkpoint only.
-      image_size: side of the images in pixels; 32 for the CIFAR networks.
+        file contains), a `.safetensors` file of a PyTorch state dict, or this project's own one,
+        which says all of the following itself.
+      architecture: a name of `models.ARCHITECTURES`; must agree with what is recognised.
+      mean, std: normalisation per channel of pixels in [0, 1].
+      image_size: side of the images in pixels.
+      entry: which entry of a PyTorch checkpoint holds the weights; by default the first known one
+        (`state_dict`, `model`, `net`, ...), and a moving average (`state_dict_ema`) before others.
 
     Raises:
       TeacherError: the file is missing, damaged, of another network, or does not say enough.
+      ConfigError: `architecture` is unknown.
     """
     path = Path(path)
     if not path.is_file():
         raise TeacherError(f"there is no teacher file {str(path)!r}.")
-    if path.suffix == ".safetensors":
-        return _load_own(path, architecture, mean, std, image_size)
-    if path.suffix not in _PYTORCH_SUFFIXES:
+    if path.suffix not in (".safetensors", *_PYTORCH_SUFFIXES):
         raise TeacherError(
             f"{str(path)!r} is not a teacher file: expected .safetensors or "
             f"{', '.join(_PYTORCH_SUFFIXES)}."
         )
-    if architecture is None:
-        raise TeacherError(
-            f"{str(path)!r} does not say which network it is: name it with teacher.architecture "
-            f"(known: {', '.join(models.ARCHITECTURES)})."
-        )
-    if not mean or not std:
-        raise TeacherError(
-            f"{str(path)!r} does not say how its images are normalised: give mean and std, three "
-            "numbers each (data.mean and data.std in a configuration)."
-        )
-    variables, classes = pytorch.read(path, architecture)
-    return Teacher(
-        architecture=architecture,
-        module=models.build(architecture, classes),
-        variables=variables,
-        image_size=image_size or _SIZE["cifar"],
-        mean=tuple(mean),
-        std=tuple(std),
-    )
+    if architecture is not None:
+        parse(architecture)
+    _check_given(mean, std, image_size)
+    if path.suffix == ".safetensors" and own.is_own(path):
+        return _load_own(path, architecture, mean, std, image_size)
+    return load_foreign(path, architecture, mean=mean, std=std, image_size=image_size, entry=entry)
 
 
 def save_teacher(teacher: Network, path: str | Path) -> None:
-    """Writes a teacher as this project's own file; the same teacher gives the same bytes."""
-    metadata = {
-        "architecture": teacher.architecture,
-        "classes": teacher.classes,
-        "image_size": teacher.image_size,
-        "mean": list(teacher.mean),
-        "std": list(teacher.std),
-    }
-    # One key, because safetensors writes several in random order.
-    safetensors.numpy.save_file(
-        flatten(teacher.variables), path, {_METADATA_KEY: json.dumps(metadata, sort_keys=True)}
+    """Writes a teacher as this project's own file; the same teacher gives the same bytes.
+
+    Raises:
+      TeacherError: the file cannot be written.
+    """
+    own.write(teacher, Path(path), getattr(teacher, "source", None))
+
+
+def load_foreign(
+    path: Path,
+    architecture: str | None,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    image_size: int | None,
+    entry: str | None = None,
+) -> Teacher:
+    """Reads a PyTorch state dict from a file of any name; see `load_teacher`."""
+    name = repr(str(path))
+    state = files.read_state(path, entry)
+    recognised = _recognise(name, state, architecture)
+    # Whichever it is, the variables are the same: damage is reported before questions.
+    variables = pytorch.fit(
+        name, state.arrays, recognised, architecture or recognised.architectures[0]
+    )
+    image_size = image_size or models.default_image_size(recognised.architectures[0])
+    _require_answers(name, recognised, architecture, mean, std, image_size)
+    architecture = architecture or recognised.architectures[0]
+    convention = f"{recognised.convention.name} keys"
+    if state.entry:
+        convention += f", of the entry {state.entry!r}"
+    return Teacher(
+        architecture=architecture,
+        module=models.build(architecture, recognised.classes),
+        variables=variables,
+        image_size=image_size,
+        mean=tuple(map(float, mean)),
+        std=tuple(map(float, std)),
+        source=hashlib.sha256(path.read_bytes()).hexdigest(),
+        convention=convention,
     )
 
 
-def _load_own(path, architecture, mean, std, image_size) -> Teacher:
+def _recognise(name: str, state: files.State, architecture: str | None) -> Recognised:
     try:
-        with safetensors.safe_open(path, "numpy") as file:
-            text = (file.metadata() or {}).get(_METADATA_KEY)
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError) as error:
-        raise TeacherError(f"{str(path)!r} is not a readable safetensors file: {error}.") from error
-    if text is None:
-        raise TeacherError(f"{str(path)!r} was not written by this project: no network named in it.")
-    described = json.loads(text)
+        recognised = recognise({key: array.shape for key, array in state.arrays.items()})
+    except TeacherError as error:
+        raise TeacherError(f"{name} {error}") from error
+    if architecture is not None and architecture not in recognised.architectures:
+        raise TeacherError(
+            f"{name} looks like {' or '.join(recognised.architectures)} with "
+            f"{recognised.classes} classes ({recognised.convention.name} keys), not like "
+            f"{architecture}."
+        )
+    return recognised
+
+
+def _require_answers(
+    name: str, recognised: Recognised, architecture, mean, std, image_size
+) -> None:
+    """Raises TeacherError that asks for everything the file cannot tell and nobody has told."""
+    asked = []
+    candidates = recognised.architectures
+    if architecture is None and len(candidates) > 1:
+        asked.append(f"{recognised.question}: give architecture, {' or '.join(candidates)}")
+    if image_size is None:
+        asked.append("the size of its images in pixels: give image_size")
+    if not mean or not std:
+        asked.append(
+            "how its images are normalised: give mean and std, three numbers each (data.mean and "
+            "data.std in a configuration)"
+        )
+    if asked:
+        known = f", recognised as {candidates[0]}," if len(candidates) == 1 else ""
+        raise TeacherError(f"{name}{known} does not say {'; nor '.join(asked)}.")
+
+
+def _check_given(mean: Sequence[float], std: Sequence[float], image_size: int | None) -> None:
+    for what, value, holds, right in (
+        ("mean", mean, own.is_mean, "three numbers"),
+        ("std", std, own.is_std, "three positive numbers"),
+    ):
+        if len(value) and not holds(tuple(value)):
+            raise TeacherError(f"{what} must be {right}, not {tuple(value)}.")
+    if image_size is not None and image_size < 1:
+        raise TeacherError(f"image_size must be at least 1, not {image_size}.")
+
+
+def _load_own(path, architecture, mean, std, image_size) -> Teacher:
+    described, arrays = own.read(path)
     given = {
         "architecture": architecture,
         "mean": list(mean) or None,
@@ -117,45 +190,12 @@ def _load_own(path, architecture, mean, std, image_size) -> Teacher:
             raise TeacherError(
                 f"{str(path)!r} says {field}={described[field]}, but {value} was asked for."
             )
-    module = models.build(described["architecture"], described["classes"])
-    check_shapes(path, arrays, module, described["image_size"])
     return Teacher(
         architecture=described["architecture"],
-        module=module,
+        module=models.build(described["architecture"], described["classes"]),
         variables=unflatten(arrays),
         image_size=described["image_size"],
         mean=tuple(described["mean"]),
         std=tuple(described["std"]),
+        source=described.get("source"),
     )
-
-
-def check_shapes(path: Path, arrays: dict[str, np.ndarray], module, image_size: int) -> None:
-    """Raises TeacherError where a file's arrays are not exactly those of its network."""
-    shapes = models.initial_variables(module, image_size)
-    expected = {
-        f"{collection}/{name}": leaf.shape
-        for collection in ("params", "batch_stats")
-        for name, leaf in _flat_shapes(shapes[collection]).items()
-    }
-    for name in arrays.keys() - expected.keys():
-        raise TeacherError(f"{str(path)!r} holds an unknown array {name!r}; {nearest(name, expected)}")
-    for name, shape in expected.items():
-        if name not in arrays:
-            raise TeacherError(f"{str(path)!r} lacks {name!r}; {nearest(name, arrays)}")
-        if arrays[name].shape != shape:
-            raise TeacherError(
-                f"{str(path)!r}: {name!r} has shape {arrays[name].shape}, but the network needs "
-                f"{shape}."
-            )
-        if not np.isfinite(arrays[name]).all():
-            raise TeacherError(f"{str(path)!r}: {name!r} holds infinite or not-a-number values.")
-
-
-def _flat_shapes(tree, prefix=""):
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat_shapes(value, f"{prefix}{name}/")
-        else:
-            flat[prefix + name] = value
-    return flat

@@ -1,117 +1,90 @@
-"""PyTorch checkpoints: their key names and memory layouts, mapped onto our variables."""
+"""PyTorch state dicts onto our variables: every key used exactly once, memory layouts turned."""
 
-import pickle
-import re
-from collections.abc import Mapping
-from pathlib import Path
+import functools
 from typing import Any
 
+import flax.traverse_util
 import numpy as np
 
 from adadfq_jax import models
-from adadfq_jax.errors import TeacherError, nearest
+from adadfq_jax.errors import TeacherError
 from adadfq_jax.network import unflatten
+from adadfq_jax.teachers import keys
+from adadfq_jax.teachers.recognition import Recognised
 
-_NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+# Variables have the same shapes at any size.
+_ANY_SIZE = 32
+_LISTED = 3
 
 
-def read(path: Path, architecture: str) -> tuple[dict[str, Any], int]:
-    """Reads a checkpoint of a known architecture.
+def fit(
+    name: str, state: dict[str, np.ndarray], recognised: Recognised, architecture: str
+) -> dict[str, Any]:
+    """Turns a state dict into a network's variables.
 
     Args:
-      path: a file written by `torch.save`; read with `weights_only=True`, so that nothing in it
-        is ever executed.
-      architecture: one of `models.ARCHITECTURES`.
+      name: whose state dict it is, for messages.
+      state: arrays by PyTorch's names.
+      recognised: what `recognise` said of it.
+      architecture: the one of `recognised.architectures` that it is.
 
     Returns:
-      (variables, classes): collections `params` and `batch_stats`, and the number of classes.
+      The collections `params` and `batch_stats`.
 
     Raises:
-      TeacherError: torch is missing, the file is damaged or unsafe, or its keys do not fit.
+      TeacherError: keys are missing or left over, or a shape does not fit.
     """
-    state_dict = _unwrap(_load(path), path)
-    if "linear.weight" not in state_dict:
-        raise TeacherError(
-            f"{str(path)!r} has no key 'linear.weight'; {nearest('linear.weight', state_dict)}"
-        )
-    classes = len(state_dict["linear.weight"])
-    shapes = models.initial_variables(models.build(architecture, classes), 32)
+    variables = _shapes(architecture, recognised.classes)
+    expected = {
+        recognised.convention.key(variable.partition("/")[2]): variable for variable in variables
+    }
+    _require_same_keys(name, state, expected, architecture)
     arrays = {}
-    unused = dict(state_dict)
-    for collection in ("params", "batch_stats"):
-        for name, shape in _leaves(shapes[collection]):
-            key = original_key(name)
-            if key not in unused:
-                raise TeacherError(
-                    f"{str(path)!r} does not fit {architecture}: no key {key!r}; "
-                    f"{nearest(key, unused)}"
-                )
-            array = _layout(unused.pop(key))
-            if array.shape != shape:
-                raise TeacherError(
-                    f"{str(path)!r} does not fit {architecture}: {key!r} gives shape "
-                    f"{array.shape}, but the network needs {shape}."
-                )
-            if not np.isfinite(array).all():
-                raise TeacherError(f"{str(path)!r}: {key!r} holds infinite or NaN values.")
-            arrays[f"{collection}/{name}"] = array
-    leftover = [key for key in unused if not key.endswith("num_batches_tracked")]
-    if leftover:
-        raise TeacherError(
-            f"{str(path)!r} does not fit {architecture}: {len(leftover)} keys are left over, "
-            f"among them {', '.join(sorted(leftover)[:3])}."
-        )
-    return unflatten(arrays), classes
+    for key, variable in expected.items():
+        arrays[variable] = to_flax(state[key])
+        if arrays[variable].shape != variables[variable]:
+            raise TeacherError(
+                f"{name} looks like {architecture} but does not fit it: {key!r} has shape "
+                f"{state[key].shape}, and {_torch_shape(variables[variable])} is needed."
+            )
+    return unflatten(arrays)
 
 
-def original_key(name: str) -> str:
-    """Returns the original CIFAR ResNet's key for one of our variable names.
-
-    Args:
-      name: such as `stage1_block1/conv1/kernel`.
-
-    Returns:
-      Such as `layer1.0.conv1.weight`.
-    """
-    *layers, leaf = name.split("/")
-    layer = layers[-1]
-    prefix = ""
-    if len(layers) == 2:
-        stage, block = re.fullmatch(r"stage(\d+)_block(\d+)", layers[0]).groups()
-        prefix = f"layer{stage}.{int(block) - 1}."
-    layer = {"stem_conv": "conv1", "stem_norm": "norm1", "classifier": "linear"}.get(layer, layer)
-    if layer.startswith("norm"):
-        return f"{prefix}bn{layer.removeprefix('norm')}.{_NORM[leaf]}"
-    return f"{prefix}{layer}.{'bias' if leaf == 'bias' else 'weight'}"
+@functools.cache
+def _shapes(architecture: str, classes: int) -> dict[str, tuple[int, ...]]:
+    shapes = models.initial_variables(models.build(architecture, classes), _ANY_SIZE)
+    return {
+        variable: leaf.shape
+        for variable, leaf in flax.traverse_util.flatten_dict(shapes, sep="/").items()
+        if variable.startswith(("params/", "batch_stats/"))
+    }
 
 
-def _load(path: Path) -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise TeacherError(
-            f"reading {str(path)!r} needs torch: pip install 'adadfq_jax[torch]'."
-        ) from error
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise TeacherError(
-            f"{str(path)!r} holds more than weights, and executing what it holds is not safe; "
-            "save its state_dict() and give that."
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise TeacherError(f"{str(path)!r} is not a readable PyTorch file: {error}.") from error
+def _require_same_keys(name: str, state, expected, architecture: str) -> None:
+    missing = [key for key in expected if key not in state]
+    left_over = [key for key in state if key not in expected]
+    if not missing and not left_over:
+        return
+    parts = []
+    if missing:
+        parts.append(f"{_count(missing)} missing: {_list(missing, left_over or state)}")
+    if left_over:
+        parts.append(f"{_count(left_over)} left over: {_list(left_over, missing or expected)}")
+    if any(key.endswith((".running_mean", ".running_var")) for key in missing):
+        parts.append("data-free quantization needs every BatchNorm's statistics")
+    raise TeacherError(f"{name} looks like {architecture} but does not fit it: {'; '.join(parts)}.")
 
 
-def _unwrap(loaded: Any, path: Path) -> dict[str, np.ndarray]:
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
-        loaded = loaded["state_dict"]
-    if not isinstance(loaded, Mapping) or not all(hasattr(v, "numpy") for v in loaded.values()):
-        raise TeacherError(f"{str(path)!r} holds no state_dict: no mapping of names to tensors.")
-    return {key.removeprefix("module."): value.numpy() for key, value in loaded.items()}
+def _count(found: list[str]) -> str:
+    return f"{len(found)} {'key is' if len(found) == 1 else 'keys are'}"
 
 
-def _layout(array: np.ndarray) -> np.ndarray:
+def _list(found: list[str], others) -> str:
+    shown = [f"{key!r} ({keys.closest(key, others)})" for key in found[:_LISTED]]
+    return ", ".join(shown) + (", ..." if len(found) > _LISTED else "")
+
+
+def to_flax(array: np.ndarray) -> np.ndarray:
     """Turns PyTorch's (out, in, H, W) and (out, in) into our (H, W, in, out) and (in, out)."""
     if array.ndim == 4:
         array = array.transpose(2, 3, 1, 0)
@@ -120,9 +93,8 @@ def _layout(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = ""):
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}/")
-        else:
-            yield prefix + name, value.shape
+def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if len(shape) == 4:
+        height, width, inputs, outputs = shape
+        return outputs, inputs, height, width
+    return shape[::-1]

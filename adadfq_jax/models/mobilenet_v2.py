@@ -1,0 +1,126 @@
+"""MobileNetV2 (Sandler et al., CVPR 2018), teacher and student.
+
+Two implementations of it are in wide use. They differ in how a width multiplier rounds channels, in
+whether the first block, whose expansion factor is 1, has an expansion nevertheless, and in whether
+the classifier is a dense layer or a 1x1 convolution without bias.
+"""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+
+from adadfq_jax.models.layers import FrozenBatchNorm, QuantConv, QuantDense, QuantReLU
+
+STAGE_SIZES = (1, 2, 3, 4, 3, 3, 1)
+_STRIDES = (1, 2, 2, 2, 1, 2, 1)
+_EXPANSION = 6  # except in the first stage
+_WIDTHS = (32, 16, 24, 32, 64, 96, 160, 320, 1280)
+
+
+def rounded_widths(multiplier: float) -> tuple[int, ...]:
+    """Returns stem, stage and head channels: multiples of 8, at least 90 % of the exact ones.
+
+    The head never has fewer than 1280. This is the original's, torchvision's and timm's rule.
+    """
+    *widths, head = _WIDTHS
+    return (*(_round(multiplier * width) for width in widths), _round(max(1, multiplier) * head))
+
+
+def truncated_widths(multiplier: float) -> tuple[int, ...]:
+    """Returns stem, stage and head channels rounded down, with a head of at least 1280.
+
+    This is pytorchcv's rule.
+    """
+    *widths, head = _WIDTHS
+    return (*(int(width * multiplier) for width in widths), int(head * max(1, multiplier)))
+
+
+def _round(channels: float) -> int:
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
+
+
+class InvertedResidual(nn.Module):
+    """A 1x1 expansion, a depthwise 3x3 convolution and a linear 1x1 projection.
+
+    Attributes:
+      features: output channels.
+      strides: stride of the depthwise convolution.
+      expansion: inner channels, in units of the input's.
+      expand: whether there is an expansion; without one the factor is 1.
+      norm: constructor of the normalisation.
+      axis_name: mapped axis of the batch.
+    """
+
+    features: int
+    strides: int
+    expansion: int
+    expand: bool
+    norm: Callable[..., nn.Module]
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (B, H, W, in) to (B, H / strides, W / strides, features)."""
+        inner = self.expansion * x.shape[-1]
+        y = x
+        if self.expand:
+            y = self._activate("expand", QuantConv(inner, 1, name="expand_conv")(y))
+        y = QuantConv(inner, 3, self.strides, groups=inner, name="depthwise_conv")(y)
+        y = self._activate("depthwise", y)
+        y = QuantConv(self.features, 1, name="project_conv")(y)
+        y = self.norm(name="project_norm", axis_name=self.axis_name)(y)
+        return x + y if x.shape == y.shape else y
+
+    def _activate(self, name: str, x: jax.Array) -> jax.Array:
+        x = self.norm(name=f"{name}_norm", axis_name=self.axis_name)(x)
+        return QuantReLU(6.0, name=f"{name}_relu", axis_name=self.axis_name)(x)
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2: a 3x3 stem, inverted residuals, a 1x1 head, global average, classifier.
+
+    Attributes:
+      widths: channels of the stem, of the seven stages and of the head.
+      expand_first: whether the first block has an expansion, of factor 1.
+      dense_classifier: whether the classifier is a dense layer with bias, or a 1x1 convolution
+        without.
+      classes: number of classes C.
+      norm: constructor of the normalisation (`flax.linen.BatchNorm` to train a teacher).
+      axis_name: mapped axis over which a batch is spread, for calibration and statistics.
+    """
+
+    widths: Sequence[int] = _WIDTHS
+    expand_first: bool = False
+    dense_classifier: bool = True
+    classes: int = 1000
+    norm: Callable[..., nn.Module] = FrozenBatchNorm
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps normalised images (B, H, W, 3) to logits (B, classes)."""
+        stem, *widths, head = self.widths
+        x = self._activate("stem", QuantConv(stem, 3, 2, name="stem_conv")(x))
+        stages = zip(STAGE_SIZES, _STRIDES, widths, strict=True)
+        for stage, (size, strides, width) in enumerate(stages, 1):
+            for block in range(1, size + 1):
+                x = InvertedResidual(
+                    features=width,
+                    strides=strides if block == 1 else 1,
+                    expansion=1 if stage == 1 else _EXPANSION,
+                    expand=stage > 1 or self.expand_first,
+                    norm=self.norm,
+                    axis_name=self.axis_name,
+                    name=f"stage{stage}_block{block}",
+                )(x)
+        x = self._activate("head", QuantConv(head, 1, name="head_conv")(x))
+        if self.dense_classifier:
+            return QuantDense(self.classes, name="classifier")(x.mean((1, 2)))
+        x = x.mean((1, 2), keepdims=True)
+        return QuantConv(self.classes, 1, name="classifier")(x).reshape(-1, self.classes)
+
+    def _activate(self, name: str, x: jax.Array) -> jax.Array:
+        x = self.norm(name=f"{name}_norm", axis_name=self.axis_name)(x)
+        return QuantReLU(6.0, name=f"{name}_relu", axis_name=self.axis_name)(x)

@@ -1,0 +1,144 @@
+"""Networks by name. A name says all of a network but its number of classes.
+
+  resnet20_cifar              He et al.'s CIFAR ResNet, shortcuts of option A
+  resnet20_cifar_projection   with projection shortcuts
+  resnet18_3x3                3x3 stem of stride 1, no pooling, for small images
+  resnet18_3x3_pool           3x3 stem of stride 1, then a max-pool
+  resnet18                    ImageNet's, 7x7 stem
+  resnet50_stride1x1          bottlenecks with the stride on the first 1x1 convolution
+  resnet50_stride3x3          ... on the 3x3 convolution
+  mobilenet_v2                the original's, torchvision's and timm's
+  mobilenet_v2_pytorchcv      with an expansion in the first block and a classifier without bias
+  mobilenet_v2b_pytorchcv     with a classifier without bias
+
+Each may end in a width multiplier: `mobilenet_v2_x0.5`.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Mapping
+
+import flax.linen as nn
+
+from adadfq_jax.errors import ConfigError, nearest
+from adadfq_jax.models.mobilenet_v2 import MobileNetV2, rounded_widths, truncated_widths
+from adadfq_jax.models.resnet import ResNet
+from adadfq_jax.models.resnet_cifar import ResNetCifar
+
+CIFAR_DEPTHS = {n: 6 * n + 2 for n in (1, 3, 5, 7, 9, 18)}  # by blocks a stage
+BASIC_DEPTHS = {(2, 2, 2, 2): 18, (3, 4, 6, 3): 34}  # by stage sizes
+BOTTLENECK_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A family of networks that differ in width and number of classes.
+
+    Attributes:
+      construct: takes `widths` and `classes`, returns the module.
+      widths: channels of its stages for a width multiplier.
+      image_size: side of the images that it is by definition for, or None where that is open.
+    """
+
+    construct: Callable[..., nn.Module]
+    widths: Callable[[float], tuple[int, ...]]
+    image_size: int | None = None
+
+
+def _exact_widths(*standard: int) -> Callable[[float], tuple[int, ...]]:
+    def widths(multiplier: float) -> tuple[int, ...]:
+        channels = [multiplier * width for width in standard]
+        if any(count < 1 or count != int(count) for count in channels):
+            raise ConfigError(
+                f"a width multiplier of {multiplier:g} makes no whole numbers of the channels "
+                f"{', '.join(map(str, standard))}."
+            )
+        return tuple(map(int, channels))
+
+    return widths
+
+
+def _architectures() -> dict[str, Architecture]:
+    known = {}
+    cifar = _exact_widths(16, 32, 64)
+    for n, depth in CIFAR_DEPTHS.items():
+        for suffix, projection in (("", False), ("_projection", True)):
+            known[f"resnet{depth}_cifar{suffix}"] = Architecture(
+                functools.partial(ResNetCifar, stage_sizes=(n, n, n), projection=projection),
+                cifar,
+                image_size=32,
+            )
+    resnet = _exact_widths(64, 128, 256, 512)
+    for sizes, depth in BASIC_DEPTHS.items():
+        basic = functools.partial(ResNet, stage_sizes=sizes)
+        small = functools.partial(basic, stem_size=3)
+        known[f"resnet{depth}"] = Architecture(basic, resnet)
+        known[f"resnet{depth}_3x3"] = Architecture(functools.partial(small, pool=False), resnet)
+        known[f"resnet{depth}_3x3_pool"] = Architecture(small, resnet)
+    for sizes, depth in BOTTLENECK_DEPTHS.items():
+        for suffix, stride_first in (("1x1", True), ("3x3", False)):
+            known[f"resnet{depth}_stride{suffix}"] = Architecture(
+                functools.partial(ResNet, stage_sizes=sizes, stride_first=stride_first), resnet
+            )
+    known["mobilenet_v2"] = Architecture(MobileNetV2, rounded_widths)
+    for name, expand_first in (("mobilenet_v2", True), ("mobilenet_v2b", False)):
+        known[f"{name}_pytorchcv"] = Architecture(
+            functools.partial(MobileNetV2, expand_first=expand_first, dense_classifier=False),
+            truncated_widths,
+        )
+    return known
+
+
+ARCHITECTURES: Mapping[str, Architecture] = _architectures()
+
+
+def full_name(base: str, multiplier: float) -> str:
+    """Returns a network's name: one of `ARCHITECTURES`, and its width where not the standard."""
+    return base if multiplier == 1 else f"{base}_x{str(float(multiplier)).removesuffix('.0')}"
+
+
+def parse(name: str) -> tuple[Architecture, float]:
+    """Returns what a name stands for: (architecture, width multiplier).
+
+    Raises:
+      ConfigError: the name is unknown, or not in its one spelling.
+    """
+    match = re.fullmatch(r"(?P<base>.+?)(?:_x(?P<width>\d+(?:\.\d+)?))?", name)
+    base, width = (match["base"], float(match["width"] or 1)) if match else (name, 1.0)
+    if base not in ARCHITECTURES:
+        # `resnet50` leaves open what `resnet50_stride1x1` says.
+        fuller = [known for known in ARCHITECTURES if known.startswith(f"{base}_")]
+        hint = f"did you mean {' or '.join(fuller)}?" if fuller else nearest(base, ARCHITECTURES)
+        raise ConfigError(f"unknown network {name!r}: {hint}")
+    if not 0.01 <= width <= 16:
+        raise ConfigError(f"the width multiplier of {name!r} must be between 0.01 and 16.")
+    if name != full_name(base, width):
+        raise ConfigError(f"{name!r} is written {full_name(base, width)!r}.")
+    return ARCHITECTURES[base], width
+
+
+def build(architecture: str, classes: int) -> nn.Module:
+    """Constructs a classifier by name; the same module serves teacher and student.
+
+    Args:
+      architecture: one of `ARCHITECTURES`, with or without a width multiplier.
+      classes: number of classes C.
+
+    Raises:
+      ConfigError: the name is unknown, or its width leaves no channels.
+    """
+    family, multiplier = parse(architecture)
+    widths = family.widths(multiplier)
+    if min(widths) < 1:
+        raise ConfigError(f"{architecture!r} is too narrow: it has layers without channels.")
+    return family.construct(widths=widths, classes=classes)
+
+
+def default_image_size(architecture: str) -> int | None:
+    """Returns the side of the images that a network is by definition for; None where it is open.
+
+    Raises:
+      ConfigError: the name is unknown.
+    """
+    return parse(architecture)[0].image_size

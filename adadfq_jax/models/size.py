@@ -1,0 +1,53 @@
+"""How large a network is: parameters, layers, multiplications."""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from adadfq_jax.models.layers import QuantConv, QuantDense
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """What a network costs.
+
+    Attributes:
+      parameters: trained numbers: kernels, biases, BatchNorm scales and biases.
+      layers: convolutions and dense layers, shortcuts included.
+      macs: multiply-accumulate operations of those layers for one image.
+    """
+
+    parameters: int
+    layers: int
+    macs: int
+
+
+def measure(module: nn.Module, image_size: int) -> Size:
+    """Counts a classifier's parameters, layers and multiplications; computes nothing.
+
+    Args:
+      module: the classifier.
+      image_size: side of its images in pixels.
+    """
+    counted = []
+
+    def count(call, args, kwargs, context):
+        result = call(*args, **kwargs)
+        layer = context.module
+        if context.method_name == "__call__" and isinstance(layer, QuantConv | QuantDense):
+            # Every output element is one sum over this many inputs.
+            inputs = args[0].shape[-1]
+            if isinstance(layer, QuantConv):
+                inputs = layer.kernel_size**2 * inputs // layer.groups
+            counted.append(math.prod(result.shape[1:]) * inputs)
+        return result
+
+    with nn.intercept_methods(count):
+        variables = jax.eval_shape(
+            module.init, jax.random.key(0), jnp.zeros((1, image_size, image_size, 3))
+        )
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
+    return Size(parameters, len(counted), sum(counted))

@@ -1,0 +1,231 @@
+"""Checkpoint files to named arrays, without ever executing what a file holds."""
+
+import dataclasses
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from adadfq_jax.errors import TeacherError, nearest
+
+# Where programs put the weights among other things. First those of a moving average (EMA): it is
+# what their authors evaluate.
+_ENTRIES = (
+    "state_dict_ema",
+    "model_ema",
+    "ema_state_dict",
+    "ema",
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "network",
+    "module",
+)
+_PREFIXES = ("module.", "model.", "net.", "_orig_mod.")
+_SAFETENSORS_TYPES = {
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F32": np.float32,
+    "F64": np.float64,
+}
+_WAY_OUT = (
+    "in a program that you trust, load the network and write torch.save(model.state_dict(), FILE)"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """A state dict.
+
+    Attributes:
+      arrays: float32 arrays in PyTorch's layout, by name without prefixes such as `module.`.
+      entry: where in the file they were: `state_dict`, or empty for a bare state dict.
+    """
+
+    arrays: dict[str, np.ndarray]
+    entry: str
+
+
+def read_state(path: Path, entry: str | None = None) -> State:
+    """Reads a state dict from a PyTorch checkpoint or a safetensors file.
+
+    Args:
+      path: the file; `.safetensors` files are read as such, any other with torch and
+        `weights_only=True`.
+      entry: which of the file's entries holds the weights; by default, the first known one, and
+        the moving average where there is one.
+
+    Raises:
+      TeacherError: torch is missing, or the file is damaged, unsafe, or holds something else.
+    """
+    name = repr(str(path))
+    if path.suffix == ".safetensors":
+        if entry is not None:
+            raise TeacherError(f"{name} is a safetensors file and has no entry {entry!r}.")
+        tensors, entry = _read_safetensors(path), ""
+    else:
+        tensors, entry = _unwrap(_read_torch(path), name, entry)
+        tensors = {key: _to_numpy(name, key, value) for key, value in tensors.items()}
+    arrays = {
+        key: array for key, array in tensors.items() if not key.endswith("num_batches_tracked")
+    }
+    if not arrays:
+        raise TeacherError(f"{name} holds no weights: its state dict is empty.")
+    return State(_without_prefixes(_to_float32(name, arrays)), entry)
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        tensors = safetensors.deserialize(path.read_bytes())
+    except (safetensors.SafetensorError, OSError) as error:
+        raise TeacherError(f"{str(path)!r} is not a readable safetensors file: {error}.") from error
+    arrays = {}
+    for key, tensor in tensors:
+        kind = _SAFETENSORS_TYPES.get(tensor["dtype"])
+        if kind is None and not key.endswith("num_batches_tracked"):
+            raise TeacherError(_not_floating(repr(str(path)), key, tensor["dtype"]))
+        arrays[key] = np.frombuffer(tensor["data"], kind or np.uint8)
+        if kind is not None:
+            arrays[key] = arrays[key].reshape(tensor["shape"])
+    return arrays
+
+
+def _read_torch(path: Path) -> Any:
+    name = repr(str(path))
+    try:
+        import torch
+    except ImportError as error:
+        raise TeacherError(
+            f"reading {name} needs torch: pip install 'adadfq_jax[torch]', or convert the file "
+            "once where torch is installed."
+        ) from error
+    try:
+        # torch reads everything that does not begin so as its older format.
+        with path.open("rb") as file:
+            zipped = file.read(4) == b"PK\x03\x04"
+        if zipped:
+            _check_archive(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it would say is said by the errors below
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except TeacherError:
+        raise
+    # Any: a damaged pickle can make the reader raise whatever Python can.
+    except Exception as error:
+        if refused := re.search(r"(?i)unsupported (?:global|class|operand).*", str(error)):
+            called = re.search(r"GLOBAL (\S+)", str(error)) or re.search(r"class (\S+)", str(error))
+            what = f" (it asks for {called[1]})" if called else f" ({refused[0].rstrip('.')})"
+            raise TeacherError(
+                f"{name} is refused, and nothing in it was executed: it holds more than "
+                f"weights{what}, and reading that could execute any code; {_WAY_OUT}."
+            ) from error
+        reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+        raise TeacherError(f"{name} is not a readable PyTorch file: {reason[:200]}.") from error
+
+
+def _check_archive(path: Path) -> None:
+    """Raises TeacherError where a zip file is not one of torch's, or its checksums do not hold."""
+    name = repr(str(path))
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        names = [member.filename for member in members]
+        if any("/code/" in member or member.endswith("/constants.pkl") for member in names):
+            raise TeacherError(f"{name} is a TorchScript archive, which is a program; {_WAY_OUT}.")
+        pickles = [member for member in names if re.fullmatch(r"[^/]+/data\.pkl", member)]
+        folders = {member.split("/")[0] for member in names}
+        if len(pickles) != 1 or len(folders) != 1 or len(set(names)) != len(names):
+            raise TeacherError(
+                f"{name} is a zip archive, but not one of torch.save: it holds "
+                f"{', '.join(sorted(names)[:4]) or 'nothing'}."
+            )
+        # Stored members are no larger than the file, so that checking them takes bounded time.
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise TeacherError(f"{name} has compressed members, which torch.save never writes.")
+        if (damaged := archive.testzip()) is not None:
+            raise TeacherError(f"{name} is damaged: the checksum of {damaged!r} does not hold.")
+
+
+def _unwrap(loaded: Any, name: str, entry: str | None) -> tuple[Mapping[str, Any], str]:
+    """Finds the state dict in what a file held."""
+    if not isinstance(loaded, Mapping):
+        raise TeacherError(f"{name} holds no state dict but a {type(loaded).__name__}; {_WAY_OUT}.")
+    if entry is not None and not isinstance(loaded.get(entry), Mapping):
+        raise TeacherError(
+            f"{name} has no state dict under {entry!r}; "
+            f"{nearest(entry, [str(key) for key, value in loaded.items() if _is_mapping(value)])}"
+        )
+    trail = []
+    while True:
+        wanted = (entry,) if entry is not None and not trail else _ENTRIES
+        found = next((key for key in wanted if _is_mapping(loaded.get(key))), None)
+        if found is None:
+            break
+        trail.append(found)
+        loaded = loaded[found]
+        if len(trail) > 4:
+            raise TeacherError(f"{name} holds no state dict, but entries within entries.")
+    if not any(hasattr(value, "numpy") for value in loaded.values()):
+        inside = f" under {'.'.join(trail)!r}" if trail else ""
+        some = ", ".join(sorted(map(str, loaded))[:5]) or "nothing"
+        raise TeacherError(
+            f"{name} holds no state dict{inside}: no mapping of names to tensors, but {some}."
+        )
+    return loaded, ".".join(trail)
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _to_numpy(name: str, key: Any, tensor: Any) -> np.ndarray:
+    import torch
+
+    if not isinstance(key, str) or not isinstance(tensor, torch.Tensor):
+        raise TeacherError(
+            f"{name}: the entry {key!r} of its state dict is no tensor but a "
+            f"{type(tensor).__name__}."
+        )
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        raise TeacherError(f"{name}: {key!r} is not a plain dense tensor.")
+    if key.endswith("num_batches_tracked"):
+        return np.zeros(())
+    if key == "n_averaged":  # the counter of torch.optim.swa_utils.AveragedModel
+        return np.zeros((), np.float32)
+    if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise TeacherError(_not_floating(name, key, str(tensor.dtype).removeprefix("torch.")))
+    return tensor.detach().to(torch.float32).numpy()
+
+
+def _not_floating(name: str, key: str, kind: str) -> str:
+    return (
+        f"{name}: {key!r} has the type {kind}; weights must be floating-point numbers of 16, 32 or "
+        "64 bits."
+    )
+
+
+def _to_float32(name: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    converted = {}
+    for key, array in arrays.items():
+        with np.errstate(over="ignore"):  # too large a number becomes infinite, which is refused
+            converted[key] = array.astype(np.float32)
+        if not np.isfinite(converted[key]).all():
+            raise TeacherError(f"{name}: {key!r} holds infinite or not-a-number values.")
+        if key.endswith("running_var") and (converted[key] < 0).any():
+            raise TeacherError(f"{name}: {key!r} holds negative variances.")
+    return converted
+
+
+def _without_prefixes(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    arrays = {key: array for key, array in arrays.items() if key != "n_averaged"}
+    while True:
+        prefix = next((p for p in _PREFIXES if all(key.startswith(p) for key in arrays)), None)
+        if prefix is None:
+            return arrays
+        arrays = {key.removeprefix(prefix): array for key, array in arrays.items()}
