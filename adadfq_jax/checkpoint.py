@@ -58,7 +58,7 @@ class Checkpoints:
         )
 
     def _remove_partial(self) -> None:
-        """Removes what a kill during a save has left; only a run's owner saves, so nobody's else."""
+        """Removes what a kill during a save left; only a run's owner saves, so it was its own."""
         if self._first_save:
             for folder in (self._workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(folder, ignore_errors=True)
