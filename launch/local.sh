@@ -27,6 +27,7 @@ esac
 config=$1
 shift
 
+# shellcheck source=launch/environment.sh
 . "$(dirname "$0")/environment.sh"
 prepare
 

@@ -9,6 +9,7 @@ case "${1:-}" in
     ;;
 esac
 
+# shellcheck source=launch/environment.sh
 . "$(dirname "$0")/environment.sh"
 prepare test
 
