@@ -47,12 +47,12 @@ def run(argv: Sequence[str]) -> int:
         print(_usage(), file=sys.stdout if argv else sys.stderr)
         return _COMPLETE if argv else _BAD_INPUT
     verb, *rest = argv
-    warnings.showwarning = _show_warning
     try:
         if verb not in _VERBS:
             raise ConfigError(f"unknown verb {verb!r}: {nearest(verb, _VERBS)}")
         function, _ = _VERBS[verb]
-        function(rest)
+        with _plain_speech():
+            function(rest)
     except AdaDFQError as error:
         print(f"adadfq {verb}: {_one_line(error)}", file=sys.stderr)
         return _exit_code(error)
@@ -221,9 +221,25 @@ def _without_traceback(error: Exception) -> str:
     return f"{first} {rest[-1]}" if rest else first
 
 
-def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    del category, filename, lineno, file, line
-    print(f"warning: {message}", file=sys.stderr)
+@contextlib.contextmanager
+def _plain_speech() -> Iterator[None]:
+    """Shows warnings as one line each, and drops a library's complaint that means nothing."""
+
+    def show_warning(message, category, filename, lineno, file=None, line=None):
+        del category, filename, lineno, file, line
+        print(f"warning: {message}", file=sys.stderr)
+
+    def show_unraisable(unraisable):
+        # From tensorstore's threads, when the first damaged array has ended a checkpoint's reading.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            sys.__unraisablehook__(unraisable)
+
+    before = warnings.showwarning, sys.unraisablehook
+    warnings.showwarning, sys.unraisablehook = show_warning, show_unraisable
+    try:
+        yield
+    finally:
+        warnings.showwarning, sys.unraisablehook = before
 
 
 def _keep_compiled_programs(folder: str) -> None:

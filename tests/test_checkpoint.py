@@ -8,6 +8,11 @@ import pytest
 from adadfq_jax.checkpoint import Checkpoints
 from adadfq_jax.errors import CheckpointError
 
+# From tensorstore's threads, when the first damaged array has ended the reading.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception ignored:pytest.PytestUnraisableExceptionWarning"
+)
+
 RECORD = {"seconds": 1.5, "best": {"top1": 0.1}, "widths": [1e-8, 0.1 + 0.2], "range_change": None}
 
 

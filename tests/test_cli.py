@@ -81,6 +81,8 @@ def quantize(files, tmp_path, monkeypatch, capfd):
         raise AssertionError("bad input was not noticed before compiling")
 
     monkeypatch.setattr(parallel, "map_over_devices", no_program)
+    # A file is executed in the module of the one before, which may have had a get_config.
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)
     monkeypatch.chdir(ROOT)
 
     def run(*argv, workdir=tmp_path / "run"):
@@ -318,6 +320,20 @@ def test_signals_are_handed_to_the_game(played, number):
 
     assert played(play) in (75, 130)
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize(("text", "lines"), [("Event loop is closed", 0), ("other", 1)])
+def test_a_known_complaint_of_a_thread_is_dropped(played, capfd, text, lines):
+    class Complaint:
+        def __del__(self):
+            raise RuntimeError(text)
+
+    def play(*_args, **_kwargs):
+        Complaint()
+        raise StoppedError("it stopped.", signal.SIGTERM)
+
+    assert played(play) == 75
+    assert capfd.readouterr().err.count(f"RuntimeError: {text}") == lines
 
 
 RESULT = {

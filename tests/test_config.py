@@ -70,6 +70,7 @@ def test_bits_by_word_and_by_name_are_the_same():
         ("game.alpha_ds", -0.1),
         ("game.alpha_as", float("nan")),
         ("game.beta", -1.0),
+        ("game.gamma", -1.0),
         ("game.gamma", float("inf")),
         ("game.lambda_l", 0.9),  # above lambda_u
         ("game.lambda_l", -0.1),

@@ -72,7 +72,7 @@ def environment(tmp_path):
     """A stub of an interpreter that makes stubs of environments and notes its calls in `log`."""
     log = tmp_path / "log"
     log.touch()
-    note = f'echo "$*" >>{log}'
+    note = f'(IFS="|"; echo "$*") >>{log}'
     made = write_script(tmp_path / "made", f"{note}\n[ ! -e {tmp_path}/broken ] || exit 1")
     python = write_script(
         tmp_path / "python",
@@ -95,7 +95,7 @@ def environment(tmp_path):
 
 
 def installs(calls):
-    return [call for call in calls if "pip install" in call]
+    return [call for call in calls if "pip|install" in call]
 
 
 def test_local_installs_once_and_hands_everything_on(environment, tmp_path):
@@ -108,11 +108,11 @@ def test_local_installs_once_and_hands_everything_on(environment, tmp_path):
     done, calls = environment(*argv)
     assert done.returncode == 0, done.stderr
     (installed,) = installs(calls)
-    assert f"--constraint {ROOT}/requirements.txt" in installed
-    assert installed.endswith(f"--editable {ROOT}")
+    assert f"--constraint|{ROOT}/requirements.txt" in installed
+    assert installed.endswith(f"--editable|{ROOT}")
     assert calls[-1] == (
-        "-m adadfq_jax quantize --config=configs/digits_resnet20.py:w3a3 "
-        f"--workdir={ROOT}/runs/digits_resnet20_w3a3 --workdir=a b "
+        "-m|adadfq_jax|quantize|--config=configs/digits_resnet20.py:w3a3|"
+        f"--workdir={ROOT}/runs/digits_resnet20_w3a3|--workdir=a b|"
         "--config.quant.overrides=('stem_*=w8a8',)"
     )
     _, calls = environment(*argv)
@@ -134,6 +134,6 @@ def test_a_failed_installation_is_tried_again(environment, tmp_path):
 def test_test_installs_the_extras_lints_and_tests(environment):
     done, calls = environment(ROOT / "launch" / "test.sh", "-k", "a or b")
     assert done.returncode == 0, done.stderr
-    assert installs(calls)[0].endswith(f"--editable {ROOT}[test]")
-    assert [call.split()[1] for call in calls[-3:]] == ["ruff", "ruff", "pytest"]
-    assert calls[-1].endswith("-k a or b")
+    assert installs(calls)[0].endswith(f"--editable|{ROOT}[test]")
+    assert [call.split("|")[1] for call in calls[-3:]] == ["ruff", "ruff", "pytest"]
+    assert calls[-1].endswith("-k|a or b")
