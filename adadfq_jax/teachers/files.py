@@ -109,7 +109,7 @@ def _read_torch(path: Path) -> Any:
     try:
         # torch reads everything that does not begin so as its older format.
         with path.open("rb") as file:
-            zipped = file.read(4) == b"PK\x03\x04"
+            zipped = file.read(2) == b"PK"
         if zipped:
             _check_archive(path)
         with warnings.catch_warnings():
@@ -119,14 +119,18 @@ def _read_torch(path: Path) -> Any:
         raise
     # Any: a damaged pickle can make the reader raise whatever Python can.
     except Exception as error:
-        if refused := re.search(r"(?i)unsupported (?:global|class|operand).*", str(error)):
-            called = re.search(r"GLOBAL (\S+)", str(error)) or re.search(r"class (\S+)", str(error))
-            what = f" (it asks for {called[1]})" if called else f" ({refused[0].rstrip('.')})"
+        reason = str(error).strip()
+        if refused := re.search(r"(?:GLOBAL|class) (\S+)", reason):
             raise TeacherError(
-                f"{name} is refused, and nothing in it was executed: it holds more than "
-                f"weights{what}, and reading that could execute any code; {_WAY_OUT}."
+                f"{name} is refused, and nothing in it was executed: it holds more than weights "
+                f"(it asks for {refused[1]}), and reading that could execute any code; {_WAY_OUT}."
             ) from error
-        reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+        if refused := re.search(r"Unsupported operand \d+", reason):
+            raise TeacherError(
+                f"{name} is refused, and nothing in it was executed: it is damaged or holds more "
+                f"than weights ({refused[0]}), and reading that could execute any code; {_WAY_OUT}."
+            ) from error
+        reason = reason.split("\n")[0].rstrip(".") or type(error).__name__
         raise TeacherError(f"{name} is not a readable PyTorch file: {reason[:200]}.") from error
 
 

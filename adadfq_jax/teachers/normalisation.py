@@ -32,10 +32,10 @@ def parse_normalisation(
     mean, std = mean or named, std or named
     if not mean and not std:
         return (), ()
-    if not mean or not std:
+    means, stds = mean and _parse("mean", 0, mean), std and _parse("std", 1, std)
+    if not means or not stds:
         given, missing = ("mean", "std") if mean else ("std", "mean")
         raise ConfigError(f"--{given} is given without --{missing}.")
-    means, stds = _parse("mean", 0, mean), _parse("std", 1, std)
     if not all(value > 0 for value in stds):
         raise ConfigError(f"--std must be positive, not {std}.")
     return means, stds

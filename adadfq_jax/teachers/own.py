@@ -121,7 +121,7 @@ def check_variables(name: str, arrays: dict[str, np.ndarray], module, image_size
         for key, shape in flax.traverse_util.flatten_dict(shapes, sep="/").items()
         if key.startswith(("params/", "batch_stats/"))
     }
-    for key in arrays.keys() - expected.keys():
+    for key in sorted(arrays.keys() - expected.keys()):
         raise TeacherError(f"{name} holds an unknown array {key!r}; {nearest(key, expected)}")
     for key, shape in expected.items():
         if key not in arrays:
@@ -152,7 +152,7 @@ def _described(name: str, text: str) -> dict[str, Any]:
         raise TeacherError(f"{name} is damaged: its metadata are not JSON ({error}).") from error
     if not isinstance(described, dict):
         raise TeacherError(f"{name} is damaged: its metadata are not a JSON object.")
-    for field in described.keys() - _FIELDS.keys():
+    for field in sorted(described.keys() - _FIELDS.keys()):
         raise TeacherError(f"{name} has unknown metadata {field!r}; {nearest(field, _FIELDS)}")
     for field, (holds, right) in _FIELDS.items():
         if field not in described:
