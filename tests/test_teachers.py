@@ -396,6 +396,15 @@ def test_wrong_zip_members(tmp_path, state):
     fails({k: v for k, v in members.items() if k != weights}, "not a readable PyTorch file")
     fails(members | {weights: b""}, "not a readable PyTorch file")
 
+    # Found by test_mutations: torch takes such a member for empty, and returns whatever is there.
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            member = zipfile.ZipInfo(name)
+            member.external_attr = 0x10 if name == weights else 0
+            archive.writestr(member, content)
+    with pytest.raises(TeacherError, match="marked as folders"):
+        load_teacher(path, **NORMALISATION)
+
 
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("kept", [0, 1, 100, 0.5, 0.999])

@@ -35,6 +35,7 @@ _SAFETENSORS_TYPES = {
     "F32": np.float32,
     "F64": np.float64,
 }
+_FOLDER = 0x10  # of a zip member's MS-DOS attributes
 _WAY_OUT = (
     "in a program that you trust, load the network and write torch.save(model.state_dict(), FILE)"
 )
@@ -152,6 +153,9 @@ def _check_archive(path: Path) -> None:
         # Stored members are no larger than the file, so that checking them takes bounded time.
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
             raise TeacherError(f"{name} has compressed members, which torch.save never writes.")
+        # torch reads no bytes of a member with the attribute of a folder, and says nothing.
+        if any(member.external_attr & _FOLDER for member in members):
+            raise TeacherError(f"{name} is damaged: files in it are marked as folders.")
         if (damaged := archive.testzip()) is not None:
             raise TeacherError(f"{name} is damaged: the checksum of {damaged!r} does not hold.")
 
