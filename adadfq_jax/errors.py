@@ -44,15 +44,19 @@ class StoppedError(AdaDFQError):
         self.signal = signal
 
 
+_FEW = 12
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns a hint for a misspelt name: the nearest known ones, or all of them.
+    """Returns a hint for a misspelt name: the nearest known ones, or all where they are few.
 
     Args:
       name: what was given.
       known: what would have been accepted.
     """
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    cutoff = 0.6 if len(known) <= _FEW else 0.0
+    close = difflib.get_close_matches(name, known, n=3, cutoff=cutoff)
     if close:
         return f"did you mean {' or '.join(close)}?"
     return f"known: {', '.join(known)}."

@@ -67,14 +67,29 @@ class GameState:
     bits: Any
 
 
+# What the step depends on; bit-widths and seed are data to it, and travel in the state.
+_RULES = (
+    "batch_size",
+    "steps_per_epoch",
+    "calibration_epochs",
+    "warmup_epochs",
+    "game",
+    "generator",
+    "student",
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Game:
     """The rules: networks, constants, optimizers and schedules. Immutable; holds no arrays.
 
+    Games of equal rules are equal, whatever their seeds and bit-widths, and share one compiled
+    step.
+
     Attributes:
       classifier: module of teacher and student.
       generator: module of G.
-      config: the run's configuration, see `config.py`.
+      config: the fields of the run's configuration that the step depends on, see `config.py`.
     """
 
     classifier: nn.Module
@@ -87,7 +102,7 @@ class Game:
         return cls(
             classifier=classifier.clone(axis_name=DATA_AXIS),
             generator=models.Generator(image_size, classifier.classes, axis_name=DATA_AXIS),
-            config=ml_collections.FrozenConfigDict(config),
+            config=ml_collections.FrozenConfigDict({name: config[name] for name in _RULES}),
         )
 
     # The players' optimizers. Learning rates are applied in `step`, by the global step, because a
@@ -115,31 +130,33 @@ class Game:
             return Phase.CALIBRATE
         return Phase.WARMUP if epoch < self.config.warmup_epochs else Phase.PLAY
 
-    def init(self, teacher: Any) -> GameState:
+    def init(self, config: ml_collections.ConfigDict, teacher: Any) -> GameState:
         """Returns the state before the first step: Q is P, G is random, ranges are unset.
 
         Args:
+          config: the run's configuration; its seed and bit-widths are used.
           teacher: P's `params` and `batch_stats`.
+
+        Raises:
+          ConfigError: an override of the bit-widths matches no layer.
         """
-        config = self.config
-        size = self.generator.image_size
-        key = jax.random.fold_in(jax.random.key(config.seed), _INITIALIZATION)
-        # The initial values do not depend on the batch, so the unmapped twin may compute them.
-        generator_params = jax.jit(self.generator.clone(axis_name=None).init)(
-            key, jnp.zeros((2, models.LATENT_SIZE)), jnp.zeros((2,), jnp.int32)
-        )["params"]
-        student_params = jax.tree.map(jnp.asarray, teacher["params"])
-        shapes = models.initial_variables(self.classifier.clone(axis_name=None), size)
+        shapes = models.initial_variables(
+            self.classifier.clone(axis_name=None), self.generator.image_size
+        )
         quant = config.quant
+        bits = assign_bits(
+            shapes["bits"], quant.weight_bits, quant.activation_bits, quant.overrides
+        )
+        key = jax.random.fold_in(jax.random.key(config.seed), _INITIALIZATION)
+        generator_params = _initialize(self.generator.clone(axis_name=None), key)
+        student_params = jax.tree.map(jnp.asarray, teacher["params"])
         return GameState(
             step=jnp.int32(0),
             seed=jnp.uint32(config.seed),
             generator=Player(generator_params, self.generator_optimizer.init(generator_params)),
             student=Player(student_params, self.student_optimizer.init(student_params)),
             ranges=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes["ranges"]),
-            bits=assign_bits(
-                shapes["bits"], quant.weight_bits, quant.activation_bits, quant.overrides
-            ),
+            bits=bits,
         )
 
     def sample(self, state: GameState, index: int, count: int) -> tuple[jax.Array, jax.Array]:
@@ -305,7 +322,14 @@ class Game:
         updates, opt_state = optimizer.update(gradients, player.opt_state, player.params)
         rate = learning_rate(rules, self.config.steps_per_epoch)(step)
         params = jax.tree.map(lambda p, u: p - (rate * u).astype(p.dtype), player.params, updates)
-        return Player(params, opt_state), optax.global_norm(gradients)
+        return Player(params, opt_state), optax.tree.norm(gradients)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _initialize(generator: models.Generator, key: jax.Array) -> Any:
+    # The initial values do not depend on the batch.
+    noise, labels = jnp.zeros((2, models.LATENT_SIZE)), jnp.zeros((2,), jnp.int32)
+    return generator.init(key, noise, labels)["params"]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -70,7 +70,8 @@ def _classify(module: nn.Module, variables: Any, images: jax.Array, mean, std) -
 def flatten(variables: Any) -> dict[str, np.ndarray]:
     """Returns nested variables as NumPy arrays by name, such as `params/stem_conv/kernel`."""
     flat = flax.traverse_util.flatten_dict(variables, sep="/")
-    return {name: np.asarray(array) for name, array in flat.items()}
+    # C order, because safetensors writes other layouts' bytes as they lie, which is another array.
+    return {name: np.asarray(array, order="C") for name, array in flat.items()}
 
 
 def unflatten(arrays: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -55,10 +55,11 @@ def load_student(workdir: str | Path) -> Student:
     if written is None:
         raise CheckpointError(f"{str(workdir)!r} holds no run: there is no {CONFIG} in it.")
     teacher = load_teacher(workdir / TEACHER)
-    game = Game.create(ml_collections.ConfigDict(written), teacher.module, teacher.image_size)
+    config = ml_collections.ConfigDict(written)
+    game = Game.create(config, teacher.module, teacher.image_size)
     checkpoints = Checkpoints(workdir)
     try:
-        restored = checkpoints.restore(game.init(teacher.variables))
+        restored = checkpoints.restore(game.init(config, teacher.variables))
     finally:
         checkpoints.close()
     if restored is None:

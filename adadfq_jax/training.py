@@ -1,10 +1,10 @@
 """One run, from a configuration to a measured student."""
 
 import dataclasses
+import functools
 import math
 import signal
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from adadfq_jax.game import Game, GameState, Phase
 from adadfq_jax.progress import Progress
 from adadfq_jax.student import Student, generate, load_student, student_of
 from adadfq_jax.teachers import Teacher, load_teacher, save_teacher
-from adadfq_jax.workdir import RESULT, SAMPLES, TEACHER, MetricLog, Workdir, read_json
+from adadfq_jax.workdir import RESULT, SAMPLES, TEACHER, MetricLog, Workdir
 
 # XLA's CPU backend runs convolutions inside a loop 30 to 50 times slower than outside.
 _STEPS_PER_DISPATCH = {"cpu": 1}
@@ -89,8 +89,9 @@ def quantize(
     dataset = load_dataset(config.data.source, config.data.path)
     if dataset is not None:
         check_fits(dataset, teacher)
+    config.data.mean, config.data.std = teacher.mean, teacher.std
     game = Game.create(config, teacher.module, teacher.image_size)
-    state = game.init(teacher.variables)
+    state = game.init(config, teacher.variables)
 
     # ---- The workdir: ours alone, and of this run ---------------------------------------------
     total = config.epochs * config.steps_per_epoch
@@ -99,11 +100,10 @@ def quantize(
     try:
         if folder is not None:
             folder.claim(config)
-            finished = read_json(folder.path / RESULT)
-            if finished is not None and finished["steps"] >= total:
+            if folder.finished_steps() >= total:
                 progress.say(f"{folder.path}: the run is already complete.")
                 return load_student(folder.path)
-            save_teacher_once(folder, teacher)
+            _keep_teacher(folder, teacher)
         return _run(
             config, game, state, teacher, dataset, devices, folder, progress, should_stop
         )
@@ -139,7 +139,7 @@ def _run(
 
     # ---- Play ---------------------------------------------------------------------------------
     total = config.epochs * config.steps_per_epoch
-    advance = _Dispatch(game, devices)
+    indices = parallel.device_indices(devices)
     variables = parallel.replicate(teacher.variables, devices)
     state = parallel.replicate(state, devices)
     watch = _Watch(config, record, log, progress, step)
@@ -155,7 +155,8 @@ def _run(
         with progress:
             for count in _dispatches(step, total, config, devices[0].platform):
                 phase = game.phase(step)
-                state, metrics = advance(state, variables, phase, count)
+                advance = _compiled(game, tuple(devices), phase, count)
+                state, metrics = advance(state, variables, indices)
                 watch.look(step, phase, metrics)
                 step += count
 
@@ -257,7 +258,7 @@ def _same_digest(config: ml_collections.ConfigDict, teacher: Teacher) -> str:
     return teacher.digest
 
 
-def save_teacher_once(folder: Workdir, teacher: Teacher) -> None:
+def _keep_teacher(folder: Workdir, teacher: Teacher) -> None:
     """Leaves the teacher beside the run, so that its workdir is all that a student needs."""
     target = folder.path / TEACHER
     if not target.exists():
@@ -284,31 +285,24 @@ def _dispatches(
         step += count
 
 
-class _Dispatch:
-    """Runs steps on all devices; compiles once for each phase and number of steps."""
+@functools.lru_cache(maxsize=16)
+def _compiled(game: Game, devices: tuple[jax.Device, ...], phase: Phase, count: int):
+    """Returns the function that plays `count` steps of a phase on all devices.
 
-    def __init__(self, game: Game, devices: list[jax.Device]):
-        self._game, self._devices = game, devices
-        self._indices = parallel.device_indices(devices)
-        self._compiled: dict[tuple[Phase, int], Callable[..., Any]] = {}
+    It maps (state, teacher, device index) to (state, metrics with a leading axis of steps), and is
+    kept, so that another game of the same rules in this process need not compile again.
+    """
 
-    def __call__(self, state: GameState, teacher: Any, phase: Phase, count: int):
-        """Returns the state after `count` steps, and their metrics with a leading axis of steps."""
-        if (phase, count) not in self._compiled:
+    def run(state, teacher, device_index):
+        def body(state, _):
+            return game.step(state, teacher, device_index, phase)
 
-            def run(state, teacher, device_index):
-                def body(state, _):
-                    return self._game.step(state, teacher, device_index, phase)
+        if count > 1:
+            return jax.lax.scan(body, state, length=count)
+        state, metrics = body(state, None)
+        return state, jax.tree.map(lambda value: value[None], metrics)
 
-                if count > 1:
-                    return jax.lax.scan(body, state, length=count)
-                state, metrics = body(state, None)
-                return state, jax.tree.map(lambda value: value[None], metrics)
-
-            self._compiled[phase, count] = parallel.map_over_devices(
-                run, self._devices, donate=(0,)
-            )
-        return self._compiled[phase, count](state, teacher, self._indices)
+    return parallel.map_over_devices(run, list(devices), donate=(0,))
 
 
 class _Watch:

@@ -58,8 +58,7 @@ def teacher() -> Teacher:
     return make_teacher()
 
 
-@pytest.fixture
-def small_config():
+def make_small_config():
     """Twelve steps over all three phases, one device."""
     config = default_config("w4a4")
     config.batch_size = 8
@@ -69,3 +68,8 @@ def small_config():
     config.log_every_steps = 1
     config.evaluation.generated_images = 40
     return config
+
+
+@pytest.fixture
+def small_config():
+    return make_small_config()

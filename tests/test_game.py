@@ -1,0 +1,141 @@
+"""Phases, draws, and a game that does not depend on the devices that play it."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adadfq_jax import parallel
+from adadfq_jax.game import Game, Phase, learning_rate
+from adadfq_jax.models.bits import assign_bits
+
+
+def make_game(config, teacher):
+    return Game.create(config, teacher.module, teacher.image_size)
+
+
+def play(game, config, variables, devices, steps, phases=tuple(Phase)):
+    """Plays `steps` steps in each phase; returns the final state and all metrics, on the host."""
+    state = parallel.replicate(game.init(config, variables), devices)
+    teacher = parallel.replicate(variables, devices)
+    history = []
+    for phase in phases:
+
+        def one(state, teacher, index, phase=phase):
+            return game.step(state, teacher, index, phase)
+
+        step = parallel.map_over_devices(one, devices)
+        for _ in range(steps):
+            state, metrics = step(state, teacher, parallel.device_indices(devices))
+            history.append(parallel.fetch(metrics))
+    return state, history
+
+
+@pytest.mark.usefixtures("x64")
+def test_four_devices_play_the_game_of_one(small_config, teacher):
+    """Eight steps in each phase, float64, to 1e-8."""
+    variables = jax.tree.map(lambda leaf: leaf.astype(np.float64), teacher.variables)
+    game = make_game(small_config, teacher)
+    one, history_one = play(game, small_config, variables, jax.devices()[:1], 8)
+    four, history_four = play(game, small_config, variables, jax.devices()[:4], 8)
+    chex.assert_trees_all_close(history_one, history_four, rtol=1e-8, atol=1e-8)
+    chex.assert_trees_all_close(parallel.fetch(one), parallel.fetch(four), rtol=1e-8, atol=1e-8)
+    for leaf in jax.tree.leaves(four):
+        replicas = np.asarray(leaf)
+        np.testing.assert_array_equal(replicas, np.broadcast_to(replicas[:1], replicas.shape))
+
+
+def test_each_phase_moves_what_it_should(small_config, teacher):
+    game = make_game(small_config, teacher)
+    devices = jax.devices()[:1]
+    moved = {}
+    for phase in Phase:
+        before = game.init(small_config, teacher.variables)
+        after, _ = play(game, small_config, teacher.variables, devices, 2, [phase])
+        after = parallel.fetch(after)
+        moved[phase] = {
+            name
+            for name, old, new in (
+                ("generator", before.generator.params, after.generator.params),
+                ("student", before.student.params, after.student.params),
+                ("ranges", before.ranges, after.ranges),
+            )
+            if any(
+                not np.array_equal(a, b)
+                for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
+            )
+        }
+    assert moved == {
+        Phase.CALIBRATE: {"generator", "ranges"},
+        Phase.WARMUP: {"generator"},
+        Phase.PLAY: {"generator", "student"},
+    }
+
+
+def test_a_phase_is_traced_once_whatever_the_bits(small_config, teacher):
+    chex.clear_trace_counter()
+    game = make_game(small_config, teacher)
+    devices = jax.devices()[:1]
+    step = parallel.map_over_devices(
+        chex.assert_max_traces(
+            lambda state, teacher, index: game.step(state, teacher, index, Phase.CALIBRATE), n=1
+        ),
+        devices,
+    )
+    teacher_variables = parallel.replicate(teacher.variables, devices)
+    start = game.init(small_config, teacher.variables)
+    losses = []
+    for weight_bits, activation_bits, overrides in (
+        (4, 4, ()),
+        (3, 8, ()),
+        (2, 2, ("stem*=w8a8",)),
+    ):
+        bits = assign_bits(start.bits, weight_bits, activation_bits, overrides)
+        state = parallel.replicate(start.replace(bits=bits), devices)
+        _, metrics = step(state, teacher_variables, parallel.device_indices(devices))
+        losses.append(float(parallel.fetch(metrics)["l_q"]))
+    assert len(set(losses)) == 3
+
+
+def test_phases_by_step(small_config, teacher):
+    game = make_game(small_config, teacher)  # 3 steps an epoch; calibration 1, warm-up 2
+    assert [game.phase(step) for step in (0, 2, 3, 5, 6, 11)] == [
+        Phase.CALIBRATE,
+        Phase.CALIBRATE,
+        Phase.WARMUP,
+        Phase.WARMUP,
+        Phase.PLAY,
+        Phase.PLAY,
+    ]
+
+
+def test_draws_depend_on_seed_and_step_alone(small_config, teacher):
+    game = make_game(small_config, teacher)
+    state = game.init(small_config, teacher.variables)
+    noise, labels = game.draw(state)
+    assert noise.shape == (8, 100)
+    assert labels.shape == (8,)
+    again, _ = game.draw(state.replace(ranges=None, student=None))
+    np.testing.assert_array_equal(noise, again)
+    for changed in (state.replace(step=jnp.int32(1)), state.replace(seed=jnp.uint32(1))):
+        assert not np.allclose(noise, game.draw(changed)[0])
+
+
+def test_held_out_images_are_drawn_apart(small_config, teacher):
+    game = make_game(small_config, teacher)
+    state = game.init(small_config, teacher.variables)
+    first, labels = game.sample(state, 0, 20)
+    second, _ = game.sample(state, 1, 20)
+    assert first.shape == (20, 8, 8, 3)
+    np.testing.assert_array_equal(np.bincount(labels), [2] * 10)
+    assert not np.allclose(first, second)
+
+
+def test_learning_rate_counts_global_epochs(small_config):
+    """Epoch e, from 0, has decayed once for every milestone below e + 1 (method of the paper)."""
+    rules = small_config.student
+    rules.learning_rate, rules.milestones, rules.decay = 1.0, (2, 3), 0.1
+    rate = learning_rate(rules, steps_per_epoch=10)
+    rates = [float(rate(step)) for step in (0, 19, 20, 29, 30, 99)]
+    np.testing.assert_allclose(rates, [1, 1, 0.1, 0.1, 0.01, 0.01], rtol=1e-6)
