@@ -213,6 +213,16 @@ def test_wrappers_are_unwrapped(tmp_path, state, wrap):
     assert same(teacher, state)
 
 
+def test_memory_in_another_order(tmp_path, state):
+    other = {
+        k: v.to(memory_format=torch.channels_last) if v.dim() == 4 else v for k, v in state.items()
+    }
+    other["linear.weight"] = state["linear.weight"].T.contiguous().T
+    teacher = load_teacher(save(tmp_path / "teacher.pt", other), **NORMALISATION)
+    expected = load_teacher(save(tmp_path / "teacher.pt", state), **NORMALISATION)
+    assert teacher.digest == expected.digest
+
+
 def test_an_entry_can_be_named(tmp_path, state):
     other = {key: value + 1 for key, value in state.items()}
     path = save(tmp_path / "teacher.pt", {"state_dict": state, "state_dict_ema": other})
@@ -450,9 +460,13 @@ BAD_STATES = {
         lambda s: changed(s, **{"conv1.weight": s["conv1.weight"].to(torch.int32)}),
         "'conv1.weight' has the type int32",
     ),
-    "quantized": (
+    "sparse": (
         lambda s: changed(s, **{"conv1.weight": s["conv1.weight"].to_sparse()}),
         "not a plain dense tensor",
+    ),
+    "repeated": (
+        lambda s: changed(s, **{"bn1.bias": s["bn1.bias"][:1].expand(16)}),
+        "'bn1.bias' is not a plain dense tensor",
     ),
     "no tensor": (lambda s: changed(s, lr=0.1), "the entry 'lr' of its state dict is no tensor"),
     "renamed": (

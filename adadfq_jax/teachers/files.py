@@ -200,7 +200,12 @@ def _to_numpy(name: str, key: Any, tensor: Any) -> np.ndarray:
             f"{name}: the entry {key!r} of its state dict is no tensor but a "
             f"{type(tensor).__name__}."
         )
-    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+    if (
+        tensor.layout is not torch.strided
+        or tensor.is_quantized
+        or tensor.device.type != "cpu"
+        or not _is_dense(tensor)
+    ):
         raise TeacherError(f"{name}: {key!r} is not a plain dense tensor.")
     if key.endswith("num_batches_tracked"):
         return np.zeros(())
@@ -209,6 +214,19 @@ def _to_numpy(name: str, key: Any, tensor: Any) -> np.ndarray:
     if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise TeacherError(_not_floating(name, key, str(tensor.dtype).removeprefix("torch.")))
     return tensor.detach().to(torch.float32).numpy()
+
+
+def _is_dense(tensor: Any) -> bool:
+    """Whether a tensor has each number of its memory once, in any order of dimensions.
+
+    Weights have. A damaged stride is the commonest damage that torch's older format lets through.
+    """
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
 
 
 def _not_floating(name: str, key: str, kind: str) -> str:
