@@ -16,6 +16,7 @@ gives the gradient of one.
 import dataclasses
 import enum
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -245,6 +246,7 @@ class Game:
         metrics |= {
             "l_g": loss_g,
             "l_q": loss_q,
+            "range_width": _mean_width(ranges),
             "generator_gradient": norm_g,
             "student_gradient": norm_q,
         }
@@ -352,6 +354,12 @@ def learning_rate(rules: ml_collections.FrozenConfigDict, steps_per_epoch: int) 
     )
 
 
+def _mean_width(ranges: Any) -> jax.Array:
+    """Returns the mean width of the activation ranges, over the layers."""
+    widths = _leaves_by_layer(ranges, lambda layer: layer["maximum"] - layer["minimum"])
+    return jnp.stack(widths).mean()
+
+
 def _gather(logits: jax.Array) -> jax.Array:
     return jax.lax.all_gather(logits, DATA_AXIS, tiled=True)
 
@@ -360,8 +368,8 @@ def _stored_statistics(teacher: Any) -> list[tuple[jax.Array, jax.Array]]:
     return _leaves_by_layer(teacher["batch_stats"], lambda layer: (layer["mean"], layer["var"]))
 
 
-def _leaves_by_layer(tree: Any, read) -> list[tuple[jax.Array, jax.Array]]:
+def _leaves_by_layer(tree: Any, read: Callable[[Any], Any]) -> list[Any]:
     """Reads every innermost dict of a collection, in the order of the layers' names."""
     if not any(isinstance(child, dict) for child in tree.values()):
         return [read(tree)]
-    return [pair for name in sorted(tree) for pair in _leaves_by_layer(tree[name], read)]
+    return [value for name in sorted(tree) for value in _leaves_by_layer(tree[name], read)]

@@ -42,8 +42,7 @@ class _Record:
     seconds: float = 0.0  # of playing, over all its processes so far
     calibrated: dict[str, Any] = dataclasses.field(default_factory=dict)
     best: dict[str, Any] = dataclasses.field(default_factory=dict)
-    widths: list[float] = dataclasses.field(default_factory=list)  # before the last calibration
-    range_change: float | None = None  # largest relative one in the last calibration epoch
+    widths: list[float] = dataclasses.field(default_factory=list)  # of ranges, summed by epoch
     bns_sum: float = 0.0
     bns_steps: int = 0
     bns_high: int = 0  # steps in a row
@@ -104,9 +103,7 @@ def quantize(
                 progress.say(f"{folder.path}: the run is already complete.")
                 return load_student(folder.path)
             _keep_teacher(folder, teacher)
-        return _run(
-            config, game, state, teacher, dataset, devices, folder, progress, should_stop
-        )
+        return _run(config, game, state, teacher, dataset, devices, folder, progress, should_stop)
     finally:
         if folder is not None:
             folder.close()
@@ -163,7 +160,6 @@ def _run(
                 if step % config.steps_per_epoch == 0:
                     watch.catch_up()
                     epoch = step // config.steps_per_epoch
-                    _follow_ranges(record, epoch, config, state)
                     if _evaluation_is_due(epoch, config):
                         host = parallel.fetch(state)
                         measured = _measure(config, game, host, teacher, dataset, devices)
@@ -210,7 +206,7 @@ def _run(
         "best_step": record.best.get("step"),
         "agreement": measured["agreement"],
         "calibrated_agreement": record.calibrated.get("agreement"),
-        "range_change": record.range_change,
+        "range_change": _range_change(record.widths),
         "steps": step,
         "weight_bits": config.quant.weight_bits,
         "activation_bits": config.quant.activation_bits,
@@ -368,6 +364,9 @@ class _Watch:
         if phase is Phase.CALIBRATE:
             record.bns_sum += values["l_bns"]
             record.bns_steps += 1
+            if step % self._config.steps_per_epoch == 0:
+                record.widths.append(0.0)
+            record.widths[-1] += values["range_width"]
             return
         usual = record.bns_sum / max(record.bns_steps, 1)
         record.bns_high = record.bns_high + 1 if values["l_bns"] > _BNS_ALARM_FACTOR * usual else 0
@@ -397,27 +396,13 @@ class _Watch:
         self._progress.update(done, phase.value, self._rate, mean)
 
 
-def _follow_ranges(record: _Record, epoch: int, config, state: GameState) -> None:
-    """Notes how far the activation ranges moved in the last epoch of calibration."""
-    if epoch not in (config.calibration_epochs - 1, config.calibration_epochs):
-        return
-    widths = [
-        float(width)
-        for width in jax.tree.leaves(
-            jax.tree.map(
-                lambda layer: layer["maximum"] - layer["minimum"],
-                parallel.fetch(state.ranges),
-                is_leaf=lambda node: "maximum" in node,
-            )
-        )
-    ]
-    if epoch == config.calibration_epochs and record.widths:
-        changes = [
-            abs(after - before) / max(after, 1e-8)
-            for before, after in zip(record.widths, widths, strict=True)
-        ]
-        record.range_change = max(changes)
-    record.widths = widths
+def _range_change(widths: list[float]) -> float | None:
+    """Returns how far the ranges moved in the last epoch of calibration.
+
+    Relative change of their mean width, over layers and the steps of an epoch: single layers
+    fluctuate from batch to batch by more than they drift.
+    """
+    return None if len(widths) < 2 else abs(widths[-1] / widths[-2] - 1)
 
 
 # ---- Measuring --------------------------------------------------------------------------------

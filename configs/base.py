@@ -1,4 +1,4 @@
-"""Every field with its default, documented in `adadfq_jax/config.py`; the paper's CIFAR settings."""
+"""Every field with its default (`adadfq_jax/config.py`): the paper's CIFAR settings."""
 
 from adadfq_jax.config import default_config
 

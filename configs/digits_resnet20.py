@@ -1,22 +1,18 @@
 """The built-in example: a ResNet-20 teacher of handwritten digits, quantized to 2-bit activations.
 
-  ./launch/local.sh configs/digits_resnet20.py
+./launch/local.sh configs/digits_resnet20.py
 """
 
-from pathlib import Path
-
-import adadfq_jax
+from adadfq_jax.assets import DIGITS_TEACHER, DIGITS_TEST
 from adadfq_jax.config import default_config
-
-_ASSETS = Path(adadfq_jax.__file__).parent / "assets"
 
 
 def get_config(bits: str = "w4a2"):
     """Returns the configuration for bit-widths written like `w4a2`."""
     config = default_config(bits)
-    config.teacher.path = str(_ASSETS / "digits_resnet20.safetensors")
+    config.teacher.path = str(DIGITS_TEACHER)
     config.data.source = "npz"
-    config.data.path = str(_ASSETS / "digits_test.npz")
+    config.data.path = str(DIGITS_TEST)
     config.steps_per_epoch = 100
     config.calibration_epochs = config.warmup_epochs = 6
     config.epochs = 20

@@ -1,14 +1,12 @@
 """A whole two-player step agrees with the independent PyTorch transcription in `reference/`."""
 
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
 import torch
 
-import adadfq_jax
 from adadfq_jax import parallel
+from adadfq_jax.assets import DIGITS_TEACHER
 from adadfq_jax.config import default_config
 from adadfq_jax.game import Game, Phase
 from adadfq_jax.network import flatten
@@ -16,7 +14,6 @@ from adadfq_jax.reference import game as reference
 from adadfq_jax.reference import networks
 from adadfq_jax.teachers import load_teacher
 
-DIGITS = Path(adadfq_jax.__file__).parent / "assets" / "digits_resnet20.safetensors"
 SIZE, BATCH = 16, 8
 PHASES = {Phase.CALIBRATE: "calibrate", Phase.WARMUP: "warmup", Phase.PLAY: "play"}
 NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
@@ -94,7 +91,7 @@ def play(dtype, procedure: str, steps: int):
     config = default_config("w4a4")
     config.batch_size = BATCH
     # The built-in teacher: with a random one L_BNS is so large that rounding noise passes 1e-9.
-    teacher = load_teacher(DIGITS)
+    teacher = load_teacher(DIGITS_TEACHER)
     variables = jax.tree.map(lambda leaf: leaf.astype(dtype), teacher.variables)
     game = Game.create(config, teacher.module, SIZE)
     state = jax.tree.map(np.asarray, game.init(config, variables))

@@ -14,7 +14,6 @@ Writes `digits_resnet20.safetensors`, `digits_validation.npz` and `digits_test.n
 """
 
 import functools
-from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -24,10 +23,10 @@ import optax
 from PIL import Image
 
 from adadfq_jax import evaluate, models, save_teacher
+from adadfq_jax.assets import DIGITS_TEACHER, DIGITS_TEST, DIGITS_VALIDATION
 from adadfq_jax.data import from_arrays
 from adadfq_jax.teachers import Teacher
 
-_FOLDER = Path(__file__).parent
 _SIZE, _CLASSES = 16, 10
 _SHIFT, _NOISE = 2, 0.3
 _BATCH, _STEPS, _LEARNING_RATE, _WEIGHT_DECAY, _MOMENTUM = 64, 1000, 0.1, 5e-4, 0.9
@@ -52,9 +51,7 @@ def load_digits():
     rest, test = train_test_split(
         np.arange(len(labels)), test_size=360, stratify=labels, random_state=0
     )
-    train, validation = train_test_split(
-        rest, test_size=180, stratify=labels[rest], random_state=0
-    )
+    train, validation = train_test_split(rest, test_size=180, stratify=labels[rest], random_state=0)
     parts = {"train": train, "validation": validation, "test": test}
     return {name: (images[index], labels[index]) for name, index in parts.items()}
 
@@ -124,10 +121,10 @@ def main() -> None:
     """Trains, measures and writes."""
     parts = load_digits()
     teacher = train(*parts["train"])
-    save_teacher(teacher, _FOLDER / "digits_resnet20.safetensors")
-    for name in ("validation", "test"):
+    save_teacher(teacher, DIGITS_TEACHER)
+    for name, path in (("validation", DIGITS_VALIDATION), ("test", DIGITS_TEST)):
         images, labels = parts[name]
-        np.savez_compressed(_FOLDER / f"digits_{name}.npz", x=images, y=labels)
+        np.savez_compressed(path, x=images, y=labels)
         accuracy = evaluate(teacher, from_arrays(images, labels))
         print(f"{name}: top-1 {accuracy['top1']:.2%} on {len(labels)} images")
 

@@ -1,0 +1,76 @@
+"""The generator's sub-pixel form is the plain one; its BatchNorm is the batch's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adadfq_jax.models import generator
+
+
+def convolve(x, kernel):
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("shape", [(2, 4, 4, 3), (1, 5, 3, 2), (1, 1, 1, 4)])
+def test_sub_pixel_form_is_the_convolution_of_the_enlarged_image(shape):
+    random = np.random.default_rng(0)
+    x, kernel = random.normal(size=shape), random.normal(size=(3, 3, shape[-1], 5))
+
+    def plain(x, kernel):
+        return convolve(x.repeat(2, 1).repeat(2, 2), kernel)
+
+    np.testing.assert_allclose(
+        generator.upsampled_convolution(x, kernel), plain(jnp.array(x), kernel), atol=1e-12
+    )
+    weights = random.normal(size=plain(jnp.array(x), kernel).shape)
+    for argument in (0, 1):
+        gradients = [
+            jax.grad(lambda *a, f=f: (f(*a) * weights).sum(), argument)(jnp.array(x), kernel)
+            for f in (generator.upsampled_convolution, plain)
+        ]
+        np.testing.assert_allclose(*gradients, atol=1e-11)
+
+
+@pytest.mark.usefixtures("x64")
+def test_thin_convolution_is_a_convolution():
+    random = np.random.default_rng(0)
+    x, kernel = random.normal(size=(2, 6, 5, 4)), random.normal(size=(3, 3, 4, 3))
+    np.testing.assert_allclose(
+        generator.thin_convolution(x, kernel), convolve(x, kernel), atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("size", [8, 16, 32])
+def test_images_are_normalised_per_channel_over_the_batch(size):
+    module = generator.Generator(image_size=size, classes=10)
+    noise = jax.random.normal(jax.random.key(0), (16, generator.LATENT_SIZE))
+    labels = jnp.arange(16) % 10
+    params = module.init(jax.random.key(1), noise, labels)["params"]
+    images = module.apply({"params": params}, noise, labels)
+    assert images.shape == (16, size, size, 3)
+    np.testing.assert_allclose(images.mean((0, 1, 2)), 0, atol=1e-4)
+    np.testing.assert_allclose(images.std((0, 1, 2)), 1, atol=1e-2)
+
+
+def test_labels_change_the_images():
+    module = generator.Generator(image_size=8, classes=10)
+    noise = jax.random.normal(jax.random.key(0), (4, generator.LATENT_SIZE))
+    params = module.init(jax.random.key(1), noise, jnp.zeros(4, int))["params"]
+    zeros, ones = (module.apply({"params": params}, noise, jnp.full(4, label)) for label in (0, 1))
+    assert not np.allclose(zeros, ones)
+
+
+def test_parameters_are_the_papers():
+    """Shapes of the CIFAR generator at 32 px, by hand from the layer table."""
+    module = generator.Generator(image_size=32, classes=10)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((2, 100)), jnp.zeros(2, int))[
+        "params"
+    ]
+    count = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    dense = 100 * 128 * 64 + 128 * 64
+    convs = 9 * 128 * 128 + 128 + 9 * 128 * 64 + 64 + 9 * 64 * 3 + 3
+    assert count == 10 * 100 + dense + convs + 2 * (128 + 128 + 64)
