@@ -1,6 +1,13 @@
-"""The built-in example: a ResNet-20 teacher of handwritten digits, quantized to 2-bit activations.
+"""The built-in example: a teacher of handwritten digits, quantized to 2-bit activations.
 
-./launch/local.sh configs/digits_resnet20.py
+  ./launch/local.sh configs/digits_resnet20.py
+
+Expected (seeds 0 to 2, 360 test images): see the README. The first and the last layer keep 8 bits,
+as is common; without that, w4a2 still works but ends about a point lower on validation images.
+
+The schedule was chosen on the validation images. The generator's learning rate falls early so that
+it, and with it the ranges, has settled when calibration ends; what is left to repair then is the
+bit-width's fault alone.
 """
 
 from adadfq_jax.assets import DIGITS_TEACHER, DIGITS_TEST
@@ -13,9 +20,10 @@ def get_config(bits: str = "w4a2"):
     config.teacher.path = str(DIGITS_TEACHER)
     config.data.source = "npz"
     config.data.path = str(DIGITS_TEST)
-    config.steps_per_epoch = 100
-    config.calibration_epochs = config.warmup_epochs = 6
-    config.epochs = 20
-    config.generator.milestones = (12, 16)
-    config.student.milestones = (12, 16)
+    config.quant.overrides = ("stem_*=w8a8", "classifier=w8")
+    config.steps_per_epoch = 200
+    config.calibration_epochs = config.warmup_epochs = 4
+    config.epochs = 9
+    config.generator.milestones = (1, 2)
+    config.student.milestones = (7, 8)
     return config
