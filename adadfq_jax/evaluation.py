@@ -1,6 +1,7 @@
 """Accuracy of a network on labelled images, over any number of devices."""
 
 import functools
+import itertools
 import time
 from typing import Any
 
@@ -13,55 +14,98 @@ from adadfq_jax import parallel
 from adadfq_jax.data import Dataset, check_fits, check_labels, from_arrays
 from adadfq_jax.network import Network, normalize
 
-_PADDING = -1  # label of images that only fill a batch
-
 
 def evaluate(
     network: Network,
     dataset: Dataset | tuple[np.ndarray, np.ndarray],
     batch_size: int = 256,
     devices: list[jax.Device] | None = None,
-) -> dict[str, float]:
+    *,
+    per_class: bool = False,
+) -> dict[str, Any]:
     """Measures a teacher or a student, counting every image exactly once.
 
     Args:
       network: what to measure.
       dataset: an evaluation set, or (images, labels) as `data.from_arrays` takes them.
       batch_size: images at a time, over all devices (rounded up to a multiple of them).
-      devices: where to run; all by default.
+      devices: where to run; all by default. With several processes, each reads its share.
+      per_class: whether to return what was counted of each class.
 
     Returns:
-      `top1` and `top5` as fractions, `images`, `images_per_second`.
+      `top1` and `top5` as fractions, `images`, `images_per_second` (loading included; the first
+      batch, which compiles, excluded where there are several), and with `per_class` also
+      `per_class`: an int array (classes, 3) of images, top-1 hits and top-5 hits.
 
     Raises:
-      DataError: the images or labels do not fit the network.
+      DataError: an image cannot be read, or images or labels do not fit the network.
     """
     if not isinstance(dataset, Dataset):
         dataset = from_arrays(*dataset)
     check_fits(dataset, network)
     devices = devices or jax.devices()
+    own, shard, shards = parallel.part_of_process(devices)
+    share = -(-min(batch_size, len(dataset)) // len(devices))
+    counts, rate = count_hits(network, dataset, share, devices, len(own), shard, shards)
+    images, top1, top5 = counts.sum(0).tolist()
+    result = {
+        "top1": top1 / images,
+        "top5": top5 / images,
+        "images": images,
+        "images_per_second": rate,
+    }
+    return result | ({"per_class": counts} if per_class else {})
+
+
+def count_hits(
+    network: Network,
+    dataset: Dataset,
+    share: int,
+    devices: list[jax.Device],
+    own: int,
+    shard: int = 0,
+    shards: int = 1,
+) -> tuple[np.ndarray, float]:
+    """Counts hits over all devices, reading this process's shard of the images.
+
+    Args:
+      network: what to measure.
+      dataset: an evaluation set that fits it.
+      share: images at a time for each device.
+      devices: where to run, over all processes.
+      own: how many of them are this process's; the same for each process.
+      shard, shards: which part of the set this process reads, of how many.
+
+    Returns:
+      (int array (classes, 3) of images, top-1 hits and top-5 hits, summed over the devices; images
+      per second of them all).
+    """
     count = _compiled(network.module, network.mean, network.std, tuple(devices))
     variables = parallel.replicate(network.variables, devices)
-    share = -(-min(batch_size, len(dataset)) // len(devices))
+    size = network.image_size
+    # Shards differ by an image, but every process has to take part in every step.
+    steps = -(-len(dataset) // (share * own * shards))
+    nothing = np.zeros((0, size, size, 3), np.uint8), np.zeros(0, np.int32)
+    batches = dataset.batches(share * own, size, shard=shard, shards=shards)
 
-    start = time.perf_counter()
-    counted = []
-    for images, labels in dataset.batches(share * len(devices)):
-        check_labels(dataset, labels, network)
-        missing = share * len(devices) - len(labels)
+    counted, start, done = [], time.perf_counter(), 0
+    for images, labels in itertools.islice(
+        itertools.chain(batches, itertools.repeat(nothing)), steps
+    ):
+        if len(labels):
+            check_labels(dataset, labels, network)
+        missing = share * own - len(labels)
         images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
-        labels = np.pad(labels, (0, missing), constant_values=_PADDING)
-        shape = (len(devices), share)
-        batch = (images.reshape(*shape, *images.shape[1:]), labels.reshape(shape))
+        # A label beyond the classes belongs to an image that only fills the batch.
+        labels = np.pad(labels, (0, missing), constant_values=network.classes)
+        batch = images.reshape(own, share, *images.shape[1:]), labels.reshape(own, share)
         counted.append(count(variables, *batch))
-    top1, top5 = np.sum([parallel.fetch(pair) for pair in counted], axis=0)
+        if len(counted) == 1 and steps > 1:
+            counted[0].block_until_ready()
+            start, done = time.perf_counter(), share * len(devices)
+    counts = np.sum([parallel.fetch(part) for part in counted], axis=0)
     seconds = time.perf_counter() - start
-    return {
-        "top1": float(top1) / len(dataset),
-        "top5": float(top5) / len(dataset),
-        "images": len(dataset),
-        "images_per_second": len(dataset) / seconds,
-    }
+    return counts, (len(dataset) - done) / seconds
 
 
 @functools.lru_cache(maxsize=8)
@@ -70,7 +114,8 @@ def _compiled(module: nn.Module, mean, std, devices: tuple[jax.Device, ...]):
         logits = module.apply(variables, normalize(images, mean, std))
         _, best = jax.lax.top_k(logits, min(5, module.classes))
         hits = best == labels[:, None]
-        counts = jnp.stack([hits[:, 0].sum(), hits.sum()])
+        counts = jnp.stack([jnp.ones_like(labels), hits[:, 0], hits.any(-1)], -1)
+        counts = jax.ops.segment_sum(counts, labels, module.classes)
         return jax.lax.psum(counts, parallel.DATA_AXIS)
 
     return parallel.map_over_devices(count, list(devices))

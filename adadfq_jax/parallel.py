@@ -38,6 +38,14 @@ def choose_devices(count: int, batch_size: int) -> list[jax.Device]:
     return found[:count]
 
 
+def part_of_process(devices: list[jax.Device]) -> tuple[list[jax.Device], int, int]:
+    """Returns this process's devices among those given, its index and the number of processes."""
+    processes = sorted({device.process_index for device in devices})
+    own = jax.process_index()
+    mine = [device for device in devices if device.process_index == own]
+    return mine, processes.index(own), len(processes)
+
+
 def map_over_devices(
     function: Callable[..., Any],
     devices: list[jax.Device],

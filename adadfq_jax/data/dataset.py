@@ -1,16 +1,18 @@
-"""Evaluation sets: real images that measure a network and never train one."""
+"""What an evaluation set is, and the one pipeline that reads it in batches."""
 
 import dataclasses
-import zipfile
-import zlib
+import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import grain
 import numpy as np
 
+from adadfq_jax.data.images import fit
 from adadfq_jax.errors import DataError
+
+
+_LARGEST_POOL = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,19 +23,52 @@ class Dataset:
       name: for people.
       records: `records[i]` is (image, label): uint8 (H, W, 3) and an int.
       labels: smallest and largest label, where they are known without reading every image.
+      class_names: what the labels stand for, where the set tells.
+      encoded: whether a record is decoded when it is read, and may have any size; `batches` then
+        brings it to the network's. Other images must have the network's size.
     """
 
     name: str
     records: Sequence[tuple[np.ndarray, int]]
     labels: tuple[int, int] | None = None
+    class_names: tuple[str, ...] | None = None
+    encoded: bool = False
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def batches(self, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields every image once, in order: uint8 (b, H, W, 3) and int32 (b,), the last short."""
-        pipeline = grain.MapDataset.source(self.records).batch(batch_size)
-        for images, labels in pipeline:
+    def batches(
+        self,
+        batch_size: int,
+        image_size: int | None = None,
+        *,
+        shard: int = 0,
+        shards: int = 1,
+        workers: int | None = None,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields every image of a shard once, in order.
+
+        Args:
+          batch_size: images at a time; the last batch may be short.
+          image_size: side of the network's images in pixels; needed where they are encoded.
+          shard, shards: which part of the set, of how many: the images shard, shard + shards, …
+          workers: threads that read, decode and resize; by default one for each core where
+            images are encoded, and none where they lie in memory.
+
+        Yields:
+          uint8 (b, H, W, 3) and int32 (b,).
+        """
+        if shard >= len(self):
+            return
+        if workers is None:
+            workers = min(os.cpu_count() or 1, _LARGEST_POOL) if self.encoded else 0
+        pipeline = grain.MapDataset.source(self.records)[shard::shards]
+        if self.encoded:
+            pipeline = pipeline.map(lambda record: (fit(record[0], image_size), record[1]))
+        # No more than a batch is made ahead of need, however large the images.
+        ahead = max(workers, batch_size) if workers else 0
+        options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=ahead)
+        for images, labels in pipeline.to_iter_dataset(options).batch(batch_size):
             yield images, labels.astype(np.int32)
 
 
@@ -77,42 +112,18 @@ def from_arrays(images: np.ndarray, labels: np.ndarray, name: str = "arrays") ->
     return Dataset(name, _ArrayRecords(images, labels), (int(labels.min()), int(labels.max())))
 
 
-def load_dataset(source: str, path: str | Path | None = None) -> Dataset | None:
-    """Opens an evaluation set.
-
-    Args:
-      source: "npz", or "none" for no data at all.
-      path: for "npz", a file with `x`, uint8 (N, H, W, 3), and `y`, integers (N,).
-
-    Returns:
-      The set, or None for "none".
-
-    Raises:
-      DataError: it cannot be read.
-    """
-    if source == "none":
-        return None
-    if source == "npz":
-        return _load_npz(Path(path))
-    raise DataError(f"unknown data source {source!r}; known: none, npz.")
-
-
-def _load_npz(path: Path) -> Dataset:
-    if not path.is_file():
-        raise DataError(f"there is no data file {str(path)!r}.")
-    if not zipfile.is_zipfile(path):  # np.load also opens other kinds of files
-        raise DataError(f"{str(path)!r} is not an .npz file, or it is cut short.")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return from_arrays(file["x"], file["y"], str(path))
-    except KeyError as error:
-        raise DataError(f"{str(path)!r} must hold arrays 'x' and 'y': {error}.") from error
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{str(path)!r} is not a readable .npz file: {error}.") from error
-
-
 def check_fits(dataset: Dataset, network: Any) -> None:
-    """Raises DataError where a set's first image, or a label it tells, does not fit a network."""
+    """Raises DataError where what a set tells of its images and labels does not fit a network."""
+    names = dataset.class_names
+    if names is not None and len(names) != network.classes:
+        raise DataError(
+            f"{dataset.name} has {len(names)} classes ({_shortened(names)}), but the teacher has "
+            f"{network.classes}."
+        )
+    if dataset.labels is not None:
+        check_labels(dataset, dataset.labels, network)
+    if dataset.encoded:
+        return
     image, _ = dataset.records[0]
     size = network.image_size
     if image.shape != (size, size, 3):
@@ -120,8 +131,10 @@ def check_fits(dataset: Dataset, network: Any) -> None:
             f"{dataset.name} has images of {image.shape[0]}x{image.shape[1]} pixels, but the "
             f"teacher takes {size}x{size}."
         )
-    if dataset.labels is not None:
-        check_labels(dataset, dataset.labels, network)
+
+
+def _shortened(names: Sequence[str]) -> str:
+    return ", ".join(names if len(names) <= 4 else [*names[:3], "…", names[-1]])
 
 
 def check_labels(dataset: Dataset, labels: Sequence[int] | np.ndarray, network: Any) -> None:
