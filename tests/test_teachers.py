@@ -28,6 +28,15 @@ def pytorchcv(module, name):
     return lambda: getattr(importlib.import_module(f"pytorchcv.models.{module}"), name)()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """torch's threads wait for each other by spinning: on busy cores that is 20 times slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def case(expected, make, size, architecture=None, slow=False):
     marks = [pytest.mark.slow] if slow else []
     return pytest.param(expected, make, size, architecture, marks=marks)
@@ -172,6 +181,27 @@ def test_logits_in_float32(tmp_path):
     np.testing.assert_allclose(ours, logits, rtol=0, atol=1e-4 * np.abs(logits).max())
 
 
+def test_the_questions_matter(tmp_path):
+    """Networks with the same variables that differ as much as networks do."""
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    for make, names in (
+        (
+            lambda: nets.ResNet((3, 4, 6, 3), 8, stride_first=False),
+            ("resnet50_stride3x3_x0.125", "resnet50_stride1x1_x0.125"),
+        ),
+        (
+            lambda: nets.ResNet((2, 2, 2, 2), 8, 10, 3, False),
+            ("resnet18_3x3_x0.125", "resnet18_3x3_pool_x0.125"),
+        ),
+    ):
+        path = save(tmp_path / "teacher.pth", nets.disturb(make()).state_dict())
+        one, other = (
+            np.asarray(load_teacher(path, name, image_size=32, **NORMALISATION)(images))
+            for name in names
+        )
+        assert np.abs(one - other).max() > 0.05 * np.abs(one).max()
+
+
 # ---- Wrappers, prefixes, formats ------------------------------------------------------------
 
 
@@ -205,6 +235,7 @@ def prefixed(state, prefix):
         lambda s: {"state_dict": {k: v + 1 for k, v in s.items()}, "state_dict_ema": s},
         lambda s: {"n_averaged": torch.tensor(7), **prefixed(s, "module.")},
         lambda s: prefixed(s, "_orig_mod."),
+        lambda s: {"ema": {"decay": 0.99}, "state_dict": s},
     ],
 )
 def test_wrappers_are_unwrapped(tmp_path, state, wrap):

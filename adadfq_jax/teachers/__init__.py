@@ -56,7 +56,9 @@ def load_teacher(
     Network, classes, shortcuts and naming are recognised from the file. What a PyTorch file cannot
     tell has to be given: the normalisation; the image size, except for the networks `*_cifar`,
     which are by definition for 32x32 pixels; and `architecture` where two networks have the same
-    variables (where a bottleneck has its stride, whether a max-pool follows a 3x3 stem).
+    variables (where a bottleneck has its stride, whether a max-pool follows a 3x3 stem). What no
+    such file says and nobody asks is taken to be as in the original networks: the strides of the
+    stages, zero channels added on both sides by shortcuts of option A, BatchNorm's epsilon of 1e-5.
 
     Args:
       path: a PyTorch checkpoint (`.pth`, `.pt`, `.th`; needs torch, and never executes what the
@@ -84,6 +86,8 @@ def load_teacher(
         parse(architecture)
     _check_given(mean, std, image_size)
     if path.suffix == ".safetensors" and own.is_own(path):
+        if entry is not None:
+            raise TeacherError(f"{str(path)!r} is this project's own file: it has no entries.")
         return _load_own(path, architecture, mean, std, image_size)
     return load_foreign(path, architecture, mean=mean, std=std, image_size=image_size, entry=entry)
 

@@ -165,21 +165,16 @@ def _unwrap(loaded: Any, name: str, entry: str | None) -> tuple[Mapping[str, Any
     if not isinstance(loaded, Mapping):
         raise TeacherError(f"{name} holds no state dict but a {type(loaded).__name__}; {_WAY_OUT}.")
     if entry is not None and not isinstance(loaded.get(entry), Mapping):
-        raise TeacherError(
-            f"{name} has no state dict under {entry!r}; "
-            f"{nearest(entry, [str(key) for key, value in loaded.items() if _is_mapping(value)])}"
-        )
+        others = [str(key) for key, value in loaded.items() if isinstance(value, Mapping)]
+        raise TeacherError(f"{name} has no state dict under {entry!r}; {nearest(entry, others)}")
     trail = []
-    while True:
-        wanted = (entry,) if entry is not None and not trail else _ENTRIES
-        found = next((key for key in wanted if _is_mapping(loaded.get(key))), None)
-        if found is None:
-            break
+    if entry is not None:
+        trail.append(entry)
+        loaded = loaded[entry]
+    while found := next((key for key in _ENTRIES if _holds_tensors(loaded.get(key))), None):
         trail.append(found)
         loaded = loaded[found]
-        if len(trail) > 4:
-            raise TeacherError(f"{name} holds no state dict, but entries within entries.")
-    if not any(hasattr(value, "numpy") for value in loaded.values()):
+    if not _holds_tensors(loaded):
         inside = f" under {'.'.join(trail)!r}" if trail else ""
         some = ", ".join(sorted(map(str, loaded))[:5]) or "nothing"
         raise TeacherError(
@@ -188,8 +183,13 @@ def _unwrap(loaded: Any, name: str, entry: str | None) -> tuple[Mapping[str, Any
     return loaded, ".".join(trail)
 
 
-def _is_mapping(value: Any) -> bool:
-    return isinstance(value, Mapping)
+def _holds_tensors(value: Any, depth: int = 3) -> bool:
+    """Whether a value is a state dict, or has one in a known entry, a few levels down at most."""
+    if not isinstance(value, Mapping):
+        return False
+    return any(hasattr(item, "numpy") for item in value.values()) or (
+        depth > 0 and any(_holds_tensors(value.get(key), depth - 1) for key in _ENTRIES)
+    )
 
 
 def _to_numpy(name: str, key: Any, tensor: Any) -> np.ndarray:
