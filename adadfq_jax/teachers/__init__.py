@@ -1,8 +1,8 @@
 """Teachers: full-precision classifiers, read from files.
 
-A file's way in: `files` reads named arrays without executing anything, `recognition` tells which
-network they are and how it names them (`keys`), `pytorch` turns them into variables. This project's
-`own` files say all of it themselves.
+A file's way in: `files` reads named arrays without executing anything (`pickles`), `recognition`
+tells which network they are and how it names them (`keys`), `pytorch` turns them into variables.
+This project's `own` files say all of it themselves.
 """
 
 import dataclasses

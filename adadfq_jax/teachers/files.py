@@ -1,9 +1,6 @@
 """Checkpoint files to named arrays, without ever executing what a file holds."""
 
 import dataclasses
-import re
-import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ import numpy as np
 import safetensors
 
 from adadfq_jax.errors import TeacherError, nearest
+from adadfq_jax.teachers.pickles import WAY_OUT, read_torch
 
 # Where programs put the weights among other things. First those of a moving average (EMA): it is
 # what their authors evaluate.
@@ -35,10 +33,6 @@ _SAFETENSORS_TYPES = {
     "F32": np.float32,
     "F64": np.float64,
 }
-_FOLDER = 0x10  # of a zip member's MS-DOS attributes
-_WAY_OUT = (
-    "in a program that you trust, load the network and write torch.save(model.state_dict(), FILE)"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +66,7 @@ def read_state(path: Path, entry: str | None = None) -> State:
             raise TeacherError(f"{name} is a safetensors file and has no entry {entry!r}.")
         tensors, entry = _read_safetensors(path), ""
     else:
-        tensors, entry = _unwrap(_read_torch(path), name, entry)
+        tensors, entry = _unwrap(read_torch(path), name, entry)
         tensors = {key: _to_numpy(name, key, value) for key, value in tensors.items()}
     arrays = {
         key: array for key, array in tensors.items() if not key.endswith("num_batches_tracked")
@@ -98,72 +92,10 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _read_torch(path: Path) -> Any:
-    name = repr(str(path))
-    try:
-        import torch
-    except ImportError as error:
-        raise TeacherError(
-            f"reading {name} needs torch: pip install 'adadfq_jax[torch]', or convert the file "
-            "once where torch is installed."
-        ) from error
-    try:
-        # torch reads everything that does not begin so as its older format.
-        with path.open("rb") as file:
-            zipped = file.read(2) == b"PK"
-        if zipped:
-            _check_archive(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what it would say is said by the errors below
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except TeacherError:
-        raise
-    # Any: a damaged pickle can make the reader raise whatever Python can.
-    except Exception as error:
-        reason = str(error).strip()
-        if refused := re.search(r"(?:GLOBAL|class) (\S+)", reason):
-            raise TeacherError(
-                f"{name} is refused, and nothing in it was executed: it holds more than weights "
-                f"(it asks for {refused[1]}), and reading that could execute any code; {_WAY_OUT}."
-            ) from error
-        if refused := re.search(r"Unsupported operand \d+", reason):
-            raise TeacherError(
-                f"{name} is refused, and nothing in it was executed: it is damaged or holds more "
-                f"than weights ({refused[0]}), and reading that could execute any code; {_WAY_OUT}."
-            ) from error
-        reason = reason.split("\n")[0].rstrip(".") or type(error).__name__
-        raise TeacherError(f"{name} is not a readable PyTorch file: {reason[:200]}.") from error
-
-
-def _check_archive(path: Path) -> None:
-    """Raises TeacherError where a zip file is not one of torch's, or its checksums do not hold."""
-    name = repr(str(path))
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-        names = [member.filename for member in members]
-        if any("/code/" in member or member.endswith("/constants.pkl") for member in names):
-            raise TeacherError(f"{name} is a TorchScript archive, which is a program; {_WAY_OUT}.")
-        pickles = [member for member in names if re.fullmatch(r"[^/]+/data\.pkl", member)]
-        folders = {member.split("/")[0] for member in names}
-        if len(pickles) != 1 or len(folders) != 1 or len(set(names)) != len(names):
-            raise TeacherError(
-                f"{name} is a zip archive, but not one of torch.save: it holds "
-                f"{', '.join(sorted(names)[:4]) or 'nothing'}."
-            )
-        # Stored members are no larger than the file, so that checking them takes bounded time.
-        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-            raise TeacherError(f"{name} has compressed members, which torch.save never writes.")
-        # torch reads no bytes of a member with the attribute of a folder, and says nothing.
-        if any(member.external_attr & _FOLDER for member in members):
-            raise TeacherError(f"{name} is damaged: files in it are marked as folders.")
-        if (damaged := archive.testzip()) is not None:
-            raise TeacherError(f"{name} is damaged: the checksum of {damaged!r} does not hold.")
-
-
 def _unwrap(loaded: Any, name: str, entry: str | None) -> tuple[Mapping[str, Any], str]:
     """Finds the state dict in what a file held."""
     if not isinstance(loaded, Mapping):
-        raise TeacherError(f"{name} holds no state dict but a {type(loaded).__name__}; {_WAY_OUT}.")
+        raise TeacherError(f"{name} holds no state dict but a {type(loaded).__name__}; {WAY_OUT}.")
     if entry is not None and not isinstance(loaded.get(entry), Mapping):
         others = [str(key) for key, value in loaded.items() if isinstance(value, Mapping)]
         raise TeacherError(f"{name} has no state dict under {entry!r}; {nearest(entry, others)}")
