@@ -7,6 +7,7 @@ up its identity.
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ from adadfq_jax.models.bits import check_bits, parse_bits, parse_override
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-DATA_SOURCES = ("none", "npz")
+DATA_SOURCES = ("none", "npz", "folder", "tfds:NAME")
 
 # Where things lie, how often they are written, on how many devices it runs, how long it goes on.
 IDENTITY_EXEMPT = (
@@ -44,6 +45,8 @@ _AT_LEAST = {
     "steps_per_epoch": 1,
     "calibration_epochs": 1,
     "devices": 0,
+    "teacher.image_size": 0,
+    "teacher.classes": 0,
     "steps_per_dispatch": 0,
     "log_every_steps": 1,
     "game.alpha_ds": 0,
@@ -64,6 +67,16 @@ _POSITIVE = (
     "student.learning_rate",
     "student.decay",
 )
+# What may be None until a teacher is known: `recipes` then fills in what its network wants.
+FROM_TEACHER = {
+    "warmup_epochs": int,
+    "game.alpha_ds": float,
+    "game.lambda_l": float,
+    "game.temperature": float,
+    "generator.milestones": tuple,
+    "student.learning_rate": float,
+    "student.milestones": tuple,
+}
 _BELOW_ONE = ("generator.beta1", "generator.beta2", "student.momentum")
 
 
@@ -97,11 +110,13 @@ def default_config(
     config.teacher = teacher = ml_collections.ConfigDict()
     teacher.path = config_dict.placeholder(str)  # a checkpoint; not needed for one in memory
     teacher.architecture = config_dict.placeholder(str)  # needed where the file does not say
+    teacher.image_size = 0  # pixels; 0: as its file says
+    teacher.classes = 0  # 0: as its file says
     teacher.digest = config_dict.placeholder(str)  # SHA-256 of its variables; filled in by the run
 
     config.data = data = ml_collections.ConfigDict()
-    data.source = "none"  # the evaluation set: "none" or "npz"
-    data.path = config_dict.placeholder(str)
+    data.source = "none"  # the evaluation set: "none", "npz", "folder" or "tfds:NAME"
+    data.path = config_dict.placeholder(str)  # file, folder, or tensorflow-datasets' data_dir
     data.mean = ()  # per channel, of pixels in [0, 1]; empty: as the teacher's file says
     data.std = ()
 
@@ -144,14 +159,30 @@ def default_config(
     return config.lock()
 
 
+def leave_to_teacher(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Empties the fields of `FROM_TEACHER`, so that they follow from the teacher's network.
+
+    Args:
+      config: of `default_config`.
+
+    Returns:
+      The same configuration, in which each of those fields can still be set.
+    """
+    with config.unlocked():
+        for field, kind in FROM_TEACHER.items():
+            config.update_from_flattened_dict({field: config_dict.placeholder(kind)})
+    return config
+
+
 def validate(config: ml_collections.ConfigDict) -> None:
     """Checks everything that can be checked before a network or a file is opened.
 
     Raises:
       ConfigError: naming the field, its value and what would be right.
     """
+    _check_form(_flatten(config.to_dict()))
+    config = _without_gaps(config)
     flat = _flatten(config.to_dict())
-    _check_form(flat)
     for field, least in _AT_LEAST.items():
         _require(flat[field] >= least, field, flat[field], f"at least {least}")
     for field in _POSITIVE:
@@ -194,12 +225,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
         )
 
     data = config.data
-    if data.source not in DATA_SOURCES:
-        raise ConfigError(
-            f"unknown data.source {data.source!r}: {nearest(data.source, DATA_SOURCES)}"
-        )
-    if data.source != "none" and data.path is None:
-        raise ConfigError(f"data.source={data.source!r} needs data.path: the file to read.")
+    check_source("data.source", data.source)
+    if data.source in ("npz", "folder") and data.path is None:
+        raise ConfigError(f"data.source={data.source!r} needs data.path: where it lies.")
     _require(
         len(data.mean) == len(data.std) and len(data.mean) in (0, 3),
         "data.mean, data.std",
@@ -207,6 +235,24 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "both empty, or three numbers each",
     )
     _require(all(value > 0 for value in data.std), "data.std", data.std, "positive")
+
+
+def check_source(what: str, source: str) -> None:
+    """Raises ConfigError where an evaluation set's source is unknown; `what` names the setting."""
+    if source not in DATA_SOURCES[:-1] and not re.fullmatch("tfds:.+", source):
+        raise ConfigError(f"unknown {what} {source!r}: {nearest(source, DATA_SOURCES)}")
+
+
+def _without_gaps(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Puts something valid wherever a field still waits for the teacher."""
+    config = config.copy_and_resolve_references()
+    defaults = _flatten(default_config().to_dict())
+    defaults["warmup_epochs"] = config.calibration_epochs
+    flat = _flatten(config.to_dict())
+    config.update_from_flattened_dict(
+        {field: defaults[field] for field in FROM_TEACHER if flat[field] is None}
+    )
+    return config
 
 
 def _check_form(flat: Mapping[str, Any]) -> None:
@@ -217,6 +263,8 @@ def _check_form(flat: Mapping[str, Any]) -> None:
         if field not in flat:
             raise ConfigError(f"the configuration lacks {field}; start from default_config().")
         value = flat[field]
+        if value is None and field in FROM_TEACHER:
+            continue
         if isinstance(default, tuple):
             kind = str if field == "quant.overrides" else float
             holds = isinstance(value, tuple) and all(_has_type(entry, kind) for entry in value)

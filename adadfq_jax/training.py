@@ -13,7 +13,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from adadfq_jax import parallel, samples
+from adadfq_jax import parallel, recipes, samples
 from adadfq_jax.checkpoint import Checkpoints
 from adadfq_jax.config import to_json, validate
 from adadfq_jax.data import Dataset, check_fits, load_dataset
@@ -83,12 +83,12 @@ def quantize(
     validate(config)
     devices = parallel.choose_devices(config.devices, config.batch_size)
     teacher = teacher or _teacher_of(config)
-    config.teacher.architecture = teacher.architecture
-    config.teacher.digest = _same_digest(config, teacher)
+    _take_over(config, teacher)
+    recipes.fill_in(config, teacher.architecture, teacher.image_size)
+    validate(config)
     dataset = load_dataset(config.data.source, config.data.path)
     if dataset is not None:
         check_fits(dataset, teacher)
-    config.data.mean, config.data.std = teacher.mean, teacher.std
     game = Game.create(config, teacher.module, teacher.image_size)
     state = game.init(config, teacher.variables)
 
@@ -242,16 +242,28 @@ def _teacher_of(config: ml_collections.ConfigDict) -> Teacher:
         config.teacher.architecture,
         mean=config.data.mean,
         std=config.data.std,
+        image_size=config.teacher.image_size or None,
     )
 
 
-def _same_digest(config: ml_collections.ConfigDict, teacher: Teacher) -> str:
-    expected = config.teacher.digest
-    if expected is not None and expected != teacher.digest:
-        raise ConfigError(
-            f"teacher.digest says {expected}, but the teacher given has {teacher.digest}."
-        )
-    return teacher.digest
+def _take_over(config: ml_collections.ConfigDict, teacher: Teacher) -> None:
+    """Writes into a configuration what its teacher is.
+
+    Raises:
+      ConfigError: the configuration states something else.
+    """
+    for section, name, true in (
+        ("teacher", "architecture", teacher.architecture),
+        ("teacher", "image_size", teacher.image_size),
+        ("teacher", "classes", teacher.classes),
+        ("teacher", "digest", teacher.digest),
+        ("data", "mean", tuple(teacher.mean)),
+        ("data", "std", tuple(teacher.std)),
+    ):
+        stated = config[section][name]
+        if stated and stated != true:
+            raise ConfigError(f"{section}.{name} says {stated}, but the teacher has {true}.")
+        config[section][name] = true
 
 
 def _keep_teacher(folder: Workdir, teacher: Teacher) -> None:

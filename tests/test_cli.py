@@ -229,6 +229,8 @@ def test_workdir_of_another_identity(quantize, tmp_path):
     config = default_config("w4a4")
     teacher = make_teacher()
     config.teacher.architecture, config.teacher.digest = teacher.architecture, teacher.digest
+    config.teacher.image_size, config.teacher.classes = teacher.image_size, teacher.classes
+    config.data.mean, config.data.std = teacher.mean, teacher.std
     folder = Workdir(tmp_path / "run")
     folder.claim(config)
     folder.close()

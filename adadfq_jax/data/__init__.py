@@ -1,9 +1,9 @@
 """Evaluation sets: real images that measure a network and never train one.
 
-  none         there are none
-  npz          a file with `x`, uint8 (N, H, W, 3), and `y`, integers (N,)
-  folder       `class/name.jpg` (or .jpeg, .png); classes are numbered in the order of their names
-  tfds:NAME    a data set of tensorflow-datasets, prepared once with launch/prepare_data.sh
+none         there are none
+npz          a file with `x`, uint8 (N, H, W, 3), and `y`, integers (N,)
+folder       `class/name.jpg` (or .jpeg, .png); classes are numbered in the order of their names
+tfds:NAME    a data set of tensorflow-datasets, prepared once with launch/prepare_data.sh
 """
 
 from pathlib import Path
@@ -37,9 +37,7 @@ def load_dataset(source: str, path: str | Path | None = None) -> Dataset | None:
 
         return load_tfds(source.removeprefix(_TFDS), path)
     if source not in ("npz", "folder"):
-        raise DataError(
-            f"unknown data source {source!r}; known: none, npz, folder, tfds:NAME."
-        )
+        raise DataError(f"unknown data source {source!r}; known: none, npz, folder, tfds:NAME.")
     if path is None:
         raise DataError(f"the data source {source!r} needs a path.")
     if source == "npz":

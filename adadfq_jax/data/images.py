@@ -29,9 +29,7 @@ def decode(content: bytes, name: str) -> np.ndarray:
         reason = str(error).rstrip(".")
         if "cannot identify image file" in reason:  # names the buffer's address
             reason = "it is no image, or its beginning is damaged"
-        raise DataError(
-            f"{name} cannot be decoded: {reason or type(error).__name__}."
-        ) from error
+        raise DataError(f"{name} cannot be decoded: {reason or type(error).__name__}.") from error
 
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:

@@ -92,9 +92,7 @@ def _splits(name: str, builder: tfds.core.DatasetBuilder) -> list[str]:
         return known
     usable = [split for split in _SPLITS if split in known]
     if known and not usable:
-        raise DataError(
-            f"tfds:{name} has no split 'test' or 'validation', but {', '.join(known)}."
-        )
+        raise DataError(f"tfds:{name} has no split 'test' or 'validation', but {', '.join(known)}.")
     return usable or list(_SPLITS)  # none are known of a set that is not prepared
 
 

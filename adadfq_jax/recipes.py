@@ -1,0 +1,88 @@
+"""Settings of the game by network: the paper's, as far as it gives them, for any teacher.
+
+They fill the fields that a configuration leaves open (`config.FROM_TEACHER`, `configs/teacher.py`).
+Qian et al., CVPR 2023, and the authors' program: 400 epochs of 200 steps. In a shorter or longer
+schedule, milestones and warm-up keep their share of it.
+"""
+
+from typing import Any
+
+import ml_collections
+
+from adadfq_jax.config import FROM_TEACHER
+
+_EPOCHS = 400
+# Networks of small images play by CIFAR's settings, whatever their architecture.
+_SMALL = 64
+
+_CIFAR = {
+    "student.learning_rate": 1e-4,
+    "milestones": (100, 200, 300),
+    "game.temperature": 20.0,
+    "warmup_epochs": 4,
+}
+_IMAGENET = {
+    "student.learning_rate": 1e-5,
+    "milestones": (350, 400),
+    "game.temperature": 5.0,
+    "warmup_epochs": 50,
+}
+_BOTTLENECK = _IMAGENET | {
+    "student.learning_rate": 1e-4,
+    "milestones": (150, 300, 400),
+    "warmup_epochs": 100,
+}
+_ALWAYS = {"game.alpha_ds": 0.2, "game.lambda_l": 0.1}
+
+# What differs by bit-width of the weights.
+_RESNET18_BITS = {4: {"game.lambda_l": 0.3}, 5: {"game.lambda_l": 0.3, "game.alpha_ds": 0.3}}
+_MOBILENET_BITS = {4: {"game.alpha_ds": 0.3}}
+_RESNET50_BITS = {
+    3: {"game.lambda_l": 0.4},
+    4: {
+        "game.lambda_l": 0.3,
+        "game.alpha_ds": 0.1,
+        "milestones": (200, 300, 400),
+        "warmup_epochs": 50,
+    },
+    5: {"game.lambda_l": 0.3, "milestones": (350, 400), "warmup_epochs": 50},
+}
+
+
+def recipe(architecture: str, image_size: int, bits: int) -> dict[str, Any]:
+    """Returns the fields of a network's schedule of 400 epochs, `milestones` for both players.
+
+    Args:
+      architecture: its name in `models.ARCHITECTURES`; those that the paper does not have follow
+        the nearest that it has.
+      image_size: side of its images in pixels.
+      bits: bit-width of the weights.
+    """
+    if image_size <= _SMALL:
+        return _ALWAYS | _CIFAR
+    if "_stride" in architecture:  # bottlenecks
+        return _ALWAYS | _BOTTLENECK | _RESNET50_BITS.get(bits, {})
+    by_bits = _MOBILENET_BITS if architecture.startswith("mobilenet") else _RESNET18_BITS
+    return _ALWAYS | _IMAGENET | by_bits.get(bits, {})
+
+
+def fill_in(config: ml_collections.ConfigDict, architecture: str, image_size: int) -> None:
+    """Sets the fields that are None to what a teacher's network wants; leaves all others.
+
+    Args:
+      config: the run's configuration, without references.
+      architecture: the teacher's.
+      image_size: side of its images in pixels.
+    """
+    found = recipe(architecture, image_size, config.quant.weight_bits)
+    share = config.epochs / _EPOCHS
+    # A milestone before the first epoch's end, or twice the same, is none.
+    milestones = {round(epoch * share) for epoch in found.pop("milestones")} - {0}
+    found["generator.milestones"] = found["student.milestones"] = tuple(sorted(milestones))
+    warmup = round(found["warmup_epochs"] * share)
+    found["warmup_epochs"] = max(config.calibration_epochs, warmup)
+    for field in FROM_TEACHER:
+        section, _, name = field.rpartition(".")
+        part = config[section] if section else config
+        if part[name] is None:
+            part[name] = found[field]
