@@ -17,9 +17,6 @@ from ml_collections import config_dict
 from adadfq_jax.errors import ConfigError, nearest
 from adadfq_jax.models.bits import check_bits, parse_bits, parse_override
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 DATA_SOURCES = ("none", "npz", "folder", "tfds:NAME")
 
 # Where things lie, how often they are written, on how many devices it runs, how long it goes on.

@@ -69,6 +69,4 @@ class Progress:
         if self._bar.disable and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             left = (self._total - step) / rate if rate else float("nan")
-            self.say(
-                f"{phase} {step}/{self._total}  {rate:.1f} steps/s  {left:.0f} s left  {text}"
-            )
+            self.say(f"{phase} {step}/{self._total}  {rate:.1f} steps/s  {left:.0f} s left  {text}")

@@ -7,7 +7,8 @@ The paper reports, for a teacher of 93.89 % (pytorchcv's), the best epoch on the
 84.89 % at w3a3, 92.31 % at w4a4, 93.81 % at w5a5.
 """
 
-from adadfq_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config
+from adadfq_jax.config import default_config
+from adadfq_jax.teachers.normalisation import NORMALISATIONS
 
 
 def get_config(bits: str = "w4a4"):
@@ -15,6 +16,5 @@ def get_config(bits: str = "w4a4"):
     config = default_config(bits)
     config.teacher.architecture = "resnet20_cifar"
     # What the public checkpoints of the original CIFAR ResNets were trained with.
-    config.data.mean = IMAGENET_MEAN
-    config.data.std = IMAGENET_STD
+    config.data.mean, config.data.std = NORMALISATIONS["imagenet"]
     return config

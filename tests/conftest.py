@@ -12,9 +12,7 @@ from adadfq_jax.config import default_config
 from adadfq_jax.teachers import Teacher
 
 jax.config.update("jax_num_cpu_devices", 4)
-jax.config.update(
-    "jax_compilation_cache_dir", str(Path(tempfile.gettempdir(), "adadfq_jax_tests"))
-)
+jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir(), "adadfq_jax_tests")))
 
 SIZE = 8
 
