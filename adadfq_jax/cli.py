@@ -88,12 +88,7 @@ def _quantize(argv: Sequence[str]) -> None:
         sys_argv=["quantize", *argv],
     )
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
-    flags.DEFINE_string(
-        "cache",
-        str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "adadfq_jax").expanduser()),
-        "folder of compiled programs, empty for none",
-        flag_values=values,
-    )
+    _define_cache(values)
     if _asks_for_help(argv):
         print(_help(values, "quantize", ("config", "workdir", "cache")))
         return
@@ -115,6 +110,73 @@ def _quantize(argv: Sequence[str]) -> None:
         )
     print(training.table(student.result))
     print(f"{'files':<22}{values.workdir}")
+
+
+def _evaluate(argv: Sequence[str]) -> None:
+    """measure a teacher, a run's student, or what quantization without training would cost"""
+    values = flags.FlagValues()
+    texts = {
+        "teacher": "a teacher's file",
+        "workdir": "instead of it, the folder of a run, whose student is measured",
+        "source": "the evaluation set: npz, folder, or tfds:NAME; by default the run's",
+        "path": "its file or folder, or tensorflow-datasets' data_dir",
+        "mean": "normalisation, three numbers with commas between, or a preset: imagenet, "
+        "cifar10, cifar10-pytorchcv; by default the file's",
+        "std": "the same; a preset given for one of both stands for both",
+        "architecture": "name of the network, where the file leaves two open",
+        "entry": "which entry of a PyTorch checkpoint holds the weights",
+    }
+    for name, help_text in texts.items():
+        flags.DEFINE_string(name, None, help_text, flag_values=values)
+    flags.DEFINE_integer("image_size", None, "side of the images in pixels", flag_values=values)
+    flags.DEFINE_list(
+        "bits",
+        [],
+        "bit-widths such as w8a8,w4a4,w3a3: measure students of the teacher that are not trained",
+        flag_values=values,
+    )
+    numbers = {
+        "calibration": (512, "with --bits, real images that give ranges"),
+        "epochs": (4, "with --bits, epochs of 200 steps that give ranges from generated images"),
+        "batch_size": (256, "images at a time"),
+    }
+    for name, (default, help_text) in numbers.items():
+        flags.DEFINE_integer(name, default, help_text, lower_bound=1, flag_values=values)
+    flags.DEFINE_bool("json", False, "print one JSON object instead of tables", flag_values=values)
+    _define_cache(values)
+    if _asks_for_help(argv):
+        names = (*texts, "image_size", "bits", *numbers, "json", "cache")
+        print(_help(values, "evaluate", names))
+        return
+    _parse(values, "evaluate", argv)
+
+    from adadfq_jax import measuring
+    from adadfq_jax.teachers import parse_normalisation
+
+    _keep_compiled_programs(values.cache)
+    mean, std = parse_normalisation(values.mean, values.std)
+    network, source, path = measuring.open_network(
+        values.teacher,
+        values.workdir,
+        architecture=values.architecture,
+        mean=mean,
+        std=std,
+        image_size=values.image_size,
+        entry=values.entry,
+    )
+    if values.source:
+        source, path = values.source, values.path
+    measured = measuring.measure(
+        network,
+        source,
+        values.path or path,
+        bits=values.bits,
+        calibration=values.calibration,
+        epochs=values.epochs,
+        batch_size=values.batch_size,
+        show_progress=not values.json,
+    )
+    print(measured.to_json() if values.json else measured.to_text())
 
 
 def _convert(argv: Sequence[str]) -> None:
@@ -160,6 +222,7 @@ def _convert(argv: Sequence[str]) -> None:
 _VERBS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "quantize": (_quantize, _quantize.__doc__),
     "convert": (_convert, _convert.__doc__),
+    "evaluate": (_evaluate, _evaluate.__doc__),
 }
 
 
@@ -240,6 +303,15 @@ def _plain_speech() -> Iterator[None]:
         yield
     finally:
         warnings.showwarning, sys.unraisablehook = before
+
+
+def _define_cache(values: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "cache",
+        str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "adadfq_jax").expanduser()),
+        "folder of compiled programs, empty for none",
+        flag_values=values,
+    )
 
 
 def _keep_compiled_programs(folder: str) -> None:

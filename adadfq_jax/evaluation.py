@@ -3,6 +3,7 @@
 import functools
 import itertools
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -134,3 +135,24 @@ def agreement(teacher: Network, student: Network, images: np.ndarray, batch_size
         batch = images[start : start + batch_size]
         same += int(jnp.sum(teacher(batch).argmax(-1) == student(batch).argmax(-1)))
     return same / len(images)
+
+
+def table(result: dict[str, Any], class_names: Sequence[str] | None = None) -> str:
+    """Returns a result of `evaluate` as a plain table, with one line a class where it has them.
+
+    Args:
+      result: what `evaluate` returned.
+      class_names: of the classes; by default their numbers.
+    """
+    lines = [
+        f"{'top-1':<22}{result['top1']:.2%}",
+        f"{'top-5':<22}{result['top5']:.2%}",
+        f"{'images per second':<22}{result['images_per_second']:.0f}",
+    ]
+    if "per_class" in result:
+        lines += ["", f"{'class':<22}{'images':>8}{'top-1':>10}{'top-5':>10}"]
+        names = class_names or range(len(result["per_class"]))
+        for name, (images, top1, top5) in zip(names, result["per_class"].tolist(), strict=True):
+            shares = [f"{hits / images:.2%}" if images else "-" for hits in (top1, top5)]
+            lines.append(f"{name!s:<22}{images:>8}{shares[0]:>10}{shares[1]:>10}")
+    return "\n".join(lines)

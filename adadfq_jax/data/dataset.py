@@ -11,7 +11,6 @@ import numpy as np
 from adadfq_jax.data.images import fit
 from adadfq_jax.errors import DataError
 
-
 _LARGEST_POOL = 16
 
 
@@ -36,6 +35,11 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def sample(self, count: int, seed: int = 0) -> "Dataset":
+        """Returns a set of so many of the images (or all), drawn evenly over the whole set."""
+        order = np.random.default_rng(seed).permutation(len(self))[:count]
+        return dataclasses.replace(self, records=_Chosen(self.records, order))
 
     def batches(
         self,
@@ -70,6 +74,19 @@ class Dataset:
         options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=ahead)
         for images, labels in pipeline.to_iter_dataset(options).batch(batch_size):
             yield images, labels.astype(np.int32)
+
+
+class _Chosen:
+    """Random access to some of the records."""
+
+    def __init__(self, records: Sequence[tuple[np.ndarray, int]], order: np.ndarray):
+        self._records, self._order = records, order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        return self._records[int(self._order[index])]
 
 
 class _ArrayRecords:

@@ -1,0 +1,158 @@
+"""What the verb `evaluate` does: find a network and images, measure, and say it."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from adadfq_jax import evaluation, untrained
+from adadfq_jax.config import check_source
+from adadfq_jax.data import Dataset, check_fits, load_dataset
+from adadfq_jax.errors import ConfigError
+from adadfq_jax.models.bits import parse_bits
+from adadfq_jax.network import Network
+from adadfq_jax.student import Student, load_student
+from adadfq_jax.teachers import Teacher, load_teacher
+from adadfq_jax.workdir import CONFIG, TEACHER, read_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What was measured of a network.
+
+    Attributes:
+      network: it.
+      dataset: the images, if there are any.
+      result: of `evaluate`, if there are.
+      untrained: of `untrained.compare`, empty unless bit-widths were asked for.
+    """
+
+    network: Network
+    dataset: Dataset | None
+    result: dict[str, Any] | None
+    untrained: list[dict[str, Any]]
+
+    def to_json(self) -> str:
+        """Returns one JSON object in one line; accuracies are fractions."""
+        names = ("top1", "top5", "images", "images_per_second")
+        found = {name: self.result and self.result[name] for name in names}
+        return json.dumps(found | ({"bits": self.untrained} if self.untrained else {}))
+
+    def to_text(self) -> str:
+        """Returns tables for a person."""
+        parts = [f"{'network':<22}{_described(self.network)}"]
+        if self.dataset is not None:
+            parts += [
+                f"{'images':<22}{len(self.dataset)} of {self.dataset.name}",
+                evaluation.table(self.result, self.dataset.class_names),
+            ]
+        if self.untrained:
+            name = None if self.dataset is None else self.dataset.name
+            parts += ["", untrained.table(self.untrained, name)]
+        return "\n".join(parts)
+
+
+def open_network(
+    teacher: str | Path | None,
+    workdir: str | Path | None,
+    *,
+    architecture: str | None = None,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    image_size: int | None = None,
+    entry: str | None = None,
+) -> tuple[Network, str, str | None]:
+    """Opens a teacher or a run's student.
+
+    Args:
+      teacher: a teacher's file, or
+      workdir: the folder of a run.
+      architecture, mean, std, image_size, entry: of `load_teacher`; a run's student must agree.
+
+    Returns:
+      (the network, source and path of the evaluation set that its run names, or "none", None).
+
+    Raises:
+      ConfigError: neither or both are given, or something given contradicts the run.
+      TeacherError, CheckpointError: it cannot be read.
+    """
+    if bool(teacher) == bool(workdir):
+        raise ConfigError("give either --teacher=FILE or --workdir=DIR: what to measure.")
+    if teacher:
+        given = {"mean": mean, "std": std, "image_size": image_size, "entry": entry}
+        return load_teacher(teacher, architecture, **given), "none", None
+    student = load_student(workdir)
+    for name, value in {
+        "architecture": architecture,
+        "mean": tuple(mean),
+        "std": tuple(std),
+        "image_size": image_size,
+        "entry": entry,
+    }.items():
+        true = getattr(student, name, None)
+        if value and value != true:
+            raise ConfigError(f"--{name} says {value}, but the student in {workdir} has {true}.")
+    data = (read_json(Path(workdir, CONFIG)) or {}).get("data", {})
+    return student, data.get("source", "none"), data.get("path")
+
+
+def measure(
+    network: Network,
+    source: str,
+    path: str | None,
+    *,
+    bits: Sequence[str] = (),
+    calibration: int = 512,
+    epochs: int = 4,
+    batch_size: int = 256,
+    show_progress: bool = False,
+) -> Measured:
+    """Measures a network, and untrained students of it where bit-widths are given.
+
+    Args:
+      network: it.
+      source, path: of the evaluation set, as `load_dataset` takes them; it may be "none" only with
+        bit-widths.
+      bits, calibration, epochs, show_progress: see `untrained.compare`.
+      batch_size: images at a time.
+
+    Raises:
+      ConfigError: something asked for cannot be done.
+      DataError: the images cannot be read, or do not fit.
+    """
+    check_source("--source", source)
+    if source == "none" and (path or not bits):
+        raise ConfigError("--source is missing: what to measure on: npz, folder, or tfds:NAME.")
+    if source in ("npz", "folder") and not path:
+        raise ConfigError(f"--source={source} needs --path: where it lies.")
+    if bits and not isinstance(network, Teacher):
+        raise ConfigError(f"--bits asks about a teacher; a run's is the file {TEACHER} in it.")
+    for text in bits:
+        parse_bits(text)
+    dataset = load_dataset(source, path)
+    result = None
+    if dataset is not None:
+        check_fits(dataset, network)
+        result = evaluation.evaluate(network, dataset, batch_size, per_class=True)
+    rows = []
+    if bits:
+        rows = untrained.compare(
+            network,
+            bits,
+            dataset,
+            calibration=calibration,
+            epochs=epochs,
+            batch_size=batch_size,
+            show_progress=show_progress,
+        )
+    return Measured(network, dataset, result, rows)
+
+
+def _described(network: Network) -> str:
+    if not isinstance(network, Student):
+        return f"{network.architecture}, full precision"
+    if not network.result:
+        return f"{network.architecture}, student of a run that is not finished"
+    bits = f"w{network.result['weight_bits']}a{network.result['activation_bits']}"
+    return f"{network.architecture}, {bits}, after {network.result['steps']} steps"
