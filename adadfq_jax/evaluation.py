@@ -29,7 +29,7 @@ def evaluate(
     Args:
       network: what to measure.
       dataset: an evaluation set, or (images, labels) as `data.from_arrays` takes them.
-      batch_size: images at a time, over all devices (rounded up to a multiple of them).
+      batch_size: images at a time, over all devices, at most (but one for each device).
       devices: where to run; all by default. With several processes, each reads its share.
       per_class: whether to return what was counted of each class.
 
@@ -46,7 +46,9 @@ def evaluate(
     check_fits(dataset, network)
     devices = devices or jax.devices()
     own, shard, shards = parallel.part_of_process(devices)
-    share = -(-min(batch_size, len(dataset)) // len(devices))
+    # Batches of equal sizes, so that as few images as can be only fill the last one.
+    steps = -(-len(dataset) // batch_size)
+    share = -(-len(dataset) // (steps * len(devices)))
     counts, rate = count_hits(network, dataset, share, devices, len(own), shard, shards)
     images, top1, top5 = counts.sum(0).tolist()
     result = {

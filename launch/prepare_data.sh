@@ -34,5 +34,4 @@ shift
 . "$(dirname "$0")/environment.sh"
 prepare tf
 
-exec "$python" -m tensorflow_datasets.scripts.cli.main build "$name" \
-    --file_format=array_record "$@"
+exec "$python" -m adadfq_jax.data.prepare "$name" "$@"

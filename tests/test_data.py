@@ -1,10 +1,14 @@
 import io
+import threading
+import time
 import zipfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from adadfq_jax.data import Dataset, check_fits, from_arrays, load_dataset
+from adadfq_jax.data.images import fit
 from adadfq_jax.errors import DataError
 
 random = np.random.default_rng(0)
@@ -154,3 +158,177 @@ def test_labels_that_are_no_class(teacher, label):
 
 def test_labels_may_be_unknown_until_they_are_read(teacher):
     check_fits(Dataset("lazy", [(IMAGES[0], 99)]), teacher)
+
+
+def test_a_sample_is_drawn_over_the_whole_set():
+    dataset = from_arrays(
+        np.repeat(np.arange(200, dtype=np.uint8), 12).reshape(200, 2, 2, 3), np.arange(200)
+    )
+    ((images, labels),) = dataset.sample(50).batches(100)
+    assert len(set(labels.tolist())) == 50
+    assert (labels < 100).sum() in range(15, 36)
+    np.testing.assert_array_equal(images[:, 0, 0, 0], labels)
+    ((_, again),) = dataset.sample(50).batches(100)
+    np.testing.assert_array_equal(labels, again)
+    assert len(dataset.sample(1000)) == 200
+
+
+# ---- Image folders ----------------------------------------------------------------------------
+
+
+def resized(image, height, width):
+    """Bilinear with antialiasing, in NumPy: triangles as wide as an output pixel."""
+
+    def weights(before, after):
+        scale = max(before / after, 1.0)
+        centres = (np.arange(after) + 0.5) * before / after
+        distance = (np.arange(before) + 0.5 - centres[:, None]) / scale
+        triangle = np.clip(1 - np.abs(distance), 0, None)
+        return triangle / triangle.sum(1, keepdims=True)
+
+    rows, columns = weights(image.shape[0], height), weights(image.shape[1], width)
+    return np.einsum("ah,bw,hwc->abc", rows, columns, image / 255.0)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three classes of images of many sizes and formats."""
+    for name, pixels, mode in (
+        ("b/landscape.jpg", (70, 111), "RGB"),
+        ("b/portrait.JPEG", (123, 61), "RGB"),
+        ("a/small.png", (20, 25), "RGB"),
+        ("a/grey.jpg", (50, 41), "L"),
+        ("c/palette.png", (44, 90), "P"),
+        ("c/exact.png", (32, 32), "RGB"),
+        ("c/square.jpeg", (64, 64), "RGB"),
+    ):
+        file = tmp_path / "images" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # Smooth, so that a wrong offset shows.
+        y, x = np.mgrid[: pixels[0], : pixels[1]] / 11
+        image = np.stack([np.sin(x) + 1, np.cos(y) + 1, np.sin(x * y / 9) + 1], -1) * 127
+        Image.fromarray(image.astype(np.uint8)).convert(mode).save(file)
+    for name in ("a/readme.txt", "a/.hidden.png", ".cache/x.png", "notes.txt"):
+        file = tmp_path / "images" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("no image")
+    return tmp_path / "images"
+
+
+def test_a_folder_gives_what_pil_and_numpy_give(folder):
+    files = ["a/grey.jpg", "a/small.png", "b/landscape.jpg", "b/portrait.JPEG"]
+    files += ["c/exact.png", "c/palette.png", "c/square.jpeg"]
+    ((images, labels),) = load_dataset("folder", folder).batches(100, 32)
+    assert images.dtype == np.uint8
+    assert labels.tolist() == [0, 0, 1, 1, 2, 2, 2]
+    for file, image in zip(files, images, strict=True):
+        pixels = np.asarray(Image.open(folder / file).convert("RGB"))
+        height, width, _ = pixels.shape
+        expected = pixels / 255.0
+        if (height, width) != (32, 32):
+            short = round(32 * 256 / 224)
+            scale = short / min(height, width)
+            height, width = max(short, int(height * scale)), max(short, int(width * scale))
+            top, left = round((height - 32) / 2), round((width - 32) / 2)
+            expected = resized(pixels, height, width)[top : top + 32, left : left + 32]
+        assert np.ptp(expected) > 0.5
+        np.testing.assert_allclose(image / 255.0, expected, atol=1 / 255, err_msg=file)
+
+
+def test_imagenets_sizes():
+    image = np.asarray(Image.effect_noise((500, 375), 80).convert("RGB"))
+    expected = Image.fromarray(image).resize((341, 256), Image.Resampling.BILINEAR)
+    left, top = 58, 16  # (341 - 224) / 2, rounded to even
+    expected = np.asarray(expected)[top : top + 224, left : left + 224]
+    np.testing.assert_array_equal(fit(image, 224), expected)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 5])
+@pytest.mark.parametrize("shards", [1, 2, 3, 9])
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_shards_hold_each_image_once(folder, workers, shards, batch_size):
+    whole = load_dataset("folder", folder)
+    ((expected, expected_labels),) = whole.batches(100, 8, workers=0)
+    found = np.zeros_like(expected)
+    counted = 0
+    for shard in range(shards):
+        batches = list(whole.batches(batch_size, 8, shard=shard, shards=shards, workers=workers))
+        assert all(len(labels) == batch_size for _, labels in batches[:-1])
+        if not batches:
+            continue
+        images, labels = (np.concatenate(part) for part in zip(*batches, strict=True))
+        found[shard::shards] = images
+        np.testing.assert_array_equal(labels, expected_labels[shard::shards])
+        counted += len(labels)
+    assert counted == 7
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_images_are_read_by_several_threads_but_not_far_ahead():
+    class Records:
+        threads, read = set(), 0
+
+        def __len__(self):
+            return 1000
+
+        def __getitem__(self, index):
+            time.sleep(0.001)
+            Records.threads.add(threading.get_ident())
+            Records.read += 1
+            return np.zeros((8, 8, 3), np.uint8), 0
+
+    batches = Dataset("slow", Records(), encoded=True).batches(10, 8, workers=3)
+    for _ in range(3):
+        next(batches)
+    time.sleep(0.3)
+    assert len(Records.threads) == 3
+    assert 30 <= Records.read <= 50
+    assert threading.get_ident() not in Records.threads
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "empty"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_image_is_named(folder, damage, workers):
+    path = folder / "b" / "landscape.jpg"
+    content = path.read_bytes()
+    path.write_bytes({"cut": content[: len(content) // 2], "text": b"text", "empty": b""}[damage])
+    with pytest.raises(DataError, match=r"b/landscape.jpg' cannot be decoded: ") as error:
+        list(load_dataset("folder", folder).batches(2, 8, workers=workers))
+    assert "0x" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], "no images.*found 0 class folders"),
+        (["a.jpg"], "no images.*CLASS/NAME.jpg.*found 0 class folders"),
+        (["a/readme.txt", "b/readme.txt"], "found 2 class folders"),
+        (["a/b/image.jpg"], "found 1 class folders"),
+    ],
+)
+def test_a_folder_without_images(tmp_path, files, message):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    with pytest.raises(DataError, match=message):
+        load_dataset("folder", tmp_path)
+
+
+def test_a_folder_that_is_none(folder):
+    for path in (folder / "missing", folder / "notes.txt"):
+        with pytest.raises(DataError, match="there is no image folder"):
+            load_dataset("folder", path)
+    with pytest.raises(DataError, match="'folder' needs a path"):
+        load_dataset("folder")
+
+
+@pytest.mark.parametrize("classes", [9, 10, 11])
+def test_a_folder_must_have_the_teachers_classes(folder, teacher, classes):
+    for index in range(3, classes):
+        (folder / f"{index}").mkdir()
+    dataset = load_dataset("folder", folder)
+    if classes == 10:
+        check_fits(dataset, teacher)
+        return
+    with pytest.raises(DataError, match=rf"{classes} classes \(\d+, .*, …, c\).* has 10"):
+        check_fits(dataset, teacher)

@@ -69,7 +69,7 @@ def _builder(name: str, data_dir: str | Path | None) -> tfds.core.DatasetBuilder
     except tfds.core.registered.DatasetNotFoundError as error:
         base = name.partition("/")[0].partition(":")[0]
         raise DataError(
-            f"tensorflow-datasets knows no {base!r}: {nearest(base, tfds.list_builders())}"
+            f"tensorflow-datasets knows no {base!r}: {nearest(base, tfds.list_builders(with_community_datasets=False))}"
         ) from error
     except Exception as error:  # a configuration or version that is not there, damaged metadata
         reason = " ".join(str(error).split()).rstrip(".")

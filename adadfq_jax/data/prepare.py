@@ -1,0 +1,37 @@
+"""Prepares a data set of tensorflow-datasets; what launch/prepare_data.sh runs.
+
+Not by tensorflow-datasets' own command line, which needs Apache Beam besides TensorFlow.
+"""
+
+import argparse
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+
+
+def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = None) -> Path:
+    """Downloads a data set where it has to, and writes it as array_record.
+
+    Args:
+      name: as `tfds.builder` takes it.
+      data_dir: where it goes; tensorflow-datasets' own default if None.
+      manual_dir: a folder of archives that were downloaded before, under their own names.
+
+    Returns:
+      The folder of the prepared set.
+    """
+    builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(
+            manual_dir=manual_dir and Path(manual_dir).expanduser()
+        )
+    )
+    return Path(builder.data_dir)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=prepare.__doc__.splitlines()[0])
+    parser.add_argument("name")
+    parser.add_argument("--data_dir")
+    parser.add_argument("--manual_dir")
+    print(prepare(**vars(parser.parse_args())))
