@@ -3,11 +3,12 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
-from adadfq_jax import models
-from adadfq_jax.data import Dataset
+from adadfq_jax import evaluation, models
+from adadfq_jax.data import Dataset, from_arrays, load_dataset
 from adadfq_jax.errors import DataError
-from adadfq_jax.evaluation import agreement, evaluate
+from adadfq_jax.evaluation import agreement, count_hits, evaluate, table
 from tests.conftest import SIZE, make_teacher
 
 random = np.random.default_rng(0)
@@ -88,3 +89,78 @@ def test_agreement_with_itself_and_another(teacher):
     assert 0 < same.mean() < 1
     assert agreement(teacher, teacher, images, 16) == 1
     assert agreement(teacher, other, images, 16) == pytest.approx(same.mean())
+
+
+def _of_each_class(network, images, labels):
+    best = np.argsort(-np.asarray(network(images)), axis=-1)[:, :5]
+    counts = np.zeros((10, 3), int)
+    for row, label in zip(best, labels, strict=True):
+        counts[label] += [1, label in row[:1], label in row]
+    return counts
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_hits_of_each_class(teacher, devices):
+    labels = np.where(LABELS == 7, 3, LABELS)  # a class without images
+    result = evaluate(teacher, (IMAGES, labels), 8, jax.devices()[:devices], per_class=True)
+    expected = _of_each_class(teacher, IMAGES, labels)
+    np.testing.assert_array_equal(result["per_class"], expected)
+    assert result["top1"] == expected[:, 1].sum() / 37
+    assert "per_class" not in evaluate(teacher, (IMAGES, labels))
+    lines = table(result, [f"class {index}" for index in range(10)]).splitlines()
+    assert lines[-3].split() == ["class", "7", "0", "-", "-"]
+    images, top1, top5 = expected[3]
+    shares = [f"{top1 / images:.2%}", f"{top5 / images:.2%}"]
+    assert lines[-7].split() == ["class", "3", str(images), *shares]
+
+
+@pytest.mark.parametrize("count", [37, 36, 5, 1])
+@pytest.mark.parametrize("share", [1, 3, 50])
+def test_two_processes_count_each_image_once(teacher, count, share):
+    """Each simulated process has two devices, and reads with two workers what is its part."""
+    reads = []
+
+    class Records(list):
+        def __getitem__(self, index):
+            reads.append(index)
+            return super().__getitem__(index)
+
+    records = Records(zip(IMAGES[:count], LABELS[:count], strict=True))
+    dataset = Dataset("files", records, encoded=True)
+    total = 0
+    for shard in (0, 1):
+        devices = jax.devices()[2 * shard : 2 * shard + 2]
+        counts, rate = count_hits(teacher, dataset, share, devices, 2, shard, 2)
+        assert rate > 0
+        total = total + counts
+    np.testing.assert_array_equal(total, _of_each_class(teacher, IMAGES[:count], LABELS[:count]))
+    assert sorted(reads) == list(range(count))
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 37])
+def test_processes_take_the_same_number_of_steps(teacher, count, monkeypatch):
+    """Or those that are done would leave the others waiting."""
+    steps = []
+    monkeypatch.setattr(
+        evaluation.parallel, "fetch", lambda value: steps.append(1) or np.zeros((10, 3), int)
+    )
+    dataset = from_arrays(IMAGES[:count], LABELS[:count])
+    numbers = []
+    for shard in (0, 1):
+        count_hits(teacher, dataset, 2, jax.devices()[:2], 2, shard, 2)
+        numbers.append(len(steps))
+        steps.clear()
+    assert numbers[0] == numbers[1] == -(-count // 8)
+
+
+def test_a_damaged_image_among_good_ones_fails(teacher, tmp_path):
+    for label in range(10):
+        (tmp_path / str(label)).mkdir()
+        for index in range(2):
+            file = tmp_path / str(label) / f"{index}.jpg"
+            Image.fromarray(IMAGES[2 * label + index]).save(file)
+    assert evaluate(teacher, load_dataset("folder", tmp_path), 4)["images"] == 20
+    damaged = tmp_path / "6" / "1.jpg"
+    damaged.write_bytes(damaged.read_bytes()[:-40])
+    with pytest.raises(DataError, match=r"6/1\.jpg' cannot be decoded"):
+        evaluate(teacher, load_dataset("folder", tmp_path), 4)
