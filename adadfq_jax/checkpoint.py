@@ -64,11 +64,14 @@ class Checkpoints:
                 shutil.rmtree(folder, ignore_errors=True)
         self._first_save = False
 
-    def restore(self, template: Any) -> tuple[int, Any, dict[str, Any]] | None:
-        """Reads the newest checkpoint that is whole; sets damaged ones aside with a warning.
+    def restore(
+        self, template: Any, set_aside: bool = True
+    ) -> tuple[int, Any, dict[str, Any]] | None:
+        """Reads the newest checkpoint that is whole; passes over damaged ones with a warning.
 
         Args:
           template: a tree of arrays or shapes, of the saved state's structure.
+          set_aside: whether to move damaged ones away; only the run that owns the workdir may.
 
         Returns:
           (step, state, record), or None where there is no checkpoint.
@@ -82,16 +85,17 @@ class Checkpoints:
             try:
                 return step, *self._read(step, template)
             except Exception as error:  # orbax and tensorstore raise many kinds for damaged files
-                aside = self._set_aside(step)
+                moved = f"it was moved to {self._set_aside(step)}, and " if set_aside else ""
                 warnings.warn(
-                    f"checkpoint {step} is damaged ({_first_line(error)}); it was moved to "
-                    f"{aside}, and the one before is used.",
+                    f"checkpoint {step} is damaged ({_first_line(error)}); {moved}the one before "
+                    "is used.",
                     stacklevel=2,
                 )
         if steps:
+            moved = f" and is now in {self._workdir / 'damaged'}" if set_aside else ""
             raise CheckpointError(
-                f"every checkpoint in {self._workdir / 'checkpoints'} was damaged and is now in "
-                f"{self._workdir / 'damaged'}: choose a new workdir to start again."
+                f"every checkpoint in {self._workdir / 'checkpoints'} was damaged{moved}: choose "
+                "a new workdir to start again."
             )
         return None
 

@@ -3,7 +3,7 @@
 The only place that ends the process, listens to signals or configures JAX.
 
 Exit codes: 0 complete; 2 bad input; 3 the game diverged; 4 a verification failed; 75 stopped by a
-signal, 130 by Ctrl-C, both with a checkpoint written.
+signal, 130 by Ctrl-C; both with a checkpoint written once `quantize` plays.
 """
 
 import contextlib

@@ -33,7 +33,7 @@ class VerificationError(AdaDFQError):
 
 
 class StoppedError(AdaDFQError):
-    """The run was asked to stop, and did so after writing a checkpoint.
+    """The run was asked to stop, and did so; in a workdir, after writing a checkpoint.
 
     Attributes:
       signal: the number of the signal that asked for it.

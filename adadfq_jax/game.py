@@ -27,6 +27,7 @@ import ml_collections
 import optax
 
 from adadfq_jax import losses, models
+from adadfq_jax.errors import ConfigError
 from adadfq_jax.models.bits import assign_bits
 from adadfq_jax.parallel import DATA_AXIS
 
@@ -68,6 +69,9 @@ class GameState:
     bits: Any
 
 
+# Independent streams of random numbers from one seed.
+_INITIALIZATION, _DRAWS, _HELD_OUT = 0, 1, 2
+
 # What the step depends on; bit-widths and seed are data to it, and travel in the state.
 _RULES = (
     "batch_size",
@@ -99,7 +103,15 @@ class Game:
 
     @classmethod
     def create(cls, config: ml_collections.ConfigDict, classifier: nn.Module, image_size: int):
-        """Sets up the game for a classifier (of `models.build`) and an image size in pixels."""
+        """Sets up the game for a classifier (of `models.build`) and an image size in pixels.
+
+        Raises:
+          ConfigError: the generator cannot make images of that size.
+        """
+        if image_size % 4:
+            raise ConfigError(
+                f"the generator makes images whose side is a multiple of 4, not {image_size}."
+            )
         return cls(
             classifier=classifier.clone(axis_name=DATA_AXIS),
             generator=models.Generator(image_size, classifier.classes, axis_name=DATA_AXIS),
@@ -193,7 +205,8 @@ class Game:
           phase: what the step does; a constant of compilation.
 
         Returns:
-          (the state after it, metrics of the state before it): scalars, the same on every device.
+          (the state after it, metrics): scalars, the same on every device, of the state before the
+          step, but for `range_width`, which is of the ranges after it.
         """
         noise, labels = self.draw(state)
         share = noise.shape[0] // jax.lax.axis_size(DATA_AXIS)
@@ -207,10 +220,10 @@ class Game:
             player_g.params,
         )
         (teacher_logits, statistics), pull_teacher = jax.vjp(
-            lambda images: self._judge(teacher, images), images
+            lambda images: self._run_teacher(teacher, images), images
         )
         student_logits, pull_student, ranges = jax.vjp(
-            lambda params, images: self._answer(params, images, state, teacher, phase),
+            lambda params, images: self._run_student(params, images, state, teacher, phase),
             player_q.params,
             images,
             has_aux=True,
@@ -300,12 +313,14 @@ class Game:
             _gather(teacher_logits), _gather(student_logits), self.config.game.temperature
         )
 
-    def _judge(self, teacher: Any, images: jax.Array):
+    def _run_teacher(self, teacher: Any, images: jax.Array):
         """Returns P's logits and, per BatchNorm layer, the statistics of its input."""
         logits, written = self.classifier.apply(teacher, images, mutable=["statistics"])
         return logits, _leaves_by_layer(written["statistics"], lambda layer: layer["input"])
 
-    def _answer(self, params: Any, images: jax.Array, state: GameState, teacher: Any, phase: Phase):
+    def _run_student(
+        self, params: Any, images: jax.Array, state: GameState, teacher: Any, phase: Phase
+    ):
         """Returns Q's logits and its ranges, which move in calibration only."""
         variables = {
             "params": params,
@@ -340,10 +355,6 @@ def _sample(generator: models.Generator, count: int, state: GameState, index: ja
     noise = jax.random.normal(jax.random.fold_in(key, index), (count, models.LATENT_SIZE))
     labels = jnp.arange(count) % generator.classes
     return generator.apply({"params": state.generator.params}, noise, labels), labels
-
-
-# Independent streams of random numbers from one seed.
-_INITIALIZATION, _DRAWS, _HELD_OUT = 0, 1, 2
 
 
 def learning_rate(rules: ml_collections.FrozenConfigDict, steps_per_epoch: int) -> optax.Schedule:

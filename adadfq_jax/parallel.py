@@ -1,4 +1,4 @@
-"""Devices and processes: the only file that knows how many there are.
+"""Devices: where arrays lie, and the only user of `jax.pmap`.
 
 State is kept once per device, with a leading device axis, as `jax.pmap` wants it. A data-free step
 has no batch to map over, so the devices' indices are mapped instead; each device takes its slice

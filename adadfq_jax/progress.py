@@ -68,5 +68,5 @@ class Progress:
         self._bar.update(self._task, completed=step, phase=phase, rate=rate, numbers=text)
         if self._bar.disable and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            left = (self._total - step) / rate if rate else float("nan")
-            self.say(f"{phase} {step}/{self._total}  {rate:.1f} steps/s  {left:.0f} s left  {text}")
+            left = f"{rate:.1f} steps/s  {(self._total - step) / rate:.0f} s left  " if rate else ""
+            self.say(f"{phase} {step}/{self._total}  {left}{text}")

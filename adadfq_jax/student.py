@@ -59,7 +59,7 @@ def load_student(workdir: str | Path) -> Student:
     game = Game.create(config, teacher.module, teacher.image_size)
     checkpoints = Checkpoints(workdir)
     try:
-        restored = checkpoints.restore(game.init(config, teacher.variables))
+        restored = checkpoints.restore(game.init(config, teacher.variables), set_aside=False)
     finally:
         checkpoints.close()
     if restored is None:

@@ -39,7 +39,7 @@ _SAMPLES_PER_CLASS = 10
 class _Record:
     """What a run knows besides its state; travels with every checkpoint, as JSON."""
 
-    seconds: float = 0.0  # of playing, over all its processes so far
+    seconds: float = 0.0  # wall time of the run so far: compiling and measuring included
     calibrated: dict[str, Any] = dataclasses.field(default_factory=dict)
     best: dict[str, Any] = dataclasses.field(default_factory=dict)
     widths: list[float] = dataclasses.field(default_factory=list)  # of ranges, summed by epoch
@@ -75,8 +75,8 @@ def quantize(
     Raises:
       ConfigError, TeacherError, DataError: something given cannot be used; nothing was changed.
       CheckpointError: no checkpoint of the run can be read.
-      DivergedError: a loss or gradient is not finite; the last good checkpoint stays.
-      StoppedError: `should_stop` said so; a checkpoint was written.
+      DivergedError: a loss or gradient is not finite; in a workdir the last good checkpoint stays.
+      StoppedError: `should_stop` said so; in a workdir a checkpoint was written.
     """
     # ---- What was given, checked before anything compiles -------------------------------------
     config = config.copy_and_resolve_references()
@@ -98,10 +98,14 @@ def quantize(
     folder = None if workdir is None else Workdir(workdir)
     try:
         if folder is not None:
-            folder.claim(config)
+            folder.check_identity(config)
             if folder.finished_steps() >= total:
-                progress.say(f"{folder.path}: the run is already complete.")
+                progress.say(
+                    f"{folder.path}: the run is already complete, with {folder.finished_steps()} "
+                    "steps; `adadfq evaluate --workdir` measures it on other images."
+                )
                 return load_student(folder.path)
+            folder.claim(config)
             _keep_teacher(folder, teacher)
         return _run(config, game, state, teacher, dataset, devices, folder, progress, should_stop)
     finally:
@@ -172,18 +176,21 @@ def _run(
                 if (
                     stop
                     or step == total
-                    or (due and step % due == 0)
+                    or (due and step // due > (step - count) // due)
                     or (interval and time.monotonic() - saved > interval)
                 ):
                     watch.catch_up()  # what has diverged is not saved
                     checkpoint()
                     saved = time.monotonic()
                 if stop and step < total:
-                    where = "" if folder is None else f", checkpoint in {folder.path}"
+                    where = (
+                        "without a workdir, so that nothing is kept"
+                        if folder is None
+                        else f"with a checkpoint in {folder.path}; run the same command to go on"
+                    )
+                    name = signal.Signals(stop).name
                     raise StoppedError(
-                        f"stopped by {signal.Signals(stop).name} at step {step} of {total}{where}; "
-                        "run the same command again to go on.",
-                        stop,
+                        f"stopped by {name} at step {step} of {total}, {where}.", stop
                     )
     finally:
         if log is not None:
@@ -325,7 +332,7 @@ class _Watch:
         self._rate = 0.0
 
     def seconds(self) -> float:
-        """Seconds of playing, earlier processes included."""
+        """Seconds of wall time, earlier processes included."""
         return self._seconds_before + time.monotonic() - self._began
 
     def look(self, step: int, phase: Phase, metrics: Any) -> None:
@@ -367,10 +374,11 @@ class _Watch:
     def _check(self, step: int, phase: Phase, values: dict[str, float]) -> None:
         for name, value in values.items():
             if not math.isfinite(value):
+                kept = " The last good checkpoint was kept." if self._log is not None else ""
                 raise DivergedError(
                     f"the game diverged: {name} is {value} at step {step} ({phase.value}). Lower "
                     "generator.learning_rate or student.learning_rate, or calibrate longer "
-                    "(calibration_epochs); the last good checkpoint was kept."
+                    f"(calibration_epochs).{kept}"
                 )
         record = self._record
         if phase is Phase.CALIBRATE:

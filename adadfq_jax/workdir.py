@@ -61,7 +61,16 @@ class Workdir:
         self._lock.close()
 
     def claim(self, config: ml_collections.ConfigDict) -> None:
-        """Writes a run's configuration, or checks that the folder belongs to the same run.
+        """Writes a run's configuration, where the folder is empty or belongs to the same run.
+
+        Raises:
+          ConfigError: as `check_identity`; nothing was written.
+        """
+        self.check_identity(config)
+        self.write_text(CONFIG, to_json(config))
+
+    def check_identity(self, config: ml_collections.ConfigDict) -> None:
+        """Checks that the folder is empty or belongs to this run; writes nothing.
 
         Raises:
           ConfigError: the folder holds a run of another identity; names the fields.
@@ -78,7 +87,6 @@ class Workdir:
                     f"workdir {str(self.path)!r} holds another run ({differences}); choose "
                     "another workdir, or the same values."
                 )
-        self.write_text(CONFIG, to_json(config))
 
     def finished_steps(self) -> int:
         """Returns how many steps the run that ended here took; 0 where none ended."""

@@ -4,7 +4,8 @@
     --config.teacher.path=resnet20.th --config.data.source=npz --config.data.path=cifar10_test.npz
 
 The paper reports, for a teacher of 93.89 % (pytorchcv's), the best epoch on the test set:
-84.89 % at w3a3, 92.31 % at w4a4, 93.81 % at w5a5.
+84.89 % at w3a3, 92.31 % at w4a4, 93.81 % at w5a5. For a teacher with another normalisation than the
+one below, such as pytorchcv's, convert it and use configs/teacher.py.
 """
 
 from adadfq_jax.config import default_config
