@@ -34,7 +34,7 @@ def test_shellcheck_finds_nothing(path):
     assert (done.returncode, done.stdout) == (0, "")
 
 
-@pytest.mark.parametrize("name", ["local.sh", "test.sh"])
+@pytest.mark.parametrize("name", ["local.sh", "test.sh", "prepare_data.sh"])
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help(tmp_path, name, flag):
     done = run(ROOT / "launch" / name, flag, ADADFQ_VENV=str(tmp_path / "venv"))
@@ -43,15 +43,16 @@ def test_help(tmp_path, name, flag):
     assert not (tmp_path / "venv").exists()
 
 
-def test_no_configuration(tmp_path):
-    done = run(ROOT / "launch" / "local.sh", ADADFQ_VENV=str(tmp_path / "venv"))
+@pytest.mark.parametrize("argv", [["local.sh"], ["prepare_data.sh"], ["prepare_data.sh", "--x=1"]])
+def test_no_configuration_or_name(tmp_path, argv):
+    done = run(ROOT / "launch" / argv[0], *argv[1:], ADADFQ_VENV=str(tmp_path / "venv"))
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("usage: ")
     assert not (tmp_path / "venv").exists()
 
 
-@pytest.mark.parametrize("name", ["local.sh", "test.sh"])
+@pytest.mark.parametrize("name", ["local.sh", "test.sh", "prepare_data.sh"])
 @pytest.mark.parametrize("python", ["too_old", "missing"])
 def test_python_too_old_or_missing(tmp_path, name, python):
     write_script(tmp_path / "too_old", "exit 1")
@@ -137,3 +138,11 @@ def test_test_installs_the_extras_lints_and_tests(environment):
     assert installs(calls)[0].endswith(f"--editable|{ROOT}[test]")
     assert [call.split("|")[1] for call in calls[-3:]] == ["ruff", "ruff", "pytest"]
     assert calls[-1].endswith("-k|a or b")
+
+
+def test_prepare_data_installs_tensorflow_and_hands_everything_on(environment):
+    argv = ("imagenet2012", "--data_dir=a b", "--manual_dir=archives")
+    done, calls = environment(ROOT / "launch" / "prepare_data.sh", *argv)
+    assert done.returncode == 0, done.stderr
+    assert installs(calls)[0].endswith(f"--editable|{ROOT}[tf]")
+    assert calls[-1] == "-m|adadfq_jax.data.prepare|" + "|".join(argv)
