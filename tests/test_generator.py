@@ -35,15 +35,6 @@ def test_sub_pixel_form_is_the_convolution_of_the_enlarged_image(shape):
         np.testing.assert_allclose(*gradients, atol=1e-11)
 
 
-@pytest.mark.usefixtures("x64")
-def test_thin_convolution_is_a_convolution():
-    random = np.random.default_rng(0)
-    x, kernel = random.normal(size=(2, 6, 5, 4)), random.normal(size=(3, 3, 4, 3))
-    np.testing.assert_allclose(
-        generator.thin_convolution(x, kernel), convolve(x, kernel), atol=1e-12
-    )
-
-
 @pytest.mark.parametrize("size", [8, 16, 32])
 def test_images_are_normalised_per_channel_over_the_batch(size):
     module = generator.Generator(image_size=size, classes=10)

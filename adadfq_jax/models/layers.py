@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from adadfq_jax import quantizers
+from adadfq_jax.models.convolutions import convolution
 
 
 def _bits(module: nn.Module, name: str) -> jax.Array | None:
@@ -56,14 +57,17 @@ class QuantConv(nn.Module):
         if bits is not None:
             kernel = quantizers.fake_quantize_weight(kernel, bits)
         padding = self.kernel_size // 2 if self.padding is None else self.padding
-        x = jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=(self.strides, self.strides),
-            padding=[(padding, padding)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=self.groups,
-        )
+        if (self.kernel_size, self.strides, padding, self.groups) == (3, 1, 1, 1):
+            x = convolution(x, kernel)
+        else:
+            x = jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                window_strides=(self.strides, self.strides),
+                padding=[(padding, padding)] * 2,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=self.groups,
+            )
         if self.use_bias:
             x = x + self.param("bias", nn.initializers.zeros, (self.features,))
         return x

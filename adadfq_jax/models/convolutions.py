@@ -1,0 +1,76 @@
+"""3x3 convolutions, plain and of an enlarged image, with gradients that are fast on CPU too.
+
+XLA's CPU backend has fast kernels for convolutions with 32 or more output channels, several
+times slower ones for fewer, and none for the kernel gradient of a transposed convolution. Each
+function here computes the same sums in a form that has a fast one. All arrays are (B, H, W,
+channels), all kernels (height, width, in, out).
+"""
+
+import jax
+import jax.numpy as jnp
+
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+@jax.custom_vjp
+def convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolves x, zero-padded by 1, with a 3x3 kernel: (B, H, W, in) to (B, H, W, out)."""
+    return jax.lax.platform_dependent(x, kernel, cpu=_by_pixels, default=_plain)
+
+
+def _forward(x, kernel):
+    return convolution(x, kernel), (x, kernel)
+
+
+def _backward(saved, cotangent):
+    x, kernel = saved
+    if kernel.shape[2] <= kernel.shape[3]:
+        to_kernel = _kernel_gradient(_plain, x, kernel, cotangent)
+    else:
+        # The same sum with x and cotangent exchanged has more output channels: 0.4 times the time
+        # for the generator's 64 -> 3.
+        to_kernel = _reverse(_kernel_gradient(_plain, cotangent, _reverse(kernel), x))
+    return convolution(cotangent, _reverse(kernel)), to_kernel
+
+
+convolution.defvjp(_forward, _backward)
+
+
+def _plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), [(1, 1)] * 2, dimension_numbers=_LAYOUT)
+
+
+def _by_pixels(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The same, where channels are few several neighbouring pixels at a time.
+
+    They become output channels of one wider kernel, which holds a shifted copy for each of them.
+    Two pixels of 16 channels cost 4/3 of the multiplications and 0.68 times the time; four of an
+    image's 3 channels 0.25 times (0.47 times for the gradient to the image).
+    """
+    *_, width, inputs = x.shape
+    outputs = kernel.shape[3]
+    pixels = 1 if max(inputs, outputs) >= 32 else 2 if min(inputs, outputs) >= 16 else 4
+    if pixels == 1 or width % pixels:
+        return _plain(x, kernel)
+    shifted = [
+        jnp.pad(kernel, ((0, 0), (pixel, pixels - 1 - pixel), (0, 0), (0, 0)))
+        for pixel in range(pixels)
+    ]
+    y = jax.lax.conv_general_dilated(
+        x,
+        jnp.concatenate(shifted, axis=3),
+        (1, pixels),
+        [(1, 1)] * 2,
+        dimension_numbers=_LAYOUT,
+    )
+    return y.reshape(*x.shape[:3], outputs)
+
+
+def _reverse(kernel: jax.Array) -> jax.Array:
+    """The kernel of the transposed convolution."""
+    return kernel[::-1, ::-1].swapaxes(2, 3)
+
+
+def _kernel_gradient(convolve, x: jax.Array, kernel: jax.Array, cotangent: jax.Array) -> jax.Array:
+    (gradient,) = jax.linear_transpose(lambda kernel: convolve(x, kernel), kernel)(cotangent)
+    return gradient
