@@ -68,9 +68,8 @@ def _builder(name: str, data_dir: str | Path | None) -> tfds.core.DatasetBuilder
         return tfds.builder(name, data_dir=data_dir and str(data_dir))
     except tfds.core.registered.DatasetNotFoundError as error:
         base = name.partition("/")[0].partition(":")[0]
-        raise DataError(
-            f"tensorflow-datasets knows no {base!r}: {nearest(base, tfds.list_builders(with_community_datasets=False))}"
-        ) from error
+        known = tfds.list_builders(with_community_datasets=False)
+        raise DataError(f"tensorflow-datasets knows no {base!r}: {nearest(base, known)}") from error
     except Exception as error:  # a configuration or version that is not there, damaged metadata
         reason = " ".join(str(error).split()).rstrip(".")
         raise DataError(f"tfds:{name} cannot be opened: {reason}.") from error
