@@ -17,6 +17,7 @@ from pathlib import Path
 
 from absl import flags
 
+from adadfq_jax import memory
 from adadfq_jax.errors import (
     AdaDFQError,
     ConfigError,
@@ -51,6 +52,7 @@ def run(argv: Sequence[str]) -> int:
         if verb not in _VERBS:
             raise ConfigError(f"unknown verb {verb!r}: {nearest(verb, _VERBS)}")
         function, _ = _VERBS[verb]
+        memory.keep()
         with _plain_speech():
             function(rest)
     except AdaDFQError as error:
