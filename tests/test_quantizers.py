@@ -21,7 +21,9 @@ def step_size(minimum, maximum, bits):
 @hypothesis.given(
     minimum=finite, width=st.floats(0.0078125, 100, width=32), fractions=st.lists(st.floats(0, 1))
 )
-@hypothesis.settings(deadline=None, max_examples=50)
+@hypothesis.settings(
+    deadline=None, max_examples=50, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 def test_error_is_at_most_half_a_step_inside_the_range(bits, minimum, width, fractions):
     """In float64, where the bound is not blurred by rounding of the range itself."""
     with jax.enable_x64(True):
