@@ -100,6 +100,8 @@ def test_a_shorter_schedule_keeps_its_shares():
     assert (config.student.milestones, config.warmup_epochs) == ((10, 20, 30), 4)
     config = filled("w4a4", "resnet20_cifar", 32, epochs=4, calibration_epochs=1)
     assert (config.student.milestones, config.warmup_epochs) == ((1, 2, 3), 1)
+    config = filled("w4a4", "resnet20_cifar", 32, epochs=1, calibration_epochs=1)
+    assert config.student.milestones == (1,)
 
 
 def test_what_is_set_stays():

@@ -22,6 +22,8 @@ from tests.conftest import make_teacher
 random = np.random.default_rng(0)
 IMAGES = random.integers(0, 256, (23, 8, 8, 3), np.uint8)
 LABELS = random.integers(0, 10, 23)
+IMAGES[3] = IMAGES[3, :, :, :1]  # stored with one channel
+IMAGES[4] = IMAGES[4] // 51 * 51  # stored with a palette, which has these colours
 
 
 @pytest.fixture(autouse=True)
@@ -30,9 +32,9 @@ def without_tensorflow(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
 
 
-def encoded(image, kind="PNG"):
+def encoded(image, mode=None):
     file = io.BytesIO()
-    Image.fromarray(image).save(file, kind)
+    Image.fromarray(image).convert(mode).save(file, "PNG")
     file.seek(0)
     return file
 
@@ -61,7 +63,7 @@ class _Small(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, split):
         for index, (image, label) in enumerate(zip(IMAGES, LABELS, strict=True)):
-            file = encoded(image)
+            file = encoded(image, {3: "L", 4: "P"}.get(index))
             if split == "test" and index == 5 and "broken" in self.name:
                 file = io.BytesIO(file.getvalue()[:60])
             # Where labels are withheld, as ImageNet withholds its test labels.

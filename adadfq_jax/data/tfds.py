@@ -111,7 +111,7 @@ def _open(name: str, builder, split: str, data_dir) -> Sequence[dict[str, Any]]:
             f"tfds:{name} is {state} in {str(builder.data_dir)!r}; prepare it once with: "
             f"{shlex.join(command)}"
         ) from error
-    # Images stay encoded, because tensorflow-datasets leaves grey ones grey without TensorFlow.
+    # Images stay encoded, because tensorflow-datasets takes a palette's numbers for shades of grey.
     source.decoders = {"image": tfds.decode.SkipDecoding()}
     return source
 
