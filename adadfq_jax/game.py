@@ -110,7 +110,8 @@ class Game:
         """
         if image_size % 4:
             raise ConfigError(
-                f"the generator makes images whose side is a multiple of 4, not {image_size}."
+                f"the teacher takes images of {image_size}x{image_size} pixels, but the generator "
+                "makes only sizes that are divisible by 4."
             )
         return cls(
             classifier=classifier.clone(axis_name=DATA_AXIS),

@@ -271,12 +271,6 @@ def _take_over(config: ml_collections.ConfigDict, teacher: Teacher) -> None:
         if stated and stated != true:
             raise ConfigError(f"{section}.{name} says {stated}, but the teacher has {true}.")
         config[section][name] = true
-    if teacher.image_size % 4:
-        size = teacher.image_size
-        raise ConfigError(
-            f"the teacher takes images of {size}x{size} pixels, but the generator makes only sizes "
-            "that are divisible by 4."
-        )
 
 
 def _keep_teacher(folder: Workdir, teacher: Teacher) -> None:
