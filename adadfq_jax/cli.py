@@ -8,12 +8,14 @@ signal, 130 by Ctrl-C; both with a checkpoint written once `quantize` plays.
 
 import contextlib
 import itertools
+import json
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -79,27 +81,14 @@ def _exit_code(error: AdaDFQError) -> int:
 
 def _quantize(argv: Sequence[str]) -> None:
     """play a game: quantize a teacher without its data"""
-    from ml_collections import config_flags
-
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config",
-        help_string="configuration file, with bit-widths: configs/digits_resnet20.py:w4a4; "
-        "--config.FIELD=VALUE sets a field",
-        flag_values=values,
-        sys_argv=["quantize", *argv],
-    )
+    _define_config(values, "quantize", argv)
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     _define_cache(values)
     if _asks_for_help(argv):
         print(_help(values, "quantize", ("config", "workdir", "cache")))
         return
-    _check_config_flags(argv)
-    _parse(values, "quantize", argv)
-    if not values["config"].present:
-        raise ConfigError("--config=FILE is missing, such as --config=configs/digits_resnet20.py.")
-    if not hasattr(values.config, "to_dict"):
-        raise ConfigError(f"the configuration file returned {values.config!r}, not a ConfigDict.")
+    config = _parse_config(values, "quantize", argv)
     if not values.workdir:
         raise ConfigError("--workdir=DIR is missing: where the run's files should go.")
 
@@ -108,7 +97,7 @@ def _quantize(argv: Sequence[str]) -> None:
     _keep_compiled_programs(values.cache)
     with _listening() as received:
         student = training.quantize(
-            values.config, workdir=values.workdir, should_stop=lambda: received[-1]
+            config, workdir=values.workdir, should_stop=lambda: received[-1]
         )
     print(training.table(student.result))
     print(f"{'files':<22}{values.workdir}")
@@ -221,16 +210,62 @@ def _convert(argv: Sequence[str]) -> None:
     print(f"{'file':<22}{values.output}")
 
 
+def _benchmark(argv: Sequence[str]) -> None:
+    """time the steps of a game, and their parts"""
+    values = flags.FlagValues()
+    _define_config(values, "benchmark", argv)
+    flags.DEFINE_integer("steps", 10, "steps in each of five rounds", 1, flag_values=values)
+    flags.DEFINE_string("against", None, "torch: PyTorch plays in turns", flag_values=values)
+    flags.DEFINE_string("profile", None, "new folder for a trace of play", flag_values=values)
+    flags.DEFINE_bool("json", False, "print one JSON object instead of tables", flag_values=values)
+    if _asks_for_help(argv):
+        print(_help(values, "benchmark", ("config", "steps", "against", "profile", "json")))
+        return
+    config = _parse_config(values, "benchmark", argv)
+
+    # Without kept programs: compilation is measured.
+    from adadfq_jax import benchmark, benchmark_table
+
+    measured = benchmark.benchmark(
+        config, steps=values.steps, against=values.against, profile=values.profile
+    )
+    print(json.dumps(measured) if values.json else benchmark_table.table(measured))
+
+
 _VERBS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "quantize": (_quantize, _quantize.__doc__),
     "convert": (_convert, _convert.__doc__),
     "evaluate": (_evaluate, _evaluate.__doc__),
+    "benchmark": (_benchmark, _benchmark.__doc__),
 }
 
 
 def _usage() -> str:
     verbs = "\n".join(f"  {name:<12}{text}" for name, (_, text) in _VERBS.items())
     return f"usage: adadfq VERB [--flag=value …]\n\n{verbs}\n\nadadfq VERB --help tells its flags."
+
+
+def _define_config(values: flags.FlagValues, verb: str, argv: Sequence[str]) -> None:
+    from ml_collections import config_flags
+
+    config_flags.DEFINE_config_file(
+        "config",
+        help_string="configuration file, with bit-widths: configs/digits_resnet20.py:w4a4; "
+        "--config.FIELD=VALUE sets a field",
+        flag_values=values,
+        sys_argv=[verb, *argv],
+    )
+
+
+def _parse_config(values: flags.FlagValues, verb: str, argv: Sequence[str]) -> Any:
+    """Parses the flags of a verb that has --config; returns the configuration."""
+    _check_config_flags(argv)
+    _parse(values, verb, argv)
+    if not values["config"].present:
+        raise ConfigError("--config=FILE is missing, such as --config=configs/digits_resnet20.py.")
+    if not hasattr(values.config, "to_dict"):
+        raise ConfigError(f"the configuration file returned {values.config!r}, not a ConfigDict.")
+    return values.config
 
 
 def _parse(values: flags.FlagValues, verb: str, argv: Sequence[str]) -> None:

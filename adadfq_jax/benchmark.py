@@ -1,0 +1,201 @@
+"""How fast the game is played, and how fast the device would let it."""
+
+import functools
+import importlib.util
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from adadfq_jax import breakdown, hardware, parallel, recipes
+from adadfq_jax.config import validate
+from adadfq_jax.errors import ConfigError
+from adadfq_jax.game import Game, Phase
+from adadfq_jax.teachers import Teacher, load_teacher
+from adadfq_jax.teachers.random import random_teacher
+
+ROUNDS = 5
+_DEFAULT_NETWORK = "resnet20_cifar"
+
+
+def benchmark(
+    config: ml_collections.ConfigDict,
+    *,
+    steps: int = 10,
+    against: str | None = None,
+    profile: str | Path | None = None,
+) -> dict[str, Any]:
+    """Times the steps of a game.
+
+    All contestants (our three phases, the parts of a step, PyTorch's games) take turns for
+    `ROUNDS` rounds, so that a machine that slows down slows all of them. A step's time is from its
+    call to the end of its computation.
+
+    Args:
+      config: the run's configuration; without `teacher.path`, the teacher is `teacher.architecture`
+        (by default ResNet-20) with random weights.
+      steps: how many each contestant plays in a round; one more before them is not counted.
+      against: "torch" for the two procedures of `reference/`.
+      profile: a new or empty folder for a trace of one round of play.
+
+    Returns:
+      The measurements, as `adadfq benchmark --json` prints them; seconds, bytes, FLOP.
+
+    Raises:
+      ConfigError: something given cannot be used, or PyTorch or its network is missing.
+    """
+    config = config.copy_and_resolve_references()
+    validate(config)
+    teacher, weights = _teacher(config)
+    recipes.fill_in(config, teacher.architecture, teacher.image_size)
+    devices = parallel.choose_devices(config.devices, config.batch_size)
+    _check(against, profile, teacher, devices[0].platform)
+    game = Game.create(config, teacher.module, teacher.image_size)
+    load = os.getloadavg()[0]
+
+    # ---- Compile ------------------------------------------------------------------------------
+    variables = parallel.replicate(teacher.variables, devices)
+    state = parallel.replicate(game.init(config, teacher.variables), devices)
+    indices = parallel.device_indices(devices)
+    began = time.perf_counter()
+    compiled, compile_s = {}, {}
+    for phase in Phase:
+        step = parallel.map_over_devices(
+            functools.partial(game.step, phase=phase), devices, donate=(0,)
+        )
+        compiled[phase] = step.lower(state, variables, indices).compile()
+        compile_s[phase.value] = time.perf_counter() - began - sum(compile_s.values())
+
+    # ---- The contestants ----------------------------------------------------------------------
+    def player(phase):
+        def play():
+            nonlocal state
+            state, metrics = compiled[phase](state, variables, indices)
+            jax.block_until_ready((state, metrics))
+
+        return play
+
+    contestants = {phase.value: player(phase) for phase in Phase}
+    contestants["calibrate"]()  # so that ranges are set
+    evaluated = config.evaluation.batch_size // len(devices)
+    # The steps take over the memory of their state, the parts keep a copy.
+    kept = jax.tree.map(jnp.copy, state)
+    for name, part in breakdown.programs(game, kept, variables, devices, evaluated).items():
+        contestants[f"part {name}"] = lambda part=part: jax.block_until_ready(part())
+    if against is not None:
+        import torch
+
+        from adadfq_jax.reference.opponents import opponents
+
+        torch.set_num_threads(hardware.cores())
+        plays = opponents(game, config, teacher.variables, devices[0].platform)
+        contestants |= {f"torch {name}": play for name, play in plays.items()}
+
+    # ---- Play ---------------------------------------------------------------------------------
+    rounds = [
+        {name: hardware.seconds(play, steps) for name, play in contestants.items()}
+        for _ in range(ROUNDS)
+    ]
+    if profile is not None:
+        with jax.profiler.trace(str(profile)):
+            hardware.seconds(contestants["play"], steps)
+    times = {name: [t for turn in rounds for t in turn[name]] for name in contestants}
+    play = compiled[Phase.PLAY]
+    flops = play.cost_analysis()["flops"] * len(devices)
+    median = statistics.median(times["play"])
+    result = {
+        "device": f"{len(devices)} x {devices[0].device_kind}",
+        "cores": hardware.cores(),
+        "load": load,
+        "versions": {"python": platform.python_version(), "jax": jax.__version__},
+        "network": f"{teacher.architecture}, {teacher.image_size} px, {weights}",
+        "bits": f"w{config.quant.weight_bits}a{config.quant.activation_bits}",
+        "batch_size": config.batch_size,
+        "compile_s": sum(compile_s.values()),
+        "phases": {
+            name: _summary(times[name])
+            | {
+                "compile_s": compile_s[name],
+                "images_per_s": config.batch_size / statistics.median(times[name]),
+            }
+            for name in compile_s
+        },
+        "flops_per_step": flops,
+        "flops_per_s": flops / median,
+        "matmul_flops_per_s": hardware.matrix_product(devices[0]) * len(devices),
+        "peak_bytes": hardware.peak_bytes(play, devices[0]),
+        "parts": breakdown.differences(
+            {
+                name.removeprefix("part "): statistics.median(seconds)
+                for name, seconds in times.items()
+                if name.startswith("part ")
+            }
+        ),
+    }
+    if against is not None:
+        result["versions"]["torch"] = torch.__version__
+        result["torch"] = {
+            "threads": torch.get_num_threads(),
+            "phases": {"play": _summary(times["torch authors"])},
+            "lean": {"phases": {"play": _summary(times["torch lean"])}},
+        }
+        for key, name in (("ratio", "authors"), ("ratio_same_algorithm", "lean")):
+            result[key] = statistics.median(
+                statistics.median(turn[f"torch {name}"]) / statistics.median(turn["play"])
+                for turn in rounds
+            )
+    return result
+
+
+def _check(against: str | None, profile: str | Path | None, teacher: Teacher, backend: str) -> None:
+    if against not in (None, "torch"):
+        raise ConfigError(f"--against must be torch, not {against!r}.")
+    if profile is not None and Path(profile).exists() and not _is_empty_folder(Path(profile)):
+        raise ConfigError(f"the profile's folder {str(profile)!r} exists and is not empty.")
+    if against is None:
+        return
+    if importlib.util.find_spec("torch") is None:
+        raise ConfigError("--against=torch needs PyTorch: pip install 'adadfq_jax[torch]'.")
+    import torch
+
+    from adadfq_jax.reference.opponents import serves
+
+    if not serves(teacher.module):
+        raise ConfigError(
+            "--against=torch knows the CIFAR ResNets with option-A shortcuts (such as "
+            f"resnet20_cifar), not {teacher.architecture}; leave it out to time ours alone."
+        )
+    if backend == "tpu" or (backend == "gpu" and not torch.cuda.is_available()):
+        raise ConfigError(f"--against=torch: this PyTorch cannot use the {backend} that JAX uses.")
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _teacher(config: ml_collections.ConfigDict) -> tuple[Teacher, str]:
+    """Returns the teacher to play with, and what its weights are."""
+    wanted = config.teacher
+    if wanted.path is not None:
+        teacher = load_teacher(
+            wanted.path,
+            wanted.architecture,
+            mean=config.data.mean,
+            std=config.data.std,
+            image_size=wanted.image_size or None,
+        )
+        return teacher, f"weights of {Path(wanted.path).name}"
+    name = wanted.architecture or _DEFAULT_NETWORK
+    return random_teacher(name, wanted.image_size, wanted.classes), "random weights"
+
+
+def _summary(seconds: list[float]) -> dict[str, float]:
+    low, high = np.quantile(seconds, (0.1, 0.9)).tolist()
+    return {"median_s": statistics.median(seconds), "p10_s": low, "p90_s": high}

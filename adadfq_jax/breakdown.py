@@ -1,0 +1,95 @@
+"""What the parts of a step cost, each compiled and timed alone."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from adadfq_jax import parallel
+from adadfq_jax.game import Game, GameState
+
+# Part: the timed program, less those that it contains.
+_DIFFERENCES = {
+    "generator forward": ("generator",),
+    "generator backward": ("generator, gradient", "generator"),
+    "teacher forward": ("teacher",),
+    "teacher backward": ("teacher, gradient", "teacher"),
+    "student forward": ("student",),
+    "of which quantizers": ("student", "student, not quantized"),
+    "student backward, to images": ("student, to images", "student"),
+    "student backward, to weights": ("student, to weights", "student"),
+    "optimizers": ("optimizers",),
+    "evaluation of one batch": ("evaluation",),
+}
+
+
+def programs(
+    game: Game, state: GameState, teacher: Any, devices: list[jax.Device], evaluated: int
+) -> dict[str, Callable[[], Any]]:
+    """Compiles the parts of a step.
+
+    Args:
+      game: the rules.
+      state: a state whose ranges are set, with a device axis.
+      teacher: P's variables, with a device axis.
+      devices: where they lie.
+      evaluated: images of an evaluation's batch on each device.
+
+    Returns:
+      By name, what to call and wait for.
+    """
+    network = game.classifier
+
+    def generate(params, state):
+        noise, labels = game.draw(state)
+        share = noise.shape[0] // len(devices)
+        return game.generator.apply({"params": params}, noise[:share], labels[:share])
+
+    def judge(teacher, images):
+        return network.apply(teacher, images, mutable=["statistics"])
+
+    def answer(params, images, state, teacher):
+        student = {"params": params, "bits": state.bits, "ranges": state.ranges}
+        return network.apply(student | {"batch_stats": teacher["batch_stats"]}, images)
+
+    def pull(function, *primals):
+        value, back = jax.vjp(function, *primals)
+        return back(value)
+
+    def optimize(player, optimizer):
+        updates, opt_state = optimizer.update(player.params, player.opt_state, player.params)
+        return jax.tree.map(lambda p, u: p - 1e-4 * u, player.params, updates), opt_state
+
+    def compiled(function):
+        return parallel.map_over_devices(function, devices)
+
+    images = compiled(lambda state: generate(state.generator.params, state))(state)
+    many = compiled(lambda images: jnp.resize(images, (evaluated, *images.shape[1:])))(images)
+    functions = {
+        "generator": lambda s, t, x: generate(s.generator.params, s),
+        "generator, gradient": lambda s, t, x: pull(lambda p: generate(p, s), s.generator.params),
+        "teacher": lambda s, t, x: judge(t, x),
+        "teacher, gradient": lambda s, t, x: pull(lambda x: judge(t, x), x),
+        "student": lambda s, t, x: answer(s.student.params, x, s, t),
+        "student, not quantized": lambda s, t, x: network.apply(
+            t | {"params": s.student.params}, x
+        ),
+        "student, to images": lambda s, t, x: pull(lambda x: answer(s.student.params, x, s, t), x),
+        "student, to weights": lambda s, t, x: pull(lambda p: answer(p, x, s, t), s.student.params),
+        "optimizers": lambda s, t, x: (
+            optimize(s.generator, game.generator_optimizer),
+            optimize(s.student, game.student_optimizer),
+        ),
+    }
+    timed = {name: compiled(function) for name, function in functions.items()}
+    calls = {name: lambda f=f: f(state, teacher, images) for name, f in timed.items()}
+    return calls | {"evaluation": lambda: timed["student"](state, teacher, many)}
+
+
+def differences(times: dict[str, float]) -> dict[str, float]:
+    """Returns the time of each part, from those of `programs`."""
+    return {
+        part: times[names[0]] - sum(times[name] for name in names[1:])
+        for part, names in _DIFFERENCES.items()
+    }
