@@ -29,6 +29,7 @@ import optax
 from adadfq_jax import losses, models
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.models.bits import assign_bits
+from adadfq_jax.models.layers import global_moments
 from adadfq_jax.parallel import DATA_AXIS
 
 
@@ -317,7 +318,8 @@ class Game:
     def _run_teacher(self, teacher: Any, images: jax.Array):
         """Returns P's logits and, per BatchNorm layer, the statistics of its input."""
         logits, written = self.classifier.apply(teacher, images, mutable=["statistics"])
-        return logits, _leaves_by_layer(written["statistics"], lambda layer: layer["input"])
+        moments = _leaves_by_layer(written["statistics"], lambda layer: layer["input"])
+        return logits, global_moments(moments, DATA_AXIS)
 
     def _run_student(
         self, params: Any, images: jax.Array, state: GameState, teacher: Any, phase: Phase

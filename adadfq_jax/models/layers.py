@@ -7,17 +7,17 @@ What a layer does is decided by the variable collections that a caller hands to 
                         teacher. Present: the student, fake-quantized.
   ranges                the activations' quantization ranges. Updated, then used, exactly when the
                         caller makes the collection mutable (calibration).
-  statistics            mean and variance of each BatchNorm's input, written when mutable (L_BNS).
+  statistics            mean and variance of each BatchNorm's input over this device's share of the
+                        batch, written when mutable (L_BNS); `global_moments` unites them.
 
-`init` creates all but the last. With `axis_name`, ranges and statistics are those of the global
-batch over that mapped axis.
+`init` creates all but the last. With `axis_name`, ranges are those of the global batch over that
+mapped axis.
 """
-
-import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from adadfq_jax import quantizers
 from adadfq_jax.models.convolutions import convolution
@@ -143,11 +143,9 @@ class FrozenBatchNorm(nn.Module):
 
     Attributes:
       epsilon: added to the variance.
-      axis_name: mapped axis over which the batch of the recorded statistics is spread.
     """
 
     epsilon: float = 1e-5
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -158,39 +156,38 @@ class FrozenBatchNorm(nn.Module):
         mean = self.variable("batch_stats", "mean", jnp.zeros, channels, x.dtype).value
         variance = self.variable("batch_stats", "var", jnp.ones, channels, x.dtype).value
         if self.is_mutable_collection("statistics") and not self.is_initializing():
-            self.put_variable("statistics", "input", batch_moments(x, self.axis_name))
+            self.put_variable("statistics", "input", batch_moments(x))
         # One multiplication and one addition an element.
         factor = scale * jax.lax.rsqrt(variance + self.epsilon)
         return x * factor + (bias - mean * factor)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def batch_moments(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
-    """Returns mean and biased variance of each channel over the global batch.
+@jax.custom_vjp
+def batch_moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns mean and biased variance of each channel over this device's share of the batch.
 
     Args:
-      x: (..., channels), this device's share.
-      axis_name: the mapped axis over which the batch is spread, or None.
+      x: (..., channels).
 
     Returns:
       (mean, variance), each (channels,).
     """
     axes = tuple(range(x.ndim - 1))
-    mean = _mean_over(axis_name, x.mean(axes))
+    mean = x.mean(axes)
     # Two passes: E[x^2] - E[x]^2 would cancel in float32.
-    return mean, _mean_over(axis_name, jnp.square(x - mean).mean(axes))
+    return mean, jnp.square(x - mean).mean(axes)
 
 
-def _moments_forward(x, axis_name):
-    mean, variance = batch_moments(x, axis_name)
+def _moments_forward(x):
+    mean, variance = batch_moments(x)
     return (mean, variance), (x, mean)
 
 
-def _moments_backward(axis_name, saved, cotangents):
+def _moments_backward(saved, cotangents):
     # The variance's path through the mean is a sum over x - mean, which is 0: one pass over x less
     # than XLA would take.
     x, mean = saved
-    to_mean, to_variance = _mean_over(axis_name, cotangents)
+    to_mean, to_variance = cotangents
     count = x.size // x.shape[-1]
     return ((to_mean + 2 * to_variance * (x - mean)) / count,)
 
@@ -198,5 +195,22 @@ def _moments_backward(axis_name, saved, cotangents):
 batch_moments.defvjp(_moments_forward, _moments_backward)
 
 
-def _mean_over(axis_name: str | None, tree):
-    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+def global_moments(
+    moments: list[tuple[jax.Array, jax.Array]], axis_name: str | None
+) -> list[tuple[jax.Array, jax.Array]]:
+    """Turns the moments of equal shares of a batch into those of the whole, in one collective.
+
+    Args:
+      moments: (mean, biased variance) of each of some layers, each (channels,).
+      axis_name: the mapped axis over which the batch is spread, or None.
+    """
+    if axis_name is None:
+        return moments
+    shares = jax.lax.all_gather(jnp.concatenate(jax.tree.leaves(moments)), axis_name)
+    sizes = [leaf.size for leaf in jax.tree.leaves(moments)]
+    ends = np.cumsum(sizes)[:-1].tolist()
+    means, variances = (jnp.split(shares, ends, axis=1)[part::2] for part in range(2))
+    return [
+        (mean.mean(0), (variance + (mean - mean.mean(0)) ** 2).mean(0))
+        for mean, variance in zip(means, variances, strict=True)
+    ]

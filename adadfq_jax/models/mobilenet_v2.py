@@ -50,7 +50,7 @@ class InvertedResidual(nn.Module):
       expansion: inner channels, in units of the input's.
       expand: whether there is an expansion; without one the factor is 1.
       norm: constructor of the normalisation.
-      axis_name: mapped axis of the batch.
+      axis_name: mapped axis of a calibration batch.
     """
 
     features: int
@@ -70,11 +70,11 @@ class InvertedResidual(nn.Module):
         y = QuantConv(inner, 3, self.strides, groups=inner, name="depthwise_conv")(y)
         y = self._activate("depthwise", y)
         y = QuantConv(self.features, 1, name="project_conv")(y)
-        y = self.norm(name="project_norm", axis_name=self.axis_name)(y)
+        y = self.norm(name="project_norm")(y)
         return x + y if x.shape == y.shape else y
 
     def _activate(self, name: str, x: jax.Array) -> jax.Array:
-        x = self.norm(name=f"{name}_norm", axis_name=self.axis_name)(x)
+        x = self.norm(name=f"{name}_norm")(x)
         return QuantReLU(6.0, name=f"{name}_relu", axis_name=self.axis_name)(x)
 
 
@@ -88,7 +88,7 @@ class MobileNetV2(nn.Module):
         without.
       classes: number of classes C.
       norm: constructor of the normalisation (`flax.linen.BatchNorm` to train a teacher).
-      axis_name: mapped axis over which a batch is spread, for calibration and statistics.
+      axis_name: mapped axis over which a calibration batch is spread.
     """
 
     widths: Sequence[int] = _WIDTHS
@@ -122,5 +122,5 @@ class MobileNetV2(nn.Module):
         return QuantConv(self.classes, 1, name="classifier")(x).reshape(-1, self.classes)
 
     def _activate(self, name: str, x: jax.Array) -> jax.Array:
-        x = self.norm(name=f"{name}_norm", axis_name=self.axis_name)(x)
+        x = self.norm(name=f"{name}_norm")(x)
         return QuantReLU(6.0, name=f"{name}_relu", axis_name=self.axis_name)(x)

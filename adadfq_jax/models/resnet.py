@@ -23,7 +23,7 @@ class Bottleneck(nn.Module):
       strides: stride of the block.
       stride_first: whether the first 1x1 convolution has the stride, or the 3x3 one.
       norm: constructor of the normalisation.
-      axis_name: mapped axis of the batch.
+      axis_name: mapped axis of a calibration batch.
     """
 
     features: int
@@ -38,14 +38,14 @@ class Bottleneck(nn.Module):
         outputs = EXPANSION * self.features
         first, second = (self.strides, 1) if self.stride_first else (1, self.strides)
         y = QuantConv(self.features, 1, first, name="conv1")(x)
-        y = self.norm(name="norm1", axis_name=self.axis_name)(y)
+        y = self.norm(name="norm1")(y)
         y = QuantReLU(name="relu1", axis_name=self.axis_name)(y)
         y = QuantConv(self.features, 3, second, name="conv2")(y)
-        y = self.norm(name="norm2", axis_name=self.axis_name)(y)
+        y = self.norm(name="norm2")(y)
         y = QuantReLU(name="relu2", axis_name=self.axis_name)(y)
         y = QuantConv(outputs, 1, name="conv3")(y)
-        y = self.norm(name="norm3", axis_name=self.axis_name)(y)
-        x = project(x, outputs, self.strides, self.norm, self.axis_name)
+        y = self.norm(name="norm3")(y)
+        x = project(x, outputs, self.strides, self.norm)
         return QuantReLU(name="relu3", axis_name=self.axis_name)(x + y)
 
 
@@ -61,7 +61,7 @@ class ResNet(nn.Module):
       pool: whether a 3x3 max-pool of stride 2 follows the stem.
       classes: number of classes C.
       norm: constructor of the normalisation (`flax.linen.BatchNorm` to train a teacher).
-      axis_name: mapped axis over which a batch is spread, for calibration and statistics.
+      axis_name: mapped axis over which a calibration batch is spread.
     """
 
     stage_sizes: Sequence[int]
@@ -82,7 +82,7 @@ class ResNet(nn.Module):
             strides=2 if self.stem_size == 7 else 1,
             name="stem_conv",
         )(x)
-        x = self.norm(name="stem_norm", axis_name=self.axis_name)(x)
+        x = self.norm(name="stem_norm")(x)
         x = QuantReLU(name="stem_relu", axis_name=self.axis_name)(x)
         if self.pool:
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))

@@ -22,7 +22,7 @@ class BasicBlock(nn.Module):
       strides: stride of the first convolution and of the shortcut.
       projection: whether a shortcut that changes the shape has parameters.
       norm: constructor of the normalisation.
-      axis_name: mapped axis of the batch.
+      axis_name: mapped axis of a calibration batch.
     """
 
     features: int
@@ -35,13 +35,13 @@ class BasicBlock(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (B, H, W, in) to (B, H / strides, W / strides, features)."""
         y = QuantConv(self.features, 3, self.strides, name="conv1")(x)
-        y = self.norm(name="norm1", axis_name=self.axis_name)(y)
+        y = self.norm(name="norm1")(y)
         y = QuantReLU(name="relu1", axis_name=self.axis_name)(y)
         y = QuantConv(self.features, 3, name="conv2")(y)
-        y = self.norm(name="norm2", axis_name=self.axis_name)(y)
+        y = self.norm(name="norm2")(y)
         shortcut = project if self.projection else subsample
         return QuantReLU(name="relu2", axis_name=self.axis_name)(
-            shortcut(x, self.features, self.strides, self.norm, self.axis_name) + y
+            shortcut(x, self.features, self.strides, self.norm) + y
         )
 
 
@@ -52,18 +52,12 @@ def subsample(x: jax.Array, features: int, strides: int, *_) -> jax.Array:
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (added // 2, added - added // 2)))
 
 
-def project(
-    x: jax.Array,
-    features: int,
-    strides: int,
-    norm: Callable[..., nn.Module],
-    axis_name: str | None,
-) -> jax.Array:
+def project(x: jax.Array, features: int, strides: int, norm: Callable[..., nn.Module]) -> jax.Array:
     """The shortcut with parameters; the identity where the shape stays. Call it in a block."""
     if strides == 1 and x.shape[-1] == features:
         return x
     x = QuantConv(features, 1, strides, name="shortcut_conv")(x)
-    return norm(name="shortcut_norm", axis_name=axis_name)(x)
+    return norm(name="shortcut_norm")(x)
 
 
 class ResNetCifar(nn.Module):
@@ -75,7 +69,7 @@ class ResNetCifar(nn.Module):
       projection: whether shortcuts that change the shape have parameters.
       classes: number of classes C.
       norm: constructor of the normalisation (`flax.linen.BatchNorm` to train a teacher).
-      axis_name: mapped axis over which a batch is spread, for calibration and statistics.
+      axis_name: mapped axis over which a calibration batch is spread.
     """
 
     stage_sizes: Sequence[int]
@@ -89,7 +83,7 @@ class ResNetCifar(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps normalised images (B, H, W, 3) to logits (B, classes)."""
         x = QuantConv(self.widths[0], 3, name="stem_conv")(x)
-        x = self.norm(name="stem_norm", axis_name=self.axis_name)(x)
+        x = self.norm(name="stem_norm")(x)
         x = QuantReLU(name="stem_relu", axis_name=self.axis_name)(x)
         for stage, (size, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True), 1):
             for block in range(1, size + 1):
