@@ -35,8 +35,8 @@ def benchmark(
     """Times the steps of a game.
 
     All contestants (our three phases, the parts of a step, PyTorch's games) take turns for
-    `ROUNDS` rounds, so that a machine that slows down slows all of them. A step's time is from its
-    call to the end of its computation.
+    `ROUNDS` rounds, so that a machine that slows down slows all of them. As in a run, a step is
+    called while the one before is computed; its time is from the end of that one to its own.
 
     Args:
       config: the run's configuration; without `teacher.path`, the teacher is `teacher.architecture`
@@ -75,10 +75,13 @@ def benchmark(
 
     # ---- The contestants ----------------------------------------------------------------------
     def player(phase):
+        before = None
+
         def play():
-            nonlocal state
+            nonlocal state, before
             state, metrics = compiled[phase](state, variables, indices)
-            jax.block_until_ready((state, metrics))
+            jax.block_until_ready(before)
+            before = metrics
 
         return play
 
@@ -94,7 +97,7 @@ def benchmark(
 
         from adadfq_jax.reference.opponents import opponents
 
-        torch.set_num_threads(hardware.cores())
+        torch.set_num_threads(parallel.cores())
         plays = opponents(game, config, teacher.variables, devices[0].platform)
         contestants |= {f"torch {name}": play for name, play in plays.items()}
 
@@ -112,7 +115,7 @@ def benchmark(
     median = statistics.median(times["play"])
     result = {
         "device": f"{len(devices)} x {devices[0].device_kind}",
-        "cores": hardware.cores(),
+        "cores": parallel.cores(),
         "load": load,
         "versions": {"python": platform.python_version(), "jax": jax.__version__},
         "network": f"{teacher.architecture}, {teacher.image_size} px, {weights}",
@@ -129,7 +132,7 @@ def benchmark(
         },
         "flops_per_step": flops,
         "flops_per_s": flops / median,
-        "matmul_flops_per_s": hardware.matrix_product(devices[0]) * len(devices),
+        "matmul_flops_per_s": hardware.matrix_product(devices),
         "peak_bytes": hardware.peak_bytes(play, devices[0]),
         "parts": breakdown.differences(
             {

@@ -92,9 +92,10 @@ def _quantize(argv: Sequence[str]) -> None:
     if not values.workdir:
         raise ConfigError("--workdir=DIR is missing: where the run's files should go.")
 
-    from adadfq_jax import training
+    from adadfq_jax import parallel, training
 
     _keep_compiled_programs(values.cache)
+    parallel.divide_cpu(config.batch_size)
     with _listening() as received:
         student = training.quantize(
             config, workdir=values.workdir, should_stop=lambda: received[-1]
@@ -224,8 +225,9 @@ def _benchmark(argv: Sequence[str]) -> None:
     config = _parse_config(values, "benchmark", argv)
 
     # Without kept programs: compilation is measured.
-    from adadfq_jax import benchmark, benchmark_table
+    from adadfq_jax import benchmark, benchmark_table, parallel
 
+    parallel.divide_cpu(config.batch_size)
     measured = benchmark.benchmark(
         config, steps=values.steps, against=values.against, profile=values.profile
     )

@@ -1,6 +1,5 @@
 """What the machine has, and what it can do."""
 
-import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,11 +9,6 @@ import jax.numpy as jnp
 
 _MATRIX_SIDE = {"cpu": 1024}
 _MATRIX_SIDE_ELSEWHERE = 8192
-
-
-def cores() -> int:
-    """Returns how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def seconds(play: Callable[[], Any], steps: int) -> list[float]:
@@ -28,12 +22,15 @@ def seconds(play: Callable[[], Any], steps: int) -> list[float]:
     return times
 
 
-def matrix_product(device: jax.Device) -> float:
-    """Measures the FLOP/s of a device in a large float32 matrix product, as a ceiling."""
-    side = _MATRIX_SIDE.get(device.platform, _MATRIX_SIDE_ELSEWHERE)
-    matrix = jax.device_put(jnp.ones((side, side)), device)
+def matrix_product(devices: list[jax.Device]) -> float:
+    """Measures the FLOP/s of devices in a large float32 matrix product, as a ceiling."""
+    platform = devices[0].platform
+    side = _MATRIX_SIDE.get(platform, _MATRIX_SIDE_ELSEWHERE)
+    matrix = jax.device_put(jnp.ones((side, side)), devices[0])
     product = jax.jit(jnp.matmul)
-    return 2 * side**3 / min(seconds(lambda: product(matrix, matrix).block_until_ready(), 10))
+    fastest = min(seconds(lambda: product(matrix, matrix).block_until_ready(), 10))
+    # A product on one CPU device has all cores already.
+    return 2 * side**3 / fastest * (1 if platform == "cpu" else len(devices))
 
 
 def peak_bytes(program: Any, device: jax.Device) -> int:
