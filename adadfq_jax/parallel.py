@@ -30,7 +30,7 @@ def divide_cpu(batch_size: int) -> None:
     """Makes JAX see one CPU device a core, as far as a batch divides among them.
 
     XLA's CPU backend runs convolutions of less than 128 channels on one core, one after another: a
-    play step of ResNet-20, batch 16, takes 0.88 times as long on two devices of a core each. To be
+    play step of ResNet-20, batch 16, takes 0.93 times as long on two devices of a core each. To be
     called before JAX looks for devices; does nothing after that, or where their number is set.
     """
     if jax.config.jax_num_cpu_devices != -1 or "host_platform_device_count" in os.environ.get(
