@@ -7,10 +7,10 @@ statistics come two losses. G descends L_G through both networks; Q descends L_Q
 Q's parameters do not change between the two updates, so one forward pass of Q serves both: two
 cotangents are pulled back through the same linearization.
 
-Everything here runs inside a mapped axis `data` that holds one slice of the batch per device. The
-losses are computed on the gathered global batch by every device, so each device differentiates
-the sum of identical losses over all devices; averaging the parameters' gradients over the axis
-gives the gradient of one.
+Everything here runs inside a mapped axis `data` that holds one slice of the batch per device. What
+the networks make of the slices is gathered once; every device computes the same losses of the whole
+batch, but pulls back only what they say of its own slice. The parameters' gradient is then the sum
+over the devices.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from typing import Any
 import flax.linen as nn
 import flax.struct
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import ml_collections
 import optax
@@ -29,7 +30,7 @@ import optax
 from adadfq_jax import losses, models
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.models.bits import assign_bits
-from adadfq_jax.models.layers import global_moments
+from adadfq_jax.models.layers import unite_moments
 from adadfq_jax.parallel import DATA_AXIS
 
 
@@ -68,6 +69,26 @@ class GameState:
     student: Player
     ranges: Any
     bits: Any
+
+
+@flax.struct.dataclass
+class Responses:
+    """What teacher and student make of a batch's images, with a leading axis of slices.
+
+    Attributes:
+      teacher_logits: z_P, (slices, B / slices, C).
+      student_logits: z_Q, same shape.
+      moments: (mean, variance) of each of P's BatchNorm inputs over a slice, each
+        (slices, channels).
+    """
+
+    teacher_logits: jax.Array
+    student_logits: jax.Array
+    moments: list[tuple[jax.Array, jax.Array]]
+
+    def logits(self) -> tuple[jax.Array, jax.Array]:
+        """Returns z_P and z_Q of the whole batch, each (B, C)."""
+        return _join(self.teacher_logits), _join(self.student_logits)
 
 
 # Independent streams of random numbers from one seed.
@@ -221,7 +242,7 @@ class Game:
             lambda params: self.generator.apply({"params": params}, own, own_labels),
             player_g.params,
         )
-        (teacher_logits, statistics), pull_teacher = jax.vjp(
+        (teacher_logits, moments), pull_teacher = jax.vjp(
             lambda images: self._run_teacher(teacher, images), images
         )
         student_logits, pull_student, ranges = jax.vjp(
@@ -230,30 +251,25 @@ class Game:
             images,
             has_aux=True,
         )
+        responses = _gather(Responses(teacher_logits, student_logits, moments))
 
-        # L_G, back to the images through both networks, and on to G.
-        loss_g, pull_loss_g, metrics = jax.vjp(
-            lambda *args: self.generator_loss(*args, labels, _stored_statistics(teacher)),
-            teacher_logits,
-            student_logits,
-            statistics,
-            has_aux=True,
+        # L_G, back to this device's images through both networks, and on to G.
+        (loss_g, metrics), to_responses = jax.value_and_grad(self.generator_loss, has_aux=True)(
+            responses, labels, _stored_statistics(teacher)
         )
-        to_teacher, to_student, to_statistics = pull_loss_g(jnp.ones_like(loss_g))
-        (through_teacher,) = pull_teacher((to_teacher, to_statistics))
-        _, through_student = pull_student(to_student)
+        to_own = jax.tree.map(lambda leaf: leaf[device_index], to_responses)
+        (through_teacher,) = pull_teacher((to_own.teacher_logits, to_own.moments))
+        _, through_student = pull_student(to_own.student_logits)
         (gradients_g,) = pull_generator(through_teacher + through_student)
         generator, norm_g = self._update(
             player_g, gradients_g, self.generator_optimizer, self.config.generator, state.step
         )
 
         # L_Q, back to Q's parameters through the same linearization.
-        loss_q, to_student = jax.value_and_grad(self.student_loss, argnums=1)(
-            teacher_logits, student_logits
-        )
+        loss_q, to_responses = jax.value_and_grad(self.student_loss)(responses)
         student, norm_q = player_q, jnp.zeros_like(loss_q)
         if phase is Phase.PLAY:
-            gradients_q, _ = pull_student(to_student)
+            gradients_q, _ = pull_student(to_responses.student_logits[device_index])
             student, norm_q = self._update(
                 player_q, gradients_q, self.student_optimizer, self.config.student, state.step
             )
@@ -271,27 +287,21 @@ class Game:
         return new_state, metrics
 
     def generator_loss(
-        self,
-        teacher_logits: jax.Array,
-        student_logits: jax.Array,
-        statistics: Any,
-        labels: jax.Array,
-        stored: Any,
+        self, responses: Responses, labels: jax.Array, stored: list[tuple[jax.Array, jax.Array]]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """L_G = L_margin + beta (alpha_ds L_ds + alpha_as L_as) + gamma L_BNS.
 
         Args:
-          teacher_logits: this device's z_P, (B / devices, C).
-          student_logits: this device's z_Q, same shape.
-          statistics: (mean, variance) of each of P's BatchNorm inputs, over the global batch.
-          labels: y of the global batch, (B,).
-          stored: P's running (mean, variance), in the same order.
+          responses: of the whole batch.
+          labels: y of the whole batch, (B,).
+          stored: P's running (mean, variance), in the order of the responses' moments.
 
         Returns:
           (L_G, its terms and what else describes the batch), all scalars.
         """
         rules = self.config.game
-        z_p, z_q = _gather(teacher_logits), _gather(student_logits)
+        z_p, z_q = responses.logits()
+        statistics = [unite_moments(*moments) for moments in responses.moments]
         normalized = losses.normalized_entropy(z_p, z_q)
         l_ds = losses.disagreement_loss(z_p, z_q, labels)
         l_as = losses.agreement_loss(z_p, z_q, labels)
@@ -309,17 +319,14 @@ class Game:
             "agreement": jnp.mean(z_p.argmax(-1) == z_q.argmax(-1), dtype=z_p.dtype),
         }
 
-    def student_loss(self, teacher_logits: jax.Array, student_logits: jax.Array) -> jax.Array:
-        """L_Q of the global batch, from this device's (B / devices, C) logits."""
-        return losses.student_loss(
-            _gather(teacher_logits), _gather(student_logits), self.config.game.temperature
-        )
+    def student_loss(self, responses: Responses) -> jax.Array:
+        """L_Q of the whole batch."""
+        return losses.student_loss(*responses.logits(), self.config.game.temperature)
 
     def _run_teacher(self, teacher: Any, images: jax.Array):
-        """Returns P's logits and, per BatchNorm layer, the statistics of its input."""
+        """Returns P's logits and, per BatchNorm layer, the moments of its input."""
         logits, written = self.classifier.apply(teacher, images, mutable=["statistics"])
-        moments = _leaves_by_layer(written["statistics"], lambda layer: layer["input"])
-        return logits, global_moments(moments, DATA_AXIS)
+        return logits, _leaves_by_layer(written["statistics"], lambda layer: layer["input"])
 
     def _run_student(
         self, params: Any, images: jax.Array, state: GameState, teacher: Any, phase: Phase
@@ -338,7 +345,7 @@ class Game:
 
     def _update(self, player: Player, gradients: Any, optimizer, rules, step: jax.Array):
         """Returns the player after one step of its optimizer, and its gradient's norm."""
-        gradients = jax.lax.pmean(gradients, DATA_AXIS)
+        gradients = jax.lax.psum(gradients, DATA_AXIS)
         updates, opt_state = optimizer.update(gradients, player.opt_state, player.params)
         rate = learning_rate(rules, self.config.steps_per_epoch)(step)
         params = jax.tree.map(lambda p, u: p - (rate * u).astype(p.dtype), player.params, updates)
@@ -384,8 +391,14 @@ def _mean_width(ranges: Any) -> jax.Array:
     return jnp.stack(widths).mean()
 
 
-def _gather(logits: jax.Array) -> jax.Array:
-    return jax.lax.all_gather(logits, DATA_AXIS, tiled=True)
+def _gather(own: Responses) -> Responses:
+    """Collects the devices' slices, given without their axis, in one collective."""
+    flat, restore = jax.flatten_util.ravel_pytree(own)
+    return jax.vmap(restore)(jax.lax.all_gather(flat, DATA_AXIS))
+
+
+def _join(slices: jax.Array) -> jax.Array:
+    return slices.reshape(-1, slices.shape[-1])
 
 
 def _stored_statistics(teacher: Any) -> list[tuple[jax.Array, jax.Array]]:

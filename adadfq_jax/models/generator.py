@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from adadfq_jax.models.convolutions import convolution
-from adadfq_jax.models.layers import batch_moments, global_moments
+from adadfq_jax.models.layers import batch_moments, unite_moments
 
 LATENT_SIZE = 100
 _CHANNELS = 128
@@ -46,7 +46,10 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (..., channels) to itself."""
-        ((mean, variance),) = global_moments([batch_moments(x)], self.axis_name)
+        mean, variance = batch_moments(x)
+        if self.axis_name is not None:
+            shares = jax.lax.all_gather(jnp.stack([mean, variance]), self.axis_name, axis=1)
+            mean, variance = unite_moments(*shares)
         x = (x - mean) * jax.lax.rsqrt(variance + self.epsilon)
         if self.affine:
             scale = self.param("scale", nn.initializers.ones, x.shape[-1:])

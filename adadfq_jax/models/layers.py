@@ -8,7 +8,7 @@ What a layer does is decided by the variable collections that a caller hands to 
   ranges                the activations' quantization ranges. Updated, then used, exactly when the
                         caller makes the collection mutable (calibration).
   statistics            mean and variance of each BatchNorm's input over this device's share of the
-                        batch, written when mutable (L_BNS); `global_moments` unites them.
+                        batch, written when mutable (L_BNS); see `unite_moments`.
 
 `init` creates all but the last. With `axis_name`, ranges are those of the global batch over that
 mapped axis.
@@ -17,7 +17,6 @@ mapped axis.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from adadfq_jax import quantizers
 from adadfq_jax.models.convolutions import convolution
@@ -195,22 +194,15 @@ def _moments_backward(saved, cotangents):
 batch_moments.defvjp(_moments_forward, _moments_backward)
 
 
-def global_moments(
-    moments: list[tuple[jax.Array, jax.Array]], axis_name: str | None
-) -> list[tuple[jax.Array, jax.Array]]:
-    """Turns the moments of equal shares of a batch into those of the whole, in one collective.
+def unite_moments(means: jax.Array, variances: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Turns the moments of equal shares of a batch into those of the whole.
 
     Args:
-      moments: (mean, biased variance) of each of some layers, each (channels,).
-      axis_name: the mapped axis over which the batch is spread, or None.
+      means: (shares, channels).
+      variances: biased, same shape.
+
+    Returns:
+      (mean, variance), each (channels,).
     """
-    if axis_name is None:
-        return moments
-    shares = jax.lax.all_gather(jnp.concatenate(jax.tree.leaves(moments)), axis_name)
-    sizes = [leaf.size for leaf in jax.tree.leaves(moments)]
-    ends = np.cumsum(sizes)[:-1].tolist()
-    means, variances = (jnp.split(shares, ends, axis=1)[part::2] for part in range(2))
-    return [
-        (mean.mean(0), (variance + (mean - mean.mean(0)) ** 2).mean(0))
-        for mean, variance in zip(means, variances, strict=True)
-    ]
+    mean = means.mean(0)
+    return mean, (variances + (means - mean) ** 2).mean(0)
