@@ -15,6 +15,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from adadfq_jax.errors import ConfigError, nearest
+from adadfq_jax.methods import KL_REDUCTIONS, METHODS
 from adadfq_jax.models.bits import check_bits, parse_bits, parse_override
 
 DATA_SOURCES = ("none", "npz", "folder", "tfds:NAME")
@@ -48,6 +49,7 @@ _AT_LEAST = {
     "log_every_steps": 1,
     "game.alpha_ds": 0,
     "game.alpha_as": 0,
+    "game.margin_weight": 0,
     "game.beta": 0,
     "game.gamma": 0,
     "student.weight_decay": 0,
@@ -67,13 +69,21 @@ _POSITIVE = (
 # What may be None until a teacher is known: `recipes` then fills in what its network wants.
 FROM_TEACHER = {
     "warmup_epochs": int,
-    "game.alpha_ds": float,
-    "game.lambda_l": float,
     "game.temperature": float,
     "generator.milestones": tuple,
     "student.learning_rate": float,
     "student.milestones": tuple,
 }
+# What is None until then, unless it is set: the method has its own, by network for some.
+FROM_METHOD = (
+    "game.alpha_ds",
+    "game.alpha_as",
+    "game.lambda_l",
+    "game.lambda_u",
+    "game.gamma",
+)
+# What runs played by before there were such fields.
+_BEFORE = {"game.method": "adadfq", "game.margin_weight": 1.0, "game.kl_reduction": "elements"}
 _BELOW_ONE = ("generator.beta1", "generator.beta2", "student.momentum")
 
 
@@ -123,13 +133,17 @@ def default_config(
     quant.overrides = ()  # exceptions by layer name: ("stem_*=w8a8", "classifier=w8")
 
     config.game = game = ml_collections.ConfigDict()
-    game.alpha_ds = 0.2  # weight of the disagreement loss
-    game.alpha_as = 0.1  # weight of the agreement loss
-    game.lambda_l = 0.1  # lower boundary of H', below which samples are too hard
-    game.lambda_u = 0.8  # upper boundary of H', above which samples are too easy
+    game.method = "adadfq"  # or "adasg", "gdfq"; see `methods.py`, also for ablations
+    # None: the method's own; for adadfq 0.2, 0.1, 0.1, 0.8 and 1 (`methods.py`, `recipes.py`).
+    game.alpha_ds = config_dict.placeholder(float)  # weight of the disagreement loss
+    game.alpha_as = config_dict.placeholder(float)  # weight of the agreement loss
+    game.lambda_l = config_dict.placeholder(float)  # of H', below which samples are too hard
+    game.lambda_u = config_dict.placeholder(float)  # of H', above which samples are too easy
+    game.gamma = config_dict.placeholder(float)  # weight of the BatchNorm statistics loss
+    game.margin_weight = 1.0  # weight of the margin loss; 0: no margin
     game.beta = 1.0  # weight of the balance loss
-    game.gamma = 1.0  # weight of the BatchNorm statistics loss
     game.temperature = 20.0  # T of the student's loss
+    game.kl_reduction = "elements"  # of gdfq: mean over "elements" (released) or "batch" (printed)
 
     config.generator = generator = ml_collections.ConfigDict()
     generator.learning_rate = 1e-3  # Adam
@@ -178,6 +192,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
       ConfigError: naming the field, its value and what would be right.
     """
     _check_form(_flatten(config.to_dict()))
+    _check_method(config.game)
     config = _without_gaps(config)
     flat = _flatten(config.to_dict())
     for field, least in _AT_LEAST.items():
@@ -240,14 +255,32 @@ def check_source(what: str, source: str) -> None:
         raise ConfigError(f"unknown {what} {source!r}: {nearest(source, DATA_SOURCES)}")
 
 
+def _check_method(rules: ml_collections.ConfigDict) -> None:
+    for field, known in (("method", METHODS), ("kl_reduction", KL_REDUCTIONS)):
+        if rules[field] not in known:
+            raise ConfigError(
+                f"unknown game.{field} {rules[field]!r}: {nearest(rules[field], known)}"
+            )
+    for field, constant in METHODS[rules.method].constants.items():
+        value = rules[field.removeprefix("game.")]
+        if constant is None and value is not None:
+            raise ConfigError(
+                f"{field}={value!r} means nothing to {rules.method}, whose losses have no such "
+                "term: leave it unset."
+            )
+
+
 def _without_gaps(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Puts something valid wherever a field still waits for the teacher."""
+    """Puts something valid wherever a field waits for the teacher or is left to the method."""
     config = config.copy_and_resolve_references()
     defaults = _flatten(default_config().to_dict())
     defaults["warmup_epochs"] = config.calibration_epochs
+    for field in FROM_METHOD:
+        constant = METHODS[config.game.method].constants[field]
+        defaults[field] = METHODS["adadfq"].constants[field] if constant is None else constant
     flat = _flatten(config.to_dict())
     config.update_from_flattened_dict(
-        {field: defaults[field] for field in FROM_TEACHER if flat[field] is None}
+        {field: defaults[field] for field in (*FROM_TEACHER, *FROM_METHOD) if flat[field] is None}
     )
     return config
 
@@ -260,9 +293,11 @@ def _check_form(flat: Mapping[str, Any]) -> None:
         if field not in flat:
             raise ConfigError(f"the configuration lacks {field}; start from default_config().")
         value = flat[field]
-        if value is None and field in FROM_TEACHER:
+        if value is None and field in (*FROM_TEACHER, *FROM_METHOD):
             continue
-        if isinstance(default, tuple):
+        if field in FROM_METHOD:
+            holds, right = _has_type(value, float), _TYPES[float]
+        elif isinstance(default, tuple):
             kind = str if field == "quant.overrides" else float
             holds = isinstance(value, tuple) and all(_has_type(entry, kind) for entry in value)
             right = 'like ("stem_*=w8a8",)' if kind is str else "a tuple of finite numbers"
@@ -298,7 +333,7 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     Args:
       config: a configuration, or a `config.json` read back.
     """
-    flat = _flatten(json.loads(to_json(config)))
+    flat = _BEFORE | _flatten(json.loads(to_json(config)))
     return {
         name: value
         for name, value in flat.items()

@@ -29,6 +29,7 @@ import optax
 
 from adadfq_jax import losses, models
 from adadfq_jax.errors import ConfigError
+from adadfq_jax.methods import METHODS
 from adadfq_jax.models.bits import assign_bits
 from adadfq_jax.models.layers import unite_moments
 from adadfq_jax.parallel import DATA_AXIS
@@ -266,7 +267,7 @@ class Game:
         )
 
         # L_Q, back to Q's parameters through the same linearization.
-        loss_q, to_responses = jax.value_and_grad(self.student_loss)(responses)
+        loss_q, to_responses = jax.value_and_grad(self.student_loss)(responses, labels)
         student, norm_q = player_q, jnp.zeros_like(loss_q)
         if phase is Phase.PLAY:
             gradients_q, _ = pull_student(to_responses.student_logits[device_index])
@@ -289,7 +290,7 @@ class Game:
     def generator_loss(
         self, responses: Responses, labels: jax.Array, stored: list[tuple[jax.Array, jax.Array]]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """L_G = L_margin + beta (alpha_ds L_ds + alpha_as L_as) + gamma L_BNS.
+        """L_G of the whole batch: the method's own terms + gamma L_BNS, which all share.
 
         Args:
           responses: of the whole batch.
@@ -302,26 +303,20 @@ class Game:
         rules = self.config.game
         z_p, z_q = responses.logits()
         statistics = [unite_moments(*moments) for moments in responses.moments]
-        normalized = losses.normalized_entropy(z_p, z_q)
-        l_ds = losses.disagreement_loss(z_p, z_q, labels)
-        l_as = losses.agreement_loss(z_p, z_q, labels)
-        l_margin = losses.margin_loss(normalized, rules.lambda_l, rules.lambda_u)
+        h_prime = losses.normalized_entropy(z_p, z_q)
+        loss, terms = METHODS[rules.method].generator_loss(z_p, z_q, labels, h_prime, rules)
         l_bns = losses.batch_norm_statistics_loss(statistics, stored)
-        l_bal = rules.alpha_ds * l_ds + rules.alpha_as * l_as
-        loss = l_margin + rules.beta * l_bal + rules.gamma * l_bns
-        return loss, {
-            "l_ds": l_ds,
-            "l_as": l_as,
-            "l_bal": l_bal,
-            "l_margin": l_margin,
+        loss += rules.gamma * l_bns
+        return loss, terms | {
             "l_bns": l_bns,
-            "h_prime": normalized.mean(),
+            "h_prime": h_prime.mean(),
             "agreement": jnp.mean(z_p.argmax(-1) == z_q.argmax(-1), dtype=z_p.dtype),
         }
 
-    def student_loss(self, responses: Responses) -> jax.Array:
-        """L_Q of the whole batch."""
-        return losses.student_loss(*responses.logits(), self.config.game.temperature)
+    def student_loss(self, responses: Responses, labels: jax.Array) -> jax.Array:
+        """L_Q of the whole batch, as the method has it; labels y are (B,)."""
+        rules = self.config.game
+        return METHODS[rules.method].student_loss(*responses.logits(), labels, rules)
 
     def _run_teacher(self, teacher: Any, images: jax.Array):
         """Returns P's logits and, per BatchNorm layer, the moments of its input."""

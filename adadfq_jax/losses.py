@@ -1,6 +1,6 @@
 """Every term of the game, one pure function each, named by its symbol in the paper.
 
-Source: Qian et al., "Adaptive Data-Free Quantization", CVPR 2023. B is the (global) batch, C the
+Source, where no other is given: Qian et al., "Adaptive Data-Free Quantization", CVPR 2023. B is the (global) batch, C the
 number of classes; z_P and z_Q are the (B, C) logits of teacher P and student Q, y the (B,) labels
 that the images were generated for.
 """
@@ -51,17 +51,18 @@ def disagreement_loss(
     teacher_logits: jax.Array, student_logits: jax.Array, labels: jax.Array
 ) -> jax.Array:
     """L_ds: cross entropy of p_ds = softmax(z_P - z_Q) with y, mean over the batch; a scalar."""
-    return _cross_entropy(teacher_logits - student_logits, labels)
+    return cross_entropy(teacher_logits - student_logits, labels)
 
 
 def agreement_loss(
     teacher_logits: jax.Array, student_logits: jax.Array, labels: jax.Array
 ) -> jax.Array:
     """L_as: cross entropy of p_as = softmax(z_P + z_Q) with y, mean over the batch; a scalar."""
-    return _cross_entropy(teacher_logits + student_logits, labels)
+    return cross_entropy(teacher_logits + student_logits, labels)
 
 
-def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """CE(z, y): cross entropy of softmax(z) with y, mean over the batch; a scalar."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
@@ -103,7 +104,7 @@ def batch_norm_statistics_loss(
 def student_loss(
     teacher_logits: jax.Array, student_logits: jax.Array, temperature: float
 ) -> jax.Array:
-    """L_Q: -T^2 times the mean entropy of softmax((z_P - z_Q) / T).
+    """L_Q of AdaDFQ: -T^2 times the mean entropy of softmax((z_P - z_Q) / T).
 
     Smallest where teacher and student differ by a constant. At high temperature its gradient is
     nearly that of half the variance of z_P - z_Q over the classes.
@@ -118,3 +119,20 @@ def student_loss(
     """
     difference = (teacher_logits - student_logits) / temperature
     return -(temperature**2) * entropy(difference).mean()
+
+
+def distillation_loss(
+    teacher_logits: jax.Array, student_logits: jax.Array, temperature: float
+) -> jax.Array:
+    """T^2 KL(softmax(z_P / T) || softmax(z_Q / T)), mean over the batch; a scalar.
+
+    Source: Xu et al., "Generative Low-bitwidth Data Free Quantization" (GDFQ), ECCV 2020.
+
+    Args:
+      teacher_logits: z_P, (B, C).
+      student_logits: z_Q, (B, C).
+      temperature: T.
+    """
+    log_p = jax.nn.log_softmax(teacher_logits / temperature)
+    log_q = jax.nn.log_softmax(student_logits / temperature)
+    return temperature**2 * jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1).mean()

@@ -1,6 +1,8 @@
 """Settings of the game by network: the paper's, as far as it gives them, for any teacher.
 
-They fill the fields that a configuration leaves open (`config.FROM_TEACHER`, `configs/teacher.py`).
+They fill the fields that a configuration leaves open (`config.FROM_TEACHER` in
+`configs/teacher.py`, `config.FROM_METHOD` everywhere) for AdaDFQ; what another method fixes
+(`methods.py`) goes over them.
 Qian et al., CVPR 2023, and the authors' program: 400 epochs of 200 steps. In a shorter or longer
 schedule, milestones and warm-up keep their share of it.
 """
@@ -9,7 +11,8 @@ from typing import Any
 
 import ml_collections
 
-from adadfq_jax.config import FROM_TEACHER
+from adadfq_jax.config import FROM_METHOD, FROM_TEACHER
+from adadfq_jax.methods import METHODS
 
 _EPOCHS = 400
 # Networks of small images play by CIFAR's settings, whatever their architecture.
@@ -32,7 +35,7 @@ _BOTTLENECK = _IMAGENET | {
     "milestones": (150, 300, 400),
     "warmup_epochs": 100,
 }
-_ALWAYS = {"game.alpha_ds": 0.2, "game.lambda_l": 0.1}
+_ALWAYS = METHODS["adadfq"].constants
 
 # What differs by bit-width of the weights.
 _RESNET18_BITS = {4: {"game.lambda_l": 0.3}, 5: {"game.lambda_l": 0.3, "game.alpha_ds": 0.3}}
@@ -49,7 +52,11 @@ _RESNET50_BITS = {
 }
 
 
-def recipe(architecture: str, image_size: int, bits: int) -> dict[str, Any]:
+# GDFQ's own for ResNet-18, the one ImageNet network whose settings are known to us.
+_GDFQ_IMAGENET = {"student.learning_rate": 1e-6, "milestones": (100, 200, 300)}
+
+
+def recipe(architecture: str, image_size: int, bits: int, method: str = "adadfq") -> dict[str, Any]:
     """Returns the fields of a network's schedule of 400 epochs, `milestones` for both players.
 
     Args:
@@ -57,7 +64,17 @@ def recipe(architecture: str, image_size: int, bits: int) -> dict[str, Any]:
         the nearest that it has.
       image_size: side of its images in pixels.
       bits: bit-width of the weights.
+      method: its name in `methods.METHODS`.
     """
+    found = _adadfq(architecture, image_size, bits)
+    if method != "adadfq":
+        found |= METHODS[method].constants
+    if method == "gdfq" and image_size > _SMALL:
+        found |= _GDFQ_IMAGENET
+    return found
+
+
+def _adadfq(architecture: str, image_size: int, bits: int) -> dict[str, Any]:
     if image_size <= _SMALL:
         return _ALWAYS | _CIFAR
     if "_stride" in architecture:  # bottlenecks
@@ -74,14 +91,14 @@ def fill_in(config: ml_collections.ConfigDict, architecture: str, image_size: in
       architecture: the teacher's.
       image_size: side of its images in pixels.
     """
-    found = recipe(architecture, image_size, config.quant.weight_bits)
+    found = recipe(architecture, image_size, config.quant.weight_bits, config.game.method)
     share = config.epochs / _EPOCHS
     # A milestone before the first epoch's end, or twice the same, is none.
     milestones = {round(epoch * share) for epoch in found.pop("milestones")} - {0}
     found["generator.milestones"] = found["student.milestones"] = tuple(sorted(milestones))
     warmup = round(found["warmup_epochs"] * share)
     found["warmup_epochs"] = max(config.calibration_epochs, warmup)
-    for field in FROM_TEACHER:
+    for field in (*FROM_TEACHER, *FROM_METHOD):
         section, _, name = field.rpartition(".")
         part = config[section] if section else config
         if part[name] is None:

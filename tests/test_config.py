@@ -1,11 +1,19 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from adadfq_jax.config import IDENTITY_EXEMPT, default_config, identity, to_json, validate
+from adadfq_jax.config import (
+    FROM_METHOD,
+    IDENTITY_EXEMPT,
+    default_config,
+    identity,
+    to_json,
+    validate,
+)
 from adadfq_jax.errors import ConfigError
 
 # ml_collections loads a file in a way that Python deprecates.
@@ -67,6 +75,9 @@ def test_bits_by_word_and_by_name_are_the_same():
         ("quant.overrides", ("stem_conv",)),
         ("quant.overrides", ("stem_conv=w9",)),
         ("quant.overrides", (8,)),
+        ("game.method", "adadqf"),
+        ("game.kl_reduction", "element"),
+        ("game.margin_weight", -1.0),
         ("game.alpha_ds", -0.1),
         ("game.alpha_as", float("nan")),
         ("game.beta", -1.0),
@@ -130,6 +141,36 @@ def test_validate_wants_exactly_the_known_fields(break_it, message):
         validate(config)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("game.method", "adafdq", "did you mean adadfq"),
+        ("game.method", "zeroq", "known: adadfq, adasg, gdfq"),
+        ("game.kl_reduction", "batches", "did you mean batch?"),
+    ],
+)
+def test_unknown_method_names_the_nearest(field, value, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        validate(changed(field, value))
+
+
+@pytest.mark.parametrize("name", ["alpha_ds", "alpha_as", "lambda_l", "lambda_u"])
+def test_a_constant_that_a_method_lacks_is_refused(name):
+    config = changed("game.method", "gdfq")
+    validate(config)
+    config.game[name] = 0.25
+    with pytest.raises(ConfigError, match=f"game.{name}=0.25 means nothing to gdfq"):
+        validate(config)
+
+
+def test_a_run_from_before_the_methods_is_found_again():
+    old = json.loads(to_json(default_config()))
+    for field in ("method", "margin_weight", "kl_reduction"):
+        del old["game"][field]
+    assert identity(old) == identity(default_config())
+    assert identity(old) != identity(changed("game.method", "adasg"))
+
+
 def test_unknown_source_names_the_nearest():
     with pytest.raises(ConfigError, match="did you mean npz"):
         validate(changed("data.source", "npzz"))
@@ -165,8 +206,8 @@ def _other(value):
     match value:
         case tuple():
             return (*value, 7)
-        case None:
-            return "other"
+        case str():
+            return value + "x"
     return value + 1
 
 
@@ -178,6 +219,8 @@ def test_identity_sees_every_other_field():
     }
     assert len(flat) > 20
     for field, value in flat.items():
+        if value is None:
+            value = 0.0 if field in FROM_METHOD else ""
         assert _differing(field, _other(value)) == {field}
 
 

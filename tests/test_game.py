@@ -6,12 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adadfq_jax import parallel
+from adadfq_jax import parallel, recipes
 from adadfq_jax.game import Game, Phase, learning_rate
 from adadfq_jax.models.bits import assign_bits
 
 
 def make_game(config, teacher):
+    recipes.fill_in(config, teacher.architecture, teacher.image_size)
     return Game.create(config, teacher.module, teacher.image_size)
 
 

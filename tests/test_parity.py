@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from adadfq_jax import parallel
+from adadfq_jax import parallel, recipes
 from adadfq_jax.assets import DIGITS_TEACHER
 from adadfq_jax.config import default_config
 from adadfq_jax.game import Game, Phase
@@ -13,6 +13,7 @@ from adadfq_jax.network import flatten
 from adadfq_jax.reference import game as reference
 from adadfq_jax.reference import networks
 from adadfq_jax.teachers import load_teacher
+from tests.conftest import make_teacher
 
 SIZE, BATCH = 16, 8
 PHASES = {Phase.CALIBRATE: "calibrate", Phase.WARMUP: "warmup", Phase.PLAY: "play"}
@@ -65,6 +66,12 @@ def generator_state(params) -> dict[str, torch.Tensor]:
     return state
 
 
+def with_ranges(ranges, values):
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: np.full_like(leaf, values.get(path[-1].key, leaf)), ranges
+    )
+
+
 def ours_as_torch(state) -> tuple[dict, dict, list]:
     student = classifier_state({"params": state.student.params})
     ranges = flatten(state.ranges)
@@ -86,27 +93,44 @@ def torch_ranges(student: networks.Classifier) -> dict[str, np.ndarray]:
     return found
 
 
-def play(dtype, procedure: str, steps: int):
-    """Yields (phase, our metrics, reference's result, our state, the reference) step by step."""
-    config = default_config("w4a4")
+def play(dtype, procedure, steps, *, ours=None, theirs=None, small=False):
+    """Yields (phase, our metrics, reference's result, our state, the reference) step by step.
+
+    `ours` are fields of `config.game`, `theirs` arguments of the reference that say the same.
+    A small game is one of ResNet-8, in play alone, with ranges from 0 to 3.
+    """
+    config = default_config("w4a4").copy_and_resolve_references()
     config.batch_size = BATCH
+    config.game.update(ours or {})
     # The built-in teacher: with a random one L_BNS is so large that rounding noise passes 1e-9.
-    teacher = load_teacher(DIGITS_TEACHER)
+    teacher = make_teacher() if small else load_teacher(DIGITS_TEACHER)
+    size = teacher.image_size if small else SIZE
+    recipes.fill_in(config, teacher.architecture, size)
     variables = jax.tree.map(lambda leaf: leaf.astype(dtype), teacher.variables)
-    game = Game.create(config, teacher.module, SIZE)
+    game = Game.create(config, teacher.module, size)
     state = jax.tree.map(np.asarray, game.init(config, variables))
 
-    p = networks.Classifier().to(torch.from_numpy(np.zeros(1, dtype)).dtype)
+    p = networks.Classifier(teacher.module.stage_sizes)
+    p = p.to(torch.from_numpy(np.zeros(1, dtype)).dtype)
     p.load_state_dict(classifier_state(variables), strict=False)
     q = p.quantized((4, 4))
-    g = networks.Generator(size=SIZE).to(p.linear.weight.dtype)
+    g = networks.Generator(size=size).to(p.linear.weight.dtype)
     g.load_state_dict(generator_state(state.generator.params))
-    other = reference.Game(p, q, g, procedure=procedure)
+    other = reference.Game(p, q, g, procedure=procedure, **theirs or {})
+
+    if small:
+        ranges = {"minimum": 0.0, "maximum": 3.0}
+        state = state.replace(ranges=with_ranges(state.ranges, ranges))
+        for module in q.activations:
+            module.low.fill_(ranges["minimum"])
+            module.high.fill_(ranges["maximum"])
 
     devices = jax.devices()[:1]
     state = parallel.replicate(state, devices)
     variables = parallel.replicate(variables, devices)
     for phase, name in PHASES.items():
+        if small and phase is not Phase.PLAY:
+            continue
         step = parallel.map_over_devices(
             lambda state, teacher, index, phase=phase: game.step(state, teacher, index, phase),
             devices,
@@ -130,16 +154,49 @@ def test_step_in_float64(procedure):
     seen = set()
     for phase, metrics, result, state, (g, q) in play(np.float64, procedure, steps=2):
         seen.add(phase)
-        for name in LOSSES:
-            np.testing.assert_allclose(metrics[name], result[name].item(), rtol=1e-8, err_msg=name)
-        np.testing.assert_allclose(metrics["h_prime"], result["entropy"].mean().item(), rtol=1e-8)
-        ours_g, ours_q, ranges = ours_as_torch(state)
-        for ours, theirs in ((ours_g, g.state_dict()), (ours_q, q.state_dict())):
-            for name, value in ours.items():
-                np.testing.assert_allclose(value, theirs[name], rtol=0, atol=1e-9, err_msg=name)
-        for name, value in torch_ranges(q).items():
-            np.testing.assert_allclose(ranges[name], value, rtol=0, atol=1e-9, err_msg=name)
+        assert set(LOSSES) <= result.keys()
+        compare(metrics, result, state, g, q)
     assert seen == set(Phase)
+
+
+# Our fields in the transcription's words, its constants written out: AdaSG (Qian et al., AAAI
+# 2023), GDFQ (Xu et al., ECCV 2020) with the KL as released and as printed.
+FAMILY = {
+    "adasg": (
+        {"method": "adasg"},
+        {"alpha_ds": 0.1, "alpha_as": 0.1, "lambda_l": 0.3, "lambda_u": 0.8, "gamma": 1.0},
+    ),
+    "gdfq": ({"method": "gdfq"}, {"method": "gdfq", "temperature": 20.0}),
+    "gdfq as printed": (
+        {"method": "gdfq", "kl_reduction": "batch"},
+        {"method": "gdfq", "temperature": 20.0, "kl_reduction": "batch"},
+    ),
+}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", FAMILY)
+def test_step_of_the_family_in_float64(name):
+    """As precise as the test above."""
+    ours, theirs = FAMILY[name]
+    steps = play(np.float64, "lean", 2, ours=ours, theirs=theirs, small=True)
+    for _, metrics, result, state, (g, q) in steps:
+        compare(metrics, result, state, g, q)
+
+
+def compare(metrics, result, state, g, q):
+    """Losses to 1e-8 relative; parameters and ranges to 1e-9 absolute."""
+    named = [name for name in LOSSES if name in result]
+    assert {"l_g", "l_q", "l_bns"} <= set(named)
+    for name in named:
+        np.testing.assert_allclose(metrics[name], result[name].item(), rtol=1e-8, err_msg=name)
+    np.testing.assert_allclose(metrics["h_prime"], result["entropy"].mean().item(), rtol=1e-8)
+    ours_g, ours_q, ranges = ours_as_torch(state)
+    for ours, theirs in ((ours_g, g.state_dict()), (ours_q, q.state_dict())):
+        for name, value in ours.items():
+            np.testing.assert_allclose(value, theirs[name], rtol=0, atol=1e-9, err_msg=name)
+    for name, value in torch_ranges(q).items():
+        np.testing.assert_allclose(ranges[name], value, rtol=0, atol=1e-9, err_msg=name)
 
 
 def test_step_in_float32():

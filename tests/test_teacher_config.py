@@ -78,6 +78,40 @@ def test_the_references_settings(key, values):
     assert config.generator.milestones == config.student.milestones
 
 
+# The authors' papers and programs: AdaDFQ, AdaSG, GDFQ.
+ADADFQ = {"alpha_ds": 0.2, "alpha_as": 0.1, "lambda_l": 0.1, "lambda_u": 0.8, "gamma": 1.0}
+ADASG = {"alpha_ds": 0.1, "alpha_as": 0.1, "lambda_l": 0.3, "lambda_u": 0.8, "gamma": 1.0}
+GDFQ = {"alpha_ds": None, "alpha_as": None, "lambda_l": None, "lambda_u": None, "gamma": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("method", "constants"), [("adadfq", ADADFQ), ("adasg", ADASG), ("gdfq", GDFQ)]
+)
+@pytest.mark.parametrize("base", [default_config, lambda: leave_to_teacher(default_config())])
+def test_a_methods_constants_are_defaults(method, constants, base):
+    config = base().copy_and_resolve_references()
+    config.game.method = method
+    validate(config)
+    recipes.fill_in(config, "resnet20_cifar", 32)
+    validate(config)
+    assert {name: config.game[name] for name in constants} == constants
+    config = base().copy_and_resolve_references()
+    config.game.method, config.game.gamma = method, 0.25
+    recipes.fill_in(config, "resnet20_cifar", 32)
+    assert {name: config.game[name] for name in constants} == constants | {"gamma": 0.25}
+
+
+def test_what_a_method_fixes_goes_over_the_networks():
+    def play(method):
+        config = leave_to_teacher(default_config("w5a5")).copy_and_resolve_references()
+        config.game.method = method
+        recipes.fill_in(config, "resnet18", 224)
+        return tuple(settings(config).values())
+
+    assert play("adasg") == (1e-5, (350, 400), 5, 50, 0.3, 0.1)
+    assert play("gdfq") == (1e-6, (100, 200, 300), 20, 50, None, None)
+
+
 @pytest.mark.parametrize("architecture", sorted(models.ARCHITECTURES))
 @pytest.mark.parametrize("bits", ["w4a4", "w8a8"])
 @pytest.mark.parametrize("epochs", [4, 400])
@@ -88,7 +122,9 @@ def test_every_network_has_valid_settings(architecture, bits, epochs):
 
 
 def test_cifar_is_the_default():
-    found, default = filled("w4a4", "resnet20_cifar", 32), default_config("w4a4")
+    found = filled("w4a4", "resnet20_cifar", 32)
+    default = default_config("w4a4").copy_and_resolve_references()
+    recipes.fill_in(default, "resnet20_cifar", 32)
     assert found.to_dict() == default.to_dict()
 
 

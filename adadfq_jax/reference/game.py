@@ -6,6 +6,7 @@ from adadfq_jax.reference import losses
 
 PHASES = ("calibrate", "warmup", "play")
 PROCEDURES = ("authors", "lean")
+METHODS = ("adadfq", "gdfq")
 
 
 def learning_rate(base, milestones, epoch):
@@ -16,6 +17,7 @@ def learning_rate(base, milestones, epoch):
 class Game:
     """Teacher P, student Q, generator G and both optimizers; defaults are ResNet-20's on CIFAR.
 
+    ``method`` "gdfq" has losses of its own, with constants of their own, and ``kl_reduction``.
     ``procedure`` "authors" does the work that the released program does. "lean" computes the same
     numbers from one forward pass of Q, without gradients that nobody uses, with sub-pixel
     convolutions, channels-last tensors and fused kernels. Both change settings of the networks
@@ -29,6 +31,8 @@ class Game:
         generator,
         *,
         procedure="lean",
+        method="adadfq",
+        kl_reduction="elements",
         lr_g=1e-3,
         betas=(0.5, 0.999),
         lr_q=1e-4,
@@ -44,8 +48,11 @@ class Game:
     ):
         if procedure not in PROCEDURES:
             raise ValueError(f"procedure is {procedure!r}, not one of {PROCEDURES}")
+        if method not in METHODS:
+            raise ValueError(f"method is {method!r}, not one of {METHODS}")
         self.teacher, self.student, self.generator = teacher, student, generator
         self.lean = procedure == "lean"
+        self.gdfq, self.kl_reduction = method == "gdfq", kl_reduction
         self.temperature = temperature
         self.alpha_ds, self.alpha_as = alpha_ds, alpha_as
         self.lambda_l, self.lambda_u = lambda_l, lambda_u
@@ -76,8 +83,8 @@ class Game:
     def step(self, z, y, phase):
         """Play one step with z (B, 100) and labels y (B,); ``phase`` is one of PHASES.
 
-        Returns scalars l_ds, l_as, l_bal, l_margin, l_bns, l_g, l_q; images (B, 3, H, W);
-        logits_teacher and logits_student (B, C); entropy H' (B,): all from before the updates.
+        Returns scalars l_bns, l_g, l_q and, but for GDFQ, l_ds, l_as, l_bal, l_margin; images
+        (B, 3, H, W); logits_teacher and logits_student (B, C); entropy H' (B,): all from before the updates.
         """
         if phase not in PHASES:
             raise ValueError(f"phase is {phase!r}, not one of {PHASES}")
@@ -87,6 +94,10 @@ class Game:
 
     def _generator_losses(self, z_p, z_q, y, statistics):
         h = losses.relative_entropy(z_p, z_q)
+        if self.gdfq:
+            l_bns = losses.statistics_loss(statistics, self.teacher.stored_statistics())
+            l_g = losses.gdfq_generator_loss(z_p, y, l_bns)
+            return {"l_bns": l_bns, "l_g": l_g, "entropy": h}
         l_ds = losses.disagreement_loss(z_p, z_q, y)
         l_as = losses.agreement_loss(z_p, z_q, y)
         l_bal = self.alpha_ds * l_ds + self.alpha_as * l_as
@@ -103,6 +114,11 @@ class Game:
             "entropy": h,
         }
 
+    def _student_loss(self, z_p, z_q, y):
+        if self.gdfq:
+            return losses.gdfq_student_loss(z_p, z_q, y, self.temperature, self.kl_reduction)
+        return losses.student_loss(z_p, z_q, self.temperature)
+
     def _authors_step(self, z, y, play):
         images = self.generator(z, y)
         z_p, statistics = self.teacher.with_statistics(images)
@@ -116,7 +132,7 @@ class Game:
         self.student_optimizer.zero_grad()
         # Q is run again, on the same images; their ranges have been counted already.
         self.student.set_calibrating(False)
-        l_q = losses.student_loss(z_p, self.student(images.detach()), self.temperature)
+        l_q = self._student_loss(z_p, self.student(images.detach()), y)
         if play:
             l_q.backward()
             self.student_optimizer.step()
@@ -127,7 +143,7 @@ class Game:
         z_p, statistics = self.teacher.with_statistics(images, fused=True)
         z_q = self.student(images)
         result = self._generator_losses(z_p, z_q, y, statistics)
-        l_q = losses.student_loss(z_p, z_q, self.temperature)
+        l_q = self._student_loss(z_p, z_q, y)
         # Two cotangents go back through the same forward pass of Q. Each call visits only what
         # lies between its loss and its parameters: first no weight of P or Q, then no image.
         # (backward, not autograd.grad: it lays a gradient out in memory like its parameter, which

@@ -38,6 +38,7 @@ def opponents(
     """
     device = "cuda" if platform == "gpu" else "cpu"
     bits = config.quant.weight_bits, config.quant.activation_bits
+    method = "gdfq" if config.game.method == "gdfq" else "adadfq"  # AdaSG's work is AdaDFQ's
     weights = {_key(name): _to_torch(array) for name, array in flatten(variables).items()}
     random = np.random.default_rng(0)
     z = torch.from_numpy(random.standard_normal((config.batch_size, 100), np.float32)).to(device)
@@ -51,7 +52,7 @@ def opponents(
         generator = networks.Generator(shape.classes, game.generator.image_size).to(device)
         teacher = teacher.to(device)
         student = teacher.quantized(bits)
-        match = reference.Game(teacher, student, generator, procedure=procedure)
+        match = reference.Game(teacher, student, generator, procedure=procedure, method=method)
 
         def step(phase="play"):
             match.step(z, y, phase)

@@ -1,0 +1,119 @@
+"""The family: what each method makes the two players minimise, and the constants that it fixes.
+
+All play the same game (`game.py`) and differ in the losses of generator and student alone. To add
+a method, write its two losses here, enter it in `METHODS`, and add it to `tests/test_methods.py`.
+
+Ablations are settings of a method, one field each:
+
+| without                      | field                     | of            |
+|------------------------------|---------------------------|---------------|
+| L_ds, the disagreement loss  | game.alpha_ds = 0         | adadfq, adasg |
+| L_as, the agreement loss     | game.alpha_as = 0         | adadfq, adasg |
+| L_bal, both of them          | game.beta = 0             | adadfq, adasg |
+| L_margin                     | game.margin_weight = 0    | adadfq, adasg |
+| L_BNS                        | game.gamma = 0            | all           |
+
+Sources: AdaDFQ, Qian et al., CVPR 2023; AdaSG, Qian et al., AAAI 2023; GDFQ, Xu et al., ECCV 2020,
+and the programs that their authors released.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from adadfq_jax import losses
+
+KL_REDUCTIONS = ("elements", "batch")
+
+# Of z_P (B, C), z_Q (B, C), y (B,), H' (B,) and the fields of `config.game`.
+GeneratorLoss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+# Of the same without H'.
+StudentLoss = Callable[..., jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Method:
+    """One way to play.
+
+    Attributes:
+      generator_loss: gives (L_G without gamma L_BNS, which the game adds for all; the terms that
+        are worth logging), all scalars.
+      student_loss: gives L_Q, a scalar; only its gradient by z_Q is used.
+      constants: what fields are where a configuration leaves them open, all of
+        `config.FROM_METHOD` among them; None for one that the losses do not have.
+    """
+
+    generator_loss: GeneratorLoss
+    student_loss: StudentLoss
+    constants: Mapping[str, float | None]
+
+
+def _adaptive_generator_loss(z_p, z_q, labels, h_prime, rules: Any):
+    """L_margin + beta (alpha_ds L_ds + alpha_as L_as)."""
+    l_ds = losses.disagreement_loss(z_p, z_q, labels)
+    l_as = losses.agreement_loss(z_p, z_q, labels)
+    l_margin = losses.margin_loss(h_prime, rules.lambda_l, rules.lambda_u)
+    l_bal = rules.alpha_ds * l_ds + rules.alpha_as * l_as
+    loss = rules.margin_weight * l_margin + rules.beta * l_bal
+    return loss, {"l_ds": l_ds, "l_as": l_as, "l_bal": l_bal, "l_margin": l_margin}
+
+
+def _adaptive_student_loss(z_p, z_q, labels, rules: Any):
+    """L_Q = -T^2 times the mean entropy of softmax((z_P - z_Q) / T)."""
+    del labels
+    return losses.student_loss(z_p, z_q, rules.temperature)
+
+
+def _gdfq_generator_loss(z_p, z_q, labels, h_prime, rules: Any):
+    """CE(z_P, y): images that the teacher recognises; the student has no say."""
+    del z_q, h_prime
+    l_ce = losses.cross_entropy(z_p, labels)
+    return l_ce, {"l_ce": l_ce}
+
+
+def _gdfq_student_loss(z_p, z_q, labels, rules: Any):
+    """L_Q = CE(z_Q, y) + T^2 KL(softmax(z_P / T) || softmax(z_Q / T))."""
+    distance = losses.distillation_loss(z_p, z_q, rules.temperature)  # mean over B
+    if rules.kl_reduction == "elements":
+        distance /= z_q.shape[-1]
+    return losses.cross_entropy(z_q, labels) + distance
+
+
+METHODS: dict[str, Method] = {
+    "adadfq": Method(
+        _adaptive_generator_loss,
+        _adaptive_student_loss,
+        {
+            "game.alpha_ds": 0.2,
+            "game.alpha_as": 0.1,
+            "game.lambda_l": 0.1,
+            "game.lambda_u": 0.8,
+            "game.gamma": 1.0,
+        },
+    ),
+    "adasg": Method(
+        _adaptive_generator_loss,
+        _adaptive_student_loss,
+        {
+            "game.alpha_ds": 0.1,
+            "game.alpha_as": 0.1,
+            "game.lambda_l": 0.3,
+            "game.lambda_u": 0.8,
+            "game.gamma": 1.0,
+        },
+    ),
+    "gdfq": Method(
+        _gdfq_generator_loss,
+        _gdfq_student_loss,
+        {
+            "game.alpha_ds": None,
+            "game.alpha_as": None,
+            "game.lambda_l": None,
+            "game.lambda_u": None,
+            "game.gamma": 0.1,
+            "game.temperature": 20.0,  # whatever the network
+        },
+    ),
+}
