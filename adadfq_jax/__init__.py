@@ -17,6 +17,7 @@ _HOMES = {
     "Teacher": "teachers",
     "load_teacher": "teachers",
     "save_teacher": "teachers",
+    "run_sweep": "sweep",
     "quantize": "training",
     "AdaDFQError": "errors",
     "CheckpointError": "errors",

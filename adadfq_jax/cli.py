@@ -9,6 +9,7 @@ signal, 130 by Ctrl-C; both with a checkpoint written once `quantize` plays.
 import contextlib
 import itertools
 import json
+import math
 import os
 import signal
 import sys
@@ -234,11 +235,65 @@ def _benchmark(argv: Sequence[str]) -> None:
     print(json.dumps(measured) if values.json else benchmark_table.table(measured))
 
 
+def _sweep(argv: Sequence[str]) -> None:
+    """play every game of a grid, and tabulate them"""
+    values = flags.FlagValues()
+    _define_config(values, "sweep", argv)
+    flags.DEFINE_string(
+        "grid",
+        None,
+        "fields and their values: 'bits=w3a3,w4a4;seed=0..4;game.method=gdfq,adadfq'",
+        flag_values=values,
+    )
+    flags.DEFINE_string("workdir", None, "folder of the sweep", flag_values=values)
+    flags.DEFINE_integer("jobs", 1, "processes to play in, on this machine", 1, flag_values=values)
+    flags.DEFINE_bool("table", True, "print the table at the end", flag_values=values)
+    _define_cache(values)
+    if _asks_for_help(argv):
+        print(_help(values, "sweep", ("config", "grid", "workdir", "jobs", "table", "cache")))
+        return
+    config = _parse_config(values, "sweep", argv)
+    for name, what in (
+        ("grid", "'FIELD=VALUE,VALUE;FIELD=LOWEST..HIGHEST' is missing: what to play."),
+        ("workdir", "DIR is missing: where the games' folders should go."),
+    ):
+        if not values[name].value:
+            raise ConfigError(f"--{name}={what}")
+
+    import jax
+
+    from adadfq_jax import parallel, sweep, sweep_table
+    from adadfq_jax.grid import plan
+
+    points = plan(config, values.grid)
+    _keep_compiled_programs(values.cache)
+    if values.jobs > 1:
+        jax.config.update("jax_platforms", "cpu")  # this process leaves the devices to the others
+    parallel.divide_cpu(math.gcd(*(point.config.batch_size for point in points)))
+    games = sweep.Sweep(points, values.workdir)
+    with _listening() as received:
+        if values.jobs > 1:
+            command = [sys.executable, "-m", "adadfq_jax", "sweep", *argv, "--jobs=1", "--notable"]
+            games.play_in_processes(command, values.jobs, lambda: received[-1])
+        else:
+            games.play(lambda: received[-1], show_progress=sys.stderr.isatty())
+    table = games.write_tables()
+    if values.table:
+        print(sweep_table.markdown(table), end="")
+        print(f"\nfiles: {Path(values.workdir, 'table.md')}, .csv, .json")
+    if table["diverged"]:
+        raise DivergedError(
+            f"{len(table['diverged'])} of {len(points)} games diverged: "
+            f"{', '.join(table['diverged'])}; the others are in the table."
+        )
+
+
 _VERBS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "quantize": (_quantize, _quantize.__doc__),
     "convert": (_convert, _convert.__doc__),
     "evaluate": (_evaluate, _evaluate.__doc__),
     "benchmark": (_benchmark, _benchmark.__doc__),
+    "sweep": (_sweep, _sweep.__doc__),
 }
 
 

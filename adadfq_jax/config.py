@@ -191,10 +191,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
     Raises:
       ConfigError: naming the field, its value and what would be right.
     """
-    _check_form(_flatten(config.to_dict()))
+    _check_form(flatten(config.to_dict()))
     _check_method(config.game)
     config = _without_gaps(config)
-    flat = _flatten(config.to_dict())
+    flat = flatten(config.to_dict())
     for field, least in _AT_LEAST.items():
         _require(flat[field] >= least, field, flat[field], f"at least {least}")
     for field in _POSITIVE:
@@ -273,12 +273,12 @@ def _check_method(rules: ml_collections.ConfigDict) -> None:
 def _without_gaps(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Puts something valid wherever a field waits for the teacher or is left to the method."""
     config = config.copy_and_resolve_references()
-    defaults = _flatten(default_config().to_dict())
+    defaults = flatten(default_config().to_dict())
     defaults["warmup_epochs"] = config.calibration_epochs
     for field in FROM_METHOD:
         constant = METHODS[config.game.method].constants[field]
         defaults[field] = METHODS["adadfq"].constants[field] if constant is None else constant
-    flat = _flatten(config.to_dict())
+    flat = flatten(config.to_dict())
     config.update_from_flattened_dict(
         {field: defaults[field] for field in (*FROM_TEACHER, *FROM_METHOD) if flat[field] is None}
     )
@@ -289,7 +289,7 @@ def _check_form(flat: Mapping[str, Any]) -> None:
     """Checks that every field is there, that no other is, and that each has its default's type."""
     for field in flat:
         check_field(field)
-    for field, default in _flatten(default_config().to_dict()).items():
+    for field, default in flatten(default_config().to_dict()).items():
         if field not in flat:
             raise ConfigError(f"the configuration lacks {field}; start from default_config().")
         value = flat[field]
@@ -317,7 +317,7 @@ def _has_type(value: Any, kind: type) -> bool:
 
 def check_field(field: str) -> None:
     """Raises ConfigError where no configuration has a field of this dotted name."""
-    known = _flatten(default_config().to_dict())
+    known = flatten(default_config().to_dict())
     if field not in known:
         raise ConfigError(f"unknown field {field!r}: {nearest(field, known)}")
 
@@ -333,12 +333,22 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     Args:
       config: a configuration, or a `config.json` read back.
     """
-    flat = _BEFORE | _flatten(json.loads(to_json(config)))
+    flat = _BEFORE | flatten(json.loads(to_json(config)))
     return {
         name: value
         for name, value in flat.items()
         if not any(name == exempt or name.startswith(exempt + ".") for exempt in IDENTITY_EXEMPT)
     }
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Returns in words how the identities of two runs differ; nothing where they do not."""
+    old, new = identity(before), identity(now)
+    return "; ".join(
+        f"{name} was {old.get(name)!r}, is {new.get(name)!r}"
+        for name in sorted(old | new)
+        if old.get(name) != new.get(name)
+    )
 
 
 def to_json(config: Mapping[str, Any]) -> str:
@@ -348,11 +358,12 @@ def to_json(config: Mapping[str, Any]) -> str:
     return json.dumps(config, indent=2) + "\n"
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the fields of nested sections by their dotted names, each after a prefix."""
     flat = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{name}.")
+            flat |= flatten(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = value
     return flat

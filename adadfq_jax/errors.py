@@ -12,6 +12,10 @@ class ConfigError(AdaDFQError):
     """A configuration, an argument or a workdir that cannot be used."""
 
 
+class WorkdirInUseError(ConfigError):
+    """A workdir that another process owns."""
+
+
 class TeacherError(AdaDFQError):
     """A teacher that cannot be read, or does not fit its architecture."""
 

@@ -1,8 +1,8 @@
 """Every term of the game, one pure function each, named by its symbol in the paper.
 
-Source, where no other is given: Qian et al., "Adaptive Data-Free Quantization", CVPR 2023. B is the (global) batch, C the
-number of classes; z_P and z_Q are the (B, C) logits of teacher P and student Q, y the (B,) labels
-that the images were generated for.
+Source where no other is given: Qian et al., "Adaptive Data-Free Quantization", CVPR 2023. B is the
+(global) batch, C the number of classes; z_P and z_Q are the (B, C) logits of teacher P and student
+Q, y the (B,) labels that the images were generated for.
 """
 
 from collections.abc import Sequence

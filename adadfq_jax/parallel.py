@@ -7,7 +7,7 @@ of a batch that is drawn whole, and so the number of devices does not change the
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -24,6 +24,24 @@ _SMALLEST_SHARE = 4
 def cores() -> int:
     """Returns how many CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+@contextlib.contextmanager
+def share_cores(index: int, count: int) -> Iterator[None]:
+    """Gives the processes that are started meanwhile one of `count` equal shares of the cores.
+
+    They keep it for life. Does nothing where there are more shares than cores, or where the system
+    has no such thing.
+    """
+    if not hasattr(os, "sched_setaffinity") or count > cores():
+        yield
+        return
+    everything = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(everything)[index::count])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, everything)
 
 
 def divide_cpu(batch_size: int) -> None:

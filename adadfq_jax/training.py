@@ -82,10 +82,8 @@ def quantize(
     config = config.copy_and_resolve_references()
     validate(config)
     devices = parallel.choose_devices(config.devices, config.batch_size)
-    teacher = teacher or _teacher_of(config)
-    _take_over(config, teacher)
-    recipes.fill_in(config, teacher.architecture, teacher.image_size)
-    validate(config)
+    teacher = teacher or teacher_of(config)
+    config = resolve(config, teacher)
     dataset = load_dataset(config.data.source, config.data.path)
     if dataset is not None:
         check_fits(dataset, teacher)
@@ -238,7 +236,13 @@ def _run(
 # ---- Before the game ------------------------------------------------------------------------
 
 
-def _teacher_of(config: ml_collections.ConfigDict) -> Teacher:
+def teacher_of(config: ml_collections.ConfigDict) -> Teacher:
+    """Reads the teacher that a configuration names.
+
+    Raises:
+      ConfigError: it names none.
+      TeacherError: it cannot be read.
+    """
     if config.teacher.path is None:
         raise ConfigError(
             "there is no teacher: give one with --config.teacher.path=FILE, or as the argument "
@@ -251,6 +255,20 @@ def _teacher_of(config: ml_collections.ConfigDict) -> Teacher:
         std=config.data.std,
         image_size=config.teacher.image_size or None,
     )
+
+
+def resolve(config: ml_collections.ConfigDict, teacher: Teacher) -> ml_collections.ConfigDict:
+    """Returns a run's whole configuration: as given, with all that follows from its teacher.
+
+    Raises:
+      ConfigError: a field cannot be used, or contradicts the teacher.
+    """
+    config = config.copy_and_resolve_references()
+    validate(config)
+    _take_over(config, teacher)
+    recipes.fill_in(config, teacher.architecture, teacher.image_size)
+    validate(config)
+    return config
 
 
 def _take_over(config: ml_collections.ConfigDict, teacher: Teacher) -> None:

@@ -3,14 +3,15 @@
 import fcntl
 import json
 import os
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
-from adadfq_jax.config import identity, to_json
-from adadfq_jax.errors import ConfigError
+from adadfq_jax.config import differences, to_json
+from adadfq_jax.errors import ConfigError, WorkdirInUseError
 
 CONFIG, TEACHER, METRICS, SAMPLES, RESULT = (
     "config.json",
@@ -35,7 +36,8 @@ class Workdir:
           path: where the run's files go.
 
         Raises:
-          ConfigError: it is a file, cannot be written, or another process owns it.
+          ConfigError: it is a file or cannot be written.
+          WorkdirInUseError: another process owns it.
         """
         self.path = Path(path)
         try:
@@ -52,7 +54,7 @@ class Workdir:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._lock.close()
-            raise ConfigError(
+            raise WorkdirInUseError(
                 f"workdir {str(path)!r} is in use by another run; wait for it or choose another."
             ) from error
 
@@ -76,17 +78,12 @@ class Workdir:
           ConfigError: the folder holds a run of another identity; names the fields.
         """
         old = read_json(self.path / CONFIG)
-        if old is not None:
-            before, now = identity(old), identity(config)
-            changed = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
-            if changed:
-                differences = "; ".join(
-                    f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in changed
-                )
-                raise ConfigError(
-                    f"workdir {str(self.path)!r} holds another run ({differences}); choose "
-                    "another workdir, or the same values."
-                )
+        changed = old is not None and differences(old, config)
+        if changed:
+            raise ConfigError(
+                f"workdir {str(self.path)!r} holds another run ({changed}); choose another "
+                "workdir, or the same values."
+            )
 
     def finished_steps(self) -> int:
         """Returns how many steps the run that ended here took; 0 where none ended."""
@@ -99,9 +96,15 @@ class Workdir:
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """As `write_text`, for bytes."""
-        partial = self.path / f".{name}.partial"
-        partial.write_bytes(content)
-        os.replace(partial, self.path / name)
+        write_whole(self.path / name, content)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file in one piece, also where other processes write it at the same time."""
+    owner = f"{socket.gethostname()}-{os.getpid()}"
+    partial = path.with_name(f".{path.name}.{owner}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from adadfq_jax import cli, models, parallel, training
+from adadfq_jax import cli, models, parallel, recipes, training
 from adadfq_jax.config import default_config
 from adadfq_jax.errors import DivergedError, StoppedError, VerificationError
 from adadfq_jax.teachers import save_teacher
@@ -231,6 +231,8 @@ def test_workdir_of_another_identity(quantize, tmp_path):
     config.teacher.architecture, config.teacher.digest = teacher.architecture, teacher.digest
     config.teacher.image_size, config.teacher.classes = teacher.image_size, teacher.classes
     config.data.mean, config.data.std = teacher.mean, teacher.std
+    config = config.copy_and_resolve_references()
+    recipes.fill_in(config, teacher.architecture, teacher.image_size)
     folder = Workdir(tmp_path / "run")
     folder.claim(config)
     folder.close()

@@ -84,7 +84,8 @@ class Game:
         """Play one step with z (B, 100) and labels y (B,); ``phase`` is one of PHASES.
 
         Returns scalars l_bns, l_g, l_q and, but for GDFQ, l_ds, l_as, l_bal, l_margin; images
-        (B, 3, H, W); logits_teacher and logits_student (B, C); entropy H' (B,): all from before the updates.
+        (B, 3, H, W); logits_teacher and logits_student (B, C); entropy H' (B,): all from before the
+        updates.
         """
         if phase not in PHASES:
             raise ValueError(f"phase is {phase!r}, not one of {PHASES}")

@@ -1,0 +1,174 @@
+"""A grid of games: fields with several values each, and the games that all combinations make."""
+
+import ast
+import dataclasses
+import hashlib
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+from adadfq_jax.config import FROM_METHOD, check_field, default_config, flatten, validate
+from adadfq_jax.errors import ConfigError
+from adadfq_jax.models.bits import parse_bits
+
+BITS = "bits"  # both bit-widths in one word
+SEED = "seed"
+_SHORT = {"game.method": "", BITS: "", SEED: SEED}  # what stands before the value in a game's name
+# All others are 1.
+_ORDER = {"game.method": 0, BITS: 2, "quant.weight_bits": 2, "quant.activation_bits": 3, SEED: 4}
+_TIED = ("quant.weight_bits", "quant.activation_bits")
+_WRITTEN = "write --grid='FIELD=VALUE,VALUE;FIELD=LOWEST..HIGHEST'"
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One game of a grid.
+
+    Attributes:
+      name: of its folder; the same in every grid of the same fields, whatever their order.
+      values: by key of the grid.
+      config: the whole configuration.
+    """
+
+    name: str
+    values: Mapping[str, Any]
+    config: ml_collections.ConfigDict
+
+
+def parse_grid(text: str) -> dict[str, tuple[Any, ...]]:
+    """Reads a grid written like `quant.weight_bits=3,4,5;seed=0..4;game.method=gdfq,adadfq`.
+
+    `bits=w3a3,w4a4` stands for both bit-widths at once. `0..4` are the integers 0 to 4.
+
+    Returns:
+      The values by key, each of its field's type.
+
+    Raises:
+      ConfigError: a field is unknown or named twice, a value is malformed or there twice, or there
+        is none.
+    """
+    grid: dict[str, tuple[Any, ...]] = {}
+    for entry in text.split(";"):
+        key, equals, values = (part.strip() for part in entry.partition("="))
+        if not key or not equals:
+            raise ConfigError(f"the grid has an entry {entry.strip()!r}; {_WRITTEN}.")
+        if key in grid:
+            raise ConfigError(f"the grid names {key} twice; give it all its values at once.")
+        if key != BITS:
+            check_field(key)
+        grid[key] = tuple(value for word in _split(values) for value in _values(key, word.strip()))
+    check_grid(grid)
+    return grid
+
+
+def check_grid(grid: Mapping[str, Sequence[Any]]) -> None:
+    """Checks keys and values of a grid.
+
+    Raises:
+      ConfigError: it is empty, a key is unknown, or has no value or one of them twice.
+    """
+    if not grid:
+        raise ConfigError(f"the grid is empty; {_WRITTEN}.")
+    for key, values in grid.items():
+        if key != BITS:
+            check_field(key)
+        if not values:
+            raise ConfigError(f"the grid gives {key} no value.")
+        for index, value in enumerate(values):
+            if value in values[:index]:
+                raise ConfigError(f"the grid gives {key} the value {value!r} twice.")
+    if BITS in grid and not grid.keys().isdisjoint(_TIED):
+        raise ConfigError(
+            f"the grid has {BITS}, which stands for {' and '.join(_TIED)}, and these."
+        )
+
+
+def _split(text: str) -> list[str]:
+    """Splits at the commas that stand outside of brackets."""
+    words, depth = [""], 0
+    for character in text:
+        depth += (character == "(") - (character == ")")
+        if character == "," and not depth:
+            words.append("")
+        else:
+            words[-1] += character
+    return words
+
+
+def _values(key: str, word: str) -> list[Any]:
+    """Reads one word of a grid: a value of the field's type, or a range of integers."""
+    if key == BITS:
+        parse_bits(word)
+        return [word]
+    default = flatten(default_config().to_dict())[key]
+    kind = float if key in FROM_METHOD else str if default is None else type(default)
+    try:
+        if kind is int and ".." in word:
+            lowest, highest = map(int, word.split(".."))
+            if lowest <= highest:
+                return list(range(lowest, highest + 1))
+        elif kind is tuple:
+            value = ast.literal_eval(word)
+            if isinstance(value, tuple):
+                return [value]
+        elif word:
+            value = kind(word)
+            if kind is not float or math.isfinite(value):
+                return [value]
+    except (ValueError, SyntaxError):
+        pass
+    right = {
+        int: "an integer, or a range such as 0..4",
+        float: "a finite number",
+        str: "text",
+        tuple: "a tuple such as (1,2)",
+    }
+    raise ConfigError(f"the grid gives {key} the value {word!r}, which is not {right[kind]}.")
+
+
+def plan(config: ml_collections.ConfigDict, grid: str | Mapping[str, Sequence[Any]]) -> list[Point]:
+    """Makes the games of a grid, those that share a compiled step one after another.
+
+    Args:
+      config: of `default_config` or a file in `configs/`; what the grid does not name.
+      grid: as `parse_grid` reads it, or what it returns.
+
+    Raises:
+      ConfigError: the grid or one of its games cannot be played.
+    """
+    grid = parse_grid(grid) if isinstance(grid, str) else dict(grid)
+    check_grid(grid)
+    # Bit-widths and seed, the last, are data to a compiled step; all else may change it.
+    keys = sorted(grid, key=_rank)
+    points = []
+    for values in itertools.product(*(grid[key] for key in keys)):
+        point = dict(zip(keys, values, strict=True))
+        game = config.copy_and_resolve_references()
+        fields = dict(point)
+        if BITS in fields:
+            fields |= zip(_TIED, parse_bits(fields.pop(BITS)), strict=True)
+        try:
+            game.update_from_flattened_dict(fields)
+        except TypeError as error:
+            raise ConfigError(f"the grid has a value of the wrong type: {error}.") from error
+        validate(game)
+        name = "_".join(_part(key, point[key]) for key in sorted(point, key=_rank))
+        points.append(Point(name, point, game))
+    return points
+
+
+def _rank(key: str) -> tuple[int, str]:
+    """Orders keys as a reader wants them: the method first, bits and seed last."""
+    return _ORDER.get(key, 1), key
+
+
+def _part(key: str, value: Any) -> str:
+    text = str(value)
+    safe = re.sub(r"[^\w.+-]+", "-", text)
+    if safe != text:  # two values may not become one name
+        safe += "-" + hashlib.sha256(text.encode()).hexdigest()[:6]
+    return f"{_SHORT.get(key, key + '=')}{safe}"

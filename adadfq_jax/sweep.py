@@ -1,0 +1,256 @@
+"""A sweep: the games of a grid, each a run in its own folder, played by any number of processes.
+
+A process takes the next game that nobody plays. What tells is a lock that the kernel drops with its
+owner, so that a game whose process was killed is free again and goes on from its checkpoint. Who
+finds no free game waits for those being played, in case their process is killed.
+"""
+
+import contextlib
+import fcntl
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from adadfq_jax import sweep_table
+from adadfq_jax.config import differences, to_json
+from adadfq_jax.errors import ConfigError, DivergedError, StoppedError, WorkdirInUseError
+from adadfq_jax.grid import Point, plan
+from adadfq_jax.parallel import share_cores
+from adadfq_jax.teachers import Teacher
+from adadfq_jax.training import quantize, resolve, teacher_of
+from adadfq_jax.workdir import CONFIG, RESULT, read_json, write_whole
+
+GRID, DIVERGED = "sweep.json", "diverged.json"
+_CLAIM = ".claim"
+_SECONDS_BETWEEN_LOOKS = 0.5
+
+
+def run_sweep(
+    config: ml_collections.ConfigDict,
+    grid: str | Mapping[str, Sequence[Any]],
+    workdir: str | Path,
+    *,
+    teacher: Teacher | None = None,
+    should_stop: Callable[[], int | None] = lambda: None,
+    show_progress: bool = False,
+) -> dict[str, Any]:
+    """Plays every game of a grid that is not finished, and writes the tables.
+
+    Args:
+      config: of `default_config` or a file in `configs/`; what the grid does not name.
+      grid: such as `bits=w3a3,w4a4;seed=0..4`, see `grid.parse_grid`; or the values by key.
+      workdir: the sweep's folder; other processes may play in it at the same time.
+      teacher: a teacher in memory; by default the one at `config.teacher.path`.
+      should_stop: asked after every dispatch; a signal's number ends the sweep with a checkpoint.
+      show_progress: whether to show a progress bar for each game on stderr.
+
+    Returns:
+      What `table.json` holds.
+
+    Raises:
+      ConfigError, TeacherError, DataError: something given cannot be used.
+      StoppedError: `should_stop` said so.
+    """
+    sweep = Sweep(plan(config, grid), workdir, teacher)
+    sweep.play(should_stop, show_progress)
+    return sweep.write_tables()
+
+
+class Sweep:
+    """The games of a grid in a folder.
+
+    Attributes:
+      path: the folder.
+      points: the games.
+    """
+
+    def __init__(
+        self, points: Sequence[Point], workdir: str | Path, teacher: Teacher | None = None
+    ):
+        """Checks the games against what the folder holds; writes `sweep.json` alone.
+
+        Args:
+          points: of `grid.plan`.
+          workdir: the sweep's folder, made where it is missing.
+          teacher: a teacher in memory, for all games.
+
+        Raises:
+          ConfigError: the folder holds a single run, or a game of the same name that is another.
+          TeacherError: a teacher cannot be used.
+        """
+        self.path, self.points = Path(workdir), points
+        if (self.path / CONFIG).exists():
+            raise ConfigError(
+                f"workdir {str(workdir)!r} holds a single run; choose another for the sweep."
+            )
+        self._teachers: dict[str, Teacher] = {}
+        self._given = teacher
+        self._configs = {}
+        for point in points:
+            self._configs[point.name] = resolve(point.config, self._teacher(point))
+            self._check_kept(point)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ConfigError(f"workdir {str(workdir)!r} is a file; name a folder.") from error
+        games = {point.name: point.values for point in points}
+        write_whole(self.path / GRID, to_json({"games": games}).encode())
+
+    def _teacher(self, point: Point) -> Teacher:
+        if self._given is not None:
+            return self._given
+        config = point.config
+        key = json.dumps([config.teacher.to_dict(), config.data.mean, config.data.std])
+        if key not in self._teachers:
+            self._teachers[key] = teacher_of(config)
+        return self._teachers[key]
+
+    def _check_kept(self, point: Point) -> None:
+        folder = self.path / point.name
+        kept = read_json(folder / CONFIG) if folder.is_dir() else None
+        changed = kept and differences(kept, self._configs[point.name])
+        if changed:
+            raise ConfigError(
+                f"the sweep in {str(self.path)!r} has played {point.name} with other fields "
+                f"({changed}); choose another workdir, or the same values."
+            )
+
+    def is_settled(self, point: Point) -> bool:
+        """Tells whether a game is finished or has diverged."""
+        folder, config = self.path / point.name, self._configs[point.name]
+        steps = (read_json(folder / RESULT) or {}).get("steps", 0)
+        return steps >= config.epochs * config.steps_per_epoch or (folder / DIVERGED).exists()
+
+    def unsettled(self) -> list[Point]:
+        """Returns the games that still have to be played."""
+        return [point for point in self.points if not self.is_settled(point)]
+
+    def play(
+        self,
+        should_stop: Callable[[], int | None] = lambda: None,
+        show_progress: bool = False,
+    ) -> None:
+        """Plays until every game is settled, here or by another process; a line for each from here.
+
+        Raises:
+          StoppedError: `should_stop` said so.
+        """
+        waiting = False
+        while points := self.unsettled():
+            if waiting:
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+            waiting = True
+            for point in points:
+                if stop := should_stop():
+                    raise StoppedError(
+                        f"stopped by {signal.Signals(stop).name} between two games; run the same "
+                        "command to go on.",
+                        stop,
+                    )
+                with self._claim(point) as ours:
+                    # While we looked at others, another process may have finished it.
+                    if ours and not self.is_settled(point):
+                        waiting &= not self._play(point, should_stop, show_progress)
+
+    def _play(self, point: Point, should_stop, show_progress: bool) -> bool:
+        """Plays a game and says how it ended; False where somebody else has its folder."""
+        folder = self.path / point.name
+        try:
+            student = quantize(
+                self._configs[point.name],
+                self._teacher(point),
+                folder,
+                should_stop=should_stop,
+                show_progress=show_progress,
+            )
+        except WorkdirInUseError:  # of a run that no sweep started
+            return False
+        except DivergedError as error:
+            write_whole(folder / DIVERGED, to_json({"message": str(error)}).encode())
+            text = f"diverged; {error}"
+        else:
+            text = sweep_table.line(student.result)
+        done = len(self.points) - len(self.unsettled())
+        print(f"[{done}/{len(self.points)}] {point.name}: {text}", flush=True)
+        return True
+
+    @contextlib.contextmanager
+    def _claim(self, point: Point) -> Iterator[bool]:
+        """Takes a game, if nobody has it; gives it back at the end."""
+        folder = self.path / point.name
+        folder.mkdir(exist_ok=True)
+        with open(folder / _CLAIM, "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                yield False
+            else:
+                yield True
+
+    def play_in_processes(
+        self, command: Sequence[str], count: int, should_stop: Callable[[], int | None]
+    ) -> None:
+        """Plays in processes of their own, among which this machine's cores are divided.
+
+        Args:
+          command: what one of them runs, which plays this sweep.
+          count: how many.
+          should_stop: asked now and then; a signal's number is handed on to all of them.
+
+        Raises:
+          StoppedError: `should_stop` said so.
+          ConfigError: all have ended before all games have.
+        """
+        processes = []
+        for index in range(count):
+            with share_cores(index, count):
+                # Of another session, so that Ctrl-C reaches each of them once, through us.
+                processes.append(subprocess.Popen(command, start_new_session=True))
+        stop = None
+        while any(process.poll() is None for process in processes):
+            if not stop and (stop := should_stop()):
+                for process in processes:
+                    process.send_signal(stop)
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        if stop:
+            raise StoppedError(
+                f"stopped by {signal.Signals(stop).name}; run the same command to go on.", stop
+            )
+        if left := self.unsettled():
+            codes = ", ".join(str(process.returncode) for process in processes)
+            raise ConfigError(
+                f"{len(left)} of {len(self.points)} games are not finished, but their processes "
+                f"have ended (exit codes {codes}); run the same command to go on."
+            )
+
+    def write_tables(self) -> dict[str, Any]:
+        """Writes table.md, table.csv and table.json, each in one piece.
+
+        Returns:
+          What `table.json` holds: `rows`, one for the games that differ in their seed alone;
+          `diverged`, names of games; `outside`, of those that are here but not in the grid.
+        """
+        games = []
+        for point in self.points:
+            folder = self.path / point.name
+            result = read_json(folder / RESULT)
+            games.append((point, None if (folder / DIVERGED).exists() else result))
+        names = {point.name for point in self.points}
+        table = {
+            "rows": sweep_table.rows(games),
+            "diverged": [point.name for point, result in games if result is None],
+            "outside": sorted(
+                file.parent.name
+                for file in self.path.glob(f"*/{CONFIG}")
+                if file.parent.name not in names
+            ),
+        }
+        for name, text in sweep_table.forms(table).items():
+            write_whole(self.path / name, text.encode())
+        return table

@@ -1,0 +1,122 @@
+"""The results of a sweep as a table: mean and standard deviation over seeds."""
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from adadfq_jax.grid import SEED, Point
+
+# What is averaged, and its heading; "best" is chosen on the images that it is measured on.
+_MEASURED = {
+    "teacher_top1": "teacher",
+    "calibrated_top1": "calibrated only",
+    "top1": "last",
+    "best_top1": "best¹",
+    "agreement": "agreement",
+}
+_NOTES = """Top-1 in percent, mean ± sample standard deviation over the seeds. Agreement with the
+teacher is on generated images that no student was trained on.
+
+¹ the best evaluation, chosen on the images that it is measured on"""
+
+
+def line(result: dict[str, Any]) -> str:
+    """Returns what one game came to, on one line."""
+    if result["top1"] is None:
+        text = f"agreement {result['agreement']:.2%}"
+    else:
+        text = (
+            f"top-1 {result['top1']:.2%} (calibrated {result['calibrated_top1']:.2%}, "
+            f"teacher {result['teacher_top1']:.2%})"
+        )
+    return f"{text}, {result['seconds']:.0f} s"
+
+
+def rows(games: Sequence[tuple[Point, dict[str, Any] | None]]) -> list[dict[str, Any]]:
+    """Averages over the seeds.
+
+    Args:
+      games: each with its result, None where it diverged.
+
+    Returns:
+      One dict for the games of equal fields: `fields`, what the grid says but for the seed;
+      `seeds`, `games`, `diverged`, how many; by measured number its `values`, `mean` and sample
+      standard deviation `std`, None where it was not measured or cannot be told.
+    """
+    groups: dict[str, list[tuple[Point, dict[str, Any] | None]]] = {}
+    for point, result in games:
+        fields = {key: value for key, value in point.values.items() if key != SEED}
+        groups.setdefault(json.dumps(fields), []).append((point, result))
+    found = []
+    for fields, members in groups.items():
+        results = [result for _, result in members if result is not None]
+        row = {
+            "fields": json.loads(fields),
+            "seeds": [point.config.seed for point, _ in members],
+            "games": len(members),
+            "diverged": len(members) - len(results),
+        }
+        for name in (*_MEASURED, "seconds"):
+            values = [result[name] for result in results if result[name] is not None]
+            row[name] = {
+                "values": values,
+                "mean": statistics.fmean(values) if values else None,
+                "std": statistics.stdev(values) if len(values) > 1 else None,
+            }
+        found.append(row)
+    return found
+
+
+def forms(table: dict[str, Any]) -> dict[str, str]:
+    """Returns the table's files by name: for people, spreadsheets and programs."""
+    return {
+        "table.md": markdown(table),
+        "table.csv": _csv(table),
+        "table.json": json.dumps(table, indent=2) + "\n",
+    }
+
+
+def markdown(table: dict[str, Any]) -> str:
+    """Returns the table as Markdown, with notes."""
+    keys = list(table["rows"][0]["fields"])
+    heading = [*keys, "games", *_MEASURED.values(), "diverged", "seconds a game"]
+    lines = [heading, ["---"] * len(heading)]
+    for row in table["rows"]:
+        seconds = row["seconds"]["mean"]
+        lines.append(
+            [
+                *(str(row["fields"][key]) for key in keys),
+                str(row["games"]),
+                *(_percent(row[name]) for name in _MEASURED),
+                str(row["diverged"]),
+                "" if seconds is None else f"{seconds:.0f}",
+            ]
+        )
+    text = "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + f"\n\n{_NOTES}\n"
+    for name, what in (("diverged", "Diverged"), ("outside", "Here, but not in this grid")):
+        if table[name]:
+            text += f"\n{what}: {', '.join(table[name])}\n"
+    return text
+
+
+def _percent(measured: dict[str, Any]) -> str:
+    if measured["mean"] is None:
+        return "not measured"
+    deviation = "" if measured["std"] is None else f" ± {100 * measured['std']:.2f}"
+    return f"{100 * measured['mean']:.2f}{deviation}"
+
+
+def _csv(table: dict[str, Any]) -> str:
+    file = io.StringIO()
+    keys = list(table["rows"][0]["fields"])
+    measured = [f"{name}_{part}" for name in (*_MEASURED, "seconds") for part in ("mean", "std")]
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([*keys, "games", "diverged", *measured])
+    for row in table["rows"]:
+        numbers = [row[name.rpartition("_")[0]][name.rpartition("_")[2]] for name in measured]
+        fields = [row["fields"][key] for key in keys]
+        writer.writerow([*fields, row["games"], row["diverged"], *numbers])
+    return file.getvalue()
