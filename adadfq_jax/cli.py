@@ -235,6 +235,34 @@ def _benchmark(argv: Sequence[str]) -> None:
     print(json.dumps(measured) if values.json else benchmark_table.table(measured))
 
 
+def _sample(argv: Sequence[str]) -> None:
+    """write images that a run's generator makes, with labels and the teacher's logits"""
+    values = flags.FlagValues()
+    texts = {
+        "workdir": "the folder of the run",
+        "output": "FILE.npz, or FOLDER/ for one PNG an image and logits.npz",
+    }
+    for name, help_text in texts.items():
+        flags.DEFINE_string(name, None, help_text, flag_values=values)
+    flags.DEFINE_integer("count", None, "how many images", flag_values=values)
+    flags.DEFINE_bool("overwrite", False, "replace an earlier output", flag_values=values)
+    _define_cache(values)
+    if _asks_for_help(argv):
+        print(_help(values, "sample", (*texts, "count", "overwrite", "cache")))
+        return
+    _parse(values, "sample", argv)
+    for name in ("workdir", "count", "output"):
+        if values[name].value in (None, ""):
+            raise ConfigError(f"--{name} is missing: {values[name].help}.")
+
+    from adadfq_jax import sampling
+
+    _keep_compiled_programs(values.cache)
+    sampling.write_samples(values.workdir, values.count, values.output, overwrite=values.overwrite)
+    print(f"{'images':<22}{values.count}")
+    print(f"{'files':<22}{values.output}")
+
+
 def _sweep(argv: Sequence[str]) -> None:
     """play every game of a grid, and tabulate them"""
     values = flags.FlagValues()
@@ -293,6 +321,7 @@ _VERBS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "convert": (_convert, _convert.__doc__),
     "evaluate": (_evaluate, _evaluate.__doc__),
     "benchmark": (_benchmark, _benchmark.__doc__),
+    "sample": (_sample, _sample.__doc__),
     "sweep": (_sweep, _sweep.__doc__),
 }
 

@@ -10,6 +10,12 @@ _LABEL_WIDTH = 28
 _SMALLEST_SIDE = 48  # small images are enlarged, pixel by pixel, to be seen
 
 
+def pixels(images: np.ndarray, mean, std) -> np.ndarray:
+    """Takes the normalisation off images: uint8 pixels of the same shape (N, H, W, 3)."""
+    values = np.clip(np.asarray(images) * np.asarray(std) + np.asarray(mean), 0, 1)
+    return (255 * values).round().astype(np.uint8)
+
+
 def grid(images: np.ndarray, labels: np.ndarray, mean, std, columns: int = 10) -> bytes:
     """Draws a grid of images, one labelled row per class.
 
@@ -22,8 +28,7 @@ def grid(images: np.ndarray, labels: np.ndarray, mean, std, columns: int = 10) -
     Returns:
       A PNG file.
     """
-    pixels = np.clip(np.asarray(images) * np.asarray(std) + np.asarray(mean), 0, 1)
-    pixels = (255 * pixels).round().astype(np.uint8)
+    shown = pixels(images, mean, std)
     side = images.shape[1] * max(1, -(-_SMALLEST_SIDE // images.shape[1]))
     cell = side + _MARGIN
     classes = np.unique(labels)
@@ -32,7 +37,7 @@ def grid(images: np.ndarray, labels: np.ndarray, mean, std, columns: int = 10) -
     for row, label in enumerate(classes):
         draw.text((4, row * cell + side // 2 - 6), str(label), fill="black")
         for column, index in enumerate(np.flatnonzero(labels == label)[:columns]):
-            tile = Image.fromarray(pixels[index]).resize((side, side), Image.Resampling.NEAREST)
+            tile = Image.fromarray(shown[index]).resize((side, side), Image.Resampling.NEAREST)
             picture.paste(tile, (_LABEL_WIDTH + column * cell, row * cell))
     file = io.BytesIO()
     picture.save(file, "PNG")

@@ -50,6 +50,23 @@ def load_student(workdir: str | Path) -> Student:
     Raises:
       CheckpointError: there is no run in the folder, or no checkpoint that can be read.
     """
+    _, state, teacher, step = load_state(workdir)
+    result = read_json(Path(workdir) / RESULT) or {}
+    return student_of(state, teacher, result if result.get("steps") == step else {})
+
+
+def load_state(workdir: str | Path) -> tuple[Game, GameState, Teacher, int]:
+    """Reads both players of a run; needs nothing but its workdir.
+
+    Args:
+      workdir: the run's folder.
+
+    Returns:
+      (the rules; the state, arrays without a device axis; the teacher; the step).
+
+    Raises:
+      CheckpointError: as `load_student`.
+    """
     workdir = Path(workdir)
     written = read_json(workdir / CONFIG)
     if written is None:
@@ -65,8 +82,7 @@ def load_student(workdir: str | Path) -> Student:
     if restored is None:
         raise CheckpointError(f"{str(workdir)!r} holds a run without a checkpoint yet.")
     step, state, _ = restored
-    result = read_json(workdir / RESULT) or {}
-    return student_of(state, teacher, result if result.get("steps") == step else {})
+    return game, state, teacher, step
 
 
 def generate(
