@@ -65,22 +65,30 @@ class Checkpoints:
         self._first_save = False
 
     def restore(
-        self, template: Any, set_aside: bool = True
+        self, template: Any, set_aside: bool = True, step: int | None = None
     ) -> tuple[int, Any, dict[str, Any]] | None:
         """Reads the newest checkpoint that is whole; passes over damaged ones with a warning.
 
         Args:
           template: a tree of arrays or shapes, of the saved state's structure.
           set_aside: whether to move damaged ones away; only the run that owns the workdir may.
+          step: the only one to consider, if given.
 
         Returns:
           (step, state, record), or None where there is no checkpoint.
 
         Raises:
-          CheckpointError: there are checkpoints, but none is whole.
+          CheckpointError: there are checkpoints, but none is whole, or not the one asked for.
         """
         self._manager.wait_until_finished()
         steps = sorted(self._manager.all_steps(), reverse=True)
+        if step is not None:
+            if step not in steps:
+                raise CheckpointError(
+                    f"there is no checkpoint of step {step} in {self._workdir / 'checkpoints'}; "
+                    f"there are {', '.join(map(str, sorted(steps))) or 'none'}."
+                )
+            steps = [step]
         for step in steps:
             try:
                 return step, *self._read(step, template)

@@ -111,6 +111,7 @@ def _evaluate(argv: Sequence[str]) -> None:
     texts = {
         "teacher": "a teacher's file",
         "workdir": "instead of it, the folder of a run, whose student is measured",
+        "model": "instead of both, a file of `adadfq export`",
         "source": "the evaluation set: npz, folder, or tfds:NAME; by default the run's",
         "path": "its file or folder, or tensorflow-datasets' data_dir",
         "mean": "normalisation, three numbers with commas between, or a preset: imagenet, "
@@ -151,6 +152,7 @@ def _evaluate(argv: Sequence[str]) -> None:
     network, source, path = measuring.open_network(
         values.teacher,
         values.workdir,
+        values.model,
         architecture=values.architecture,
         mean=mean,
         std=std,
@@ -209,6 +211,49 @@ def _convert(argv: Sequence[str]) -> None:
         entry=values.entry,
     )
     print(convert.summary(teacher))
+    print(f"{'file':<22}{values.output}")
+
+
+def _export(argv: Sequence[str]) -> None:
+    """write a run's student to a file that runs without this package, and prove it equal"""
+    values = flags.FlagValues()
+    texts = {
+        "workdir": "the folder of the run",
+        "output": "the file to write: .safetensors (integers), .onnx, .stablehlo, .pth (pytorch)",
+        "format": "integers, onnx, stablehlo or pytorch; by default what the file's suffix says",
+        "checkpoint": "last, or the number of a step: of a run that is not finished, or an earlier "
+        "one that is still kept",
+    }
+    switches = {
+        "overwrite": "replace the file where it exists",
+        "fold_norms": "onnx: fold BatchNorms into the convolutions before them",
+        "raw_pixels": "onnx: take pixels in [0, 255] instead of normalised images",
+    }
+    for name, help_text in texts.items():
+        flags.DEFINE_string(name, None, help_text, flag_values=values)
+    for name, help_text in switches.items():
+        flags.DEFINE_bool(name, False, help_text, flag_values=values)
+    _define_cache(values)
+    if _asks_for_help(argv):
+        print(_help(values, "export", (*texts, *switches, "cache")))
+        return
+    _parse(values, "export", argv)
+    for name in ("workdir", "output"):
+        if not values[name].value:
+            raise ConfigError(f"--{name} is missing: {texts[name]}.")
+
+    from adadfq_jax import exporting
+    from adadfq_jax.student import load_student_at
+
+    _keep_compiled_programs(values.cache)
+    exporting.check_format(values.format, Path(values.output))
+    report = exporting.export(
+        load_student_at(values.workdir, values.checkpoint),
+        values.output,
+        values.format,
+        **{name: values[name].value for name in switches},
+    )
+    print(report.to_text())
     print(f"{'file':<22}{values.output}")
 
 
@@ -320,6 +365,7 @@ _VERBS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "quantize": (_quantize, _quantize.__doc__),
     "convert": (_convert, _convert.__doc__),
     "evaluate": (_evaluate, _evaluate.__doc__),
+    "export": (_export, _export.__doc__),
     "benchmark": (_benchmark, _benchmark.__doc__),
     "sample": (_sample, _sample.__doc__),
     "sweep": (_sweep, _sweep.__doc__),

@@ -20,6 +20,14 @@ from adadfq_jax.models.bits import check_bits, parse_bits, parse_override
 
 DATA_SOURCES = ("none", "npz", "folder", "tfds:NAME")
 
+# By format of exported students, the suffixes of its files; the first one is usual.
+EXPORT_FORMATS = {
+    "integers": (".safetensors",),
+    "onnx": (".onnx",),
+    "stablehlo": (".stablehlo",),
+    "pytorch": (".pth", ".pt"),
+}
+
 # Where things lie, how often they are written, on how many devices it runs, how long it goes on.
 IDENTITY_EXEMPT = (
     "epochs",
@@ -31,6 +39,7 @@ IDENTITY_EXEMPT = (
     "evaluation",
     "checkpoint",
     "log_every_steps",
+    "export",
 )
 
 _TYPES = {int: "an integer", float: "a finite number", str: "text"}
@@ -112,6 +121,7 @@ def default_config(
     config.warmup_epochs = 4  # epochs (calibration included) before the student learns
     config.devices = 0  # 0: all there are
     config.steps_per_dispatch = 0  # steps per call of the device; 0: 1 on CPU, else 50
+    config.export = ""  # formats in which a finished run leaves its student: "integers,onnx"
     config.log_every_steps = 50
 
     config.teacher = teacher = ml_collections.ConfigDict()
@@ -218,6 +228,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
     check_bits("quant.activation_bits", config.quant.activation_bits)
     for text in config.quant.overrides:
         parse_override(text)
+    for name in export_formats(config):
+        if name not in EXPORT_FORMATS:
+            raise ConfigError(f"export names {name!r}: {nearest(name, EXPORT_FORMATS)}")
 
     rules = config.game
     _require(
@@ -313,6 +326,11 @@ def _has_type(value: Any, kind: type) -> bool:
     if kind is float:
         return type(value) in (int, float) and math.isfinite(value)
     return type(value) is kind
+
+
+def export_formats(config: ml_collections.ConfigDict) -> list[str]:
+    """Returns the formats in which a run leaves its student: `export`, taken apart."""
+    return [name.strip() for name in config.export.split(",") if name.strip()]
 
 
 def check_field(field: str) -> None:

@@ -28,6 +28,10 @@ class CheckpointError(AdaDFQError):
     """A workdir without a checkpoint that can be restored."""
 
 
+class ExportError(AdaDFQError):
+    """An exported file that cannot be written or read."""
+
+
 class DivergedError(AdaDFQError):
     """A loss or a gradient of the game became infinite or not a number."""
 

@@ -27,7 +27,8 @@ def evaluate(
     """Measures a teacher or a student, counting every image exactly once.
 
     Args:
-      network: what to measure.
+      network: what to measure; one without a `module`, such as an exported file's, answers for
+        itself, on the host.
       dataset: an evaluation set, or (images, labels) as `data.from_arrays` takes them.
       batch_size: images at a time, over all devices, at most (but one for each device).
       devices: where to run; all by default. With several processes, each reads its share.
@@ -44,12 +45,19 @@ def evaluate(
     if not isinstance(dataset, Dataset):
         dataset = from_arrays(*dataset)
     check_fits(dataset, network)
+    if not hasattr(network, "module"):
+        counts, rate = _count_on_host(network, dataset, batch_size)
+        return _result(counts, rate, per_class)
     devices = devices or jax.devices()
     own, shard, shards = parallel.part_of_process(devices)
     # Batches of equal sizes, so that as few images as can be only fill the last one.
     steps = -(-len(dataset) // batch_size)
     share = -(-len(dataset) // (steps * len(devices)))
     counts, rate = count_hits(network, dataset, share, devices, len(own), shard, shards)
+    return _result(counts, rate, per_class)
+
+
+def _result(counts: np.ndarray, rate: float, per_class: bool) -> dict[str, Any]:
     images, top1, top5 = counts.sum(0).tolist()
     result = {
         "top1": top1 / images,
@@ -58,6 +66,19 @@ def evaluate(
         "images_per_second": rate,
     }
     return result | ({"per_class": counts} if per_class else {})
+
+
+def _count_on_host(model: Any, dataset: Dataset, batch_size: int) -> tuple[np.ndarray, float]:
+    """As `count_hits`, for a model that is called with pixels and returns logits."""
+    counts = np.zeros((model.classes, 3), np.int64)
+    start = time.perf_counter()
+    for images, labels in dataset.batches(batch_size, model.image_size):
+        check_labels(dataset, labels, model)
+        best = np.argsort(-model(images), axis=1, kind="stable")[:, : min(5, model.classes)]
+        hits = best == labels[:, None]
+        row = np.stack([np.ones_like(labels), hits[:, 0], hits.any(1)], axis=1)
+        np.add.at(counts, labels, row)
+    return counts, len(dataset) / (time.perf_counter() - start)
 
 
 def count_hits(

@@ -10,6 +10,7 @@ from adadfq_jax import evaluation, untrained
 from adadfq_jax.config import check_source
 from adadfq_jax.data import Dataset, check_fits, load_dataset
 from adadfq_jax.errors import ConfigError
+from adadfq_jax.exporting import ExportedModel, load_exported
 from adadfq_jax.models.bits import parse_bits
 from adadfq_jax.network import Network
 from adadfq_jax.student import Student, load_student
@@ -28,7 +29,7 @@ class Measured:
       untrained: of `untrained.compare`, empty unless bit-widths were asked for.
     """
 
-    network: Network
+    network: Network | ExportedModel
     dataset: Dataset | None
     result: dict[str, Any] | None
     untrained: list[dict[str, Any]]
@@ -56,33 +57,37 @@ class Measured:
 def open_network(
     teacher: str | Path | None,
     workdir: str | Path | None,
+    model: str | Path | None = None,
     *,
     architecture: str | None = None,
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
     image_size: int | None = None,
     entry: str | None = None,
-) -> tuple[Network, str, str | None]:
-    """Opens a teacher or a run's student.
+) -> tuple[Network | ExportedModel, str, str | None]:
+    """Opens a teacher, a run's student, or an exported file.
 
     Args:
       teacher: a teacher's file, or
-      workdir: the folder of a run.
-      architecture, mean, std, image_size, entry: of `load_teacher`; a run's student must agree.
+      workdir: the folder of a run, or
+      model: a file of `adadfq export`.
+      architecture, mean, std, image_size, entry: of `load_teacher`; what else is given must agree.
 
     Returns:
       (the network, source and path of the evaluation set that its run names, or "none", None).
 
     Raises:
-      ConfigError: neither or both are given, or something given contradicts the run.
-      TeacherError, CheckpointError: it cannot be read.
+      ConfigError: none or several are given, or something given contradicts the network.
+      TeacherError, CheckpointError, ExportError: it cannot be read.
     """
-    if bool(teacher) == bool(workdir):
-        raise ConfigError("give either --teacher=FILE or --workdir=DIR: what to measure.")
+    if sum(map(bool, (teacher, workdir, model))) != 1:
+        raise ConfigError(
+            "give one of --teacher=FILE, --workdir=DIR and --model=FILE: what to measure."
+        )
     if teacher:
         given = {"mean": mean, "std": std, "image_size": image_size, "entry": entry}
         return load_teacher(teacher, architecture, **given), "none", None
-    student = load_student(workdir)
+    found = load_exported(model) if model else load_student(workdir)
     for name, value in {
         "architecture": architecture,
         "mean": tuple(mean),
@@ -90,15 +95,17 @@ def open_network(
         "image_size": image_size,
         "entry": entry,
     }.items():
-        true = getattr(student, name, None)
+        true = getattr(found, name, None)
         if value and value != true:
-            raise ConfigError(f"--{name} says {value}, but the student in {workdir} has {true}.")
+            raise ConfigError(f"--{name} says {value}, but {model or workdir} has {true}.")
+    if model:
+        return found, "none", None
     data = (read_json(Path(workdir, CONFIG)) or {}).get("data", {})
-    return student, data.get("source", "none"), data.get("path")
+    return found, data.get("source", "none"), data.get("path")
 
 
 def measure(
-    network: Network,
+    network: Network | ExportedModel,
     source: str,
     path: str | None,
     *,
@@ -149,9 +156,11 @@ def measure(
     return Measured(network, dataset, result, rows)
 
 
-def _described(network: Network) -> str:
-    if not isinstance(network, Student):
+def _described(network: Network | ExportedModel) -> str:
+    if isinstance(network, Teacher):
         return f"{network.architecture}, full precision"
+    if not isinstance(network, Student):
+        return f"{network.architecture}, exported"
     if not network.result:
         return f"{network.architecture}, student of a run that is not finished"
     bits = f"w{network.result['weight_bits']}a{network.result['activation_bits']}"

@@ -1,11 +1,12 @@
 """Asymmetric uniform quantization, simulated: ranges, codes, and their straight-through gradient.
 
-A k-bit quantizer over [minimum, maximum] has n = 2^k - 1 steps of size 1 / scale:
+A k-bit quantizer over [minimum, maximum] has n = 2^k - 1 steps:
 
-  scale      = n / max(maximum - minimum, 1e-8)
+  step       = max(maximum - minimum, 1e-8) / n
+  scale      = 1 / step, computed from the range itself
   zero_point = round(scale * minimum)                          (an integer, of any size)
   codes      = clip(round(scale * x - zero_point), 0, n)       (an integer that fits k bits)
-  x_hat      = (codes + zero_point) / scale
+  x_hat      = (codes + zero_point) step
 
 so that |x - x_hat| is at most half a step for every x inside the range. Codes and zero point stay
 apart because only the codes fit k bits: a range that excludes 0 has a zero point outside [0, n],
@@ -34,12 +35,13 @@ def affine(
       bits: bit-width k, int32, broadcastable to them.
 
     Returns:
-      (scale, zero_point, n): scale in codes per unit; zero point and largest code, both
-      integer-valued but of the ranges' dtype.
+      (scale, step, zero_point, n): scale in codes per unit, step in units per code; zero point and
+      largest code, both integer-valued but of the ranges' dtype.
     """
     n = (jnp.left_shift(1, bits) - 1).astype(minimum.dtype)
-    scale = n / jnp.maximum(maximum - minimum, _SMALLEST_WIDTH)
-    return scale, jnp.round(scale * minimum), n
+    width = jnp.maximum(maximum - minimum, _SMALLEST_WIDTH)
+    scale = n / width
+    return scale, width / n, jnp.round(scale * minimum), n
 
 
 def encode(x: jax.Array, minimum: jax.Array, maximum: jax.Array, bits: jax.Array) -> jax.Array:
@@ -50,14 +52,16 @@ def encode(x: jax.Array, minimum: jax.Array, maximum: jax.Array, bits: jax.Array
       minimum, maximum: the range, broadcastable to x.
       bits: bit-width k, int32, broadcastable to x.
     """
-    scale, zero_point, n = affine(minimum, maximum, bits)
+    scale, _, zero_point, n = affine(minimum, maximum, bits)
     return jnp.clip(jnp.round(scale * x - zero_point), 0, n)
 
 
 def decode(codes: jax.Array, minimum: jax.Array, maximum: jax.Array, bits: jax.Array) -> jax.Array:
     """Returns the values that codes stand for; the inverse of `encode` up to half a step."""
-    scale, zero_point, _ = affine(minimum, maximum, bits)
-    return (codes + zero_point) / scale
+    # Not divided by the scale: XLA would rewrite that, in other ways in other programs, and an
+    # exported kernel has to be the simulated one bit for bit.
+    _, step, zero_point, _ = affine(minimum, maximum, bits)
+    return (codes + zero_point) * step
 
 
 @jax.custom_jvp

@@ -1,6 +1,8 @@
 """The student: what a game leaves behind, in memory or in a workdir."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,13 @@ import ml_collections
 import numpy as np
 
 from adadfq_jax.checkpoint import Checkpoints
-from adadfq_jax.errors import CheckpointError
+from adadfq_jax.errors import CheckpointError, ConfigError
 from adadfq_jax.game import Game, GameState
 from adadfq_jax.network import Network
 from adadfq_jax.teachers import Teacher, load_teacher
 from adadfq_jax.workdir import CONFIG, RESULT, TEACHER, read_json
+
+_DRAWN_TOGETHER = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -21,12 +25,17 @@ class Student(Network):
 
     Attributes:
       result: what `result.json` holds; empty for a run that is not finished.
+      teacher: the network that it is a copy of.
+      draw: makes N images that no player was trained on, and their labels, as `generate` does; None
+        where no generator was trained.
     """
 
     result: dict[str, Any]
+    teacher: Teacher
+    draw: Callable[[int], tuple[np.ndarray, np.ndarray]] | None = None
 
 
-def student_of(state: GameState, teacher: Teacher, result: dict[str, Any]) -> Student:
+def student_of(game: Game, state: GameState, teacher: Teacher, result: dict[str, Any]) -> Student:
     """Takes the student out of a game's state (arrays without a device axis)."""
     return Student(
         architecture=teacher.architecture,
@@ -41,25 +50,58 @@ def student_of(state: GameState, teacher: Teacher, result: dict[str, Any]) -> St
         mean=teacher.mean,
         std=teacher.std,
         result=result,
+        teacher=teacher,
+        draw=functools.partial(generate, game, state, batch_size=_DRAWN_TOGETHER),
     )
 
 
-def load_student(workdir: str | Path) -> Student:
-    """Reads a run's newest student; needs nothing but its workdir.
+def load_student(workdir: str | Path, step: int | None = None) -> Student:
+    """Reads a run's student; needs nothing but its workdir.
+
+    Args:
+      workdir: the run's folder.
+      step: of which checkpoint; by default of the newest that is whole.
 
     Raises:
-      CheckpointError: there is no run in the folder, or no checkpoint that can be read.
+      CheckpointError: there is no run in the folder, or no such checkpoint that can be read.
     """
-    _, state, teacher, step = load_state(workdir)
+    game, state, teacher, step = load_state(workdir, step)
     result = read_json(Path(workdir) / RESULT) or {}
-    return student_of(state, teacher, result if result.get("steps") == step else {})
+    return student_of(game, state, teacher, result if result.get("steps") == step else {})
 
 
-def load_state(workdir: str | Path) -> tuple[Game, GameState, Teacher, int]:
+def load_student_at(workdir: str | Path, checkpoint: str | None) -> Student:
+    """Reads a run's student from the checkpoint that a command line names.
+
+    Args:
+      workdir: the run's folder.
+      checkpoint: "last" or the number of a step; None for the end of a finished run.
+
+    Raises:
+      ConfigError: it is something else, or None and the run is not finished.
+      CheckpointError: as `load_student`.
+    """
+    if checkpoint in (None, "last"):
+        student = load_student(workdir)
+        if checkpoint is None and not student.result:
+            raise ConfigError(
+                f"the run in {str(workdir)!r} is not finished; --checkpoint=last takes what there "
+                "is of it."
+            )
+        return student
+    if not checkpoint.isdecimal():
+        raise ConfigError(f"--checkpoint must be last or the number of a step, not {checkpoint!r}.")
+    return load_student(workdir, int(checkpoint))
+
+
+def load_state(
+    workdir: str | Path, step: int | None = None
+) -> tuple[Game, GameState, Teacher, int]:
     """Reads both players of a run; needs nothing but its workdir.
 
     Args:
       workdir: the run's folder.
+      step: of which checkpoint; by default of the newest that is whole.
 
     Returns:
       (the rules; the state, arrays without a device axis; the teacher; the step).
@@ -76,7 +118,9 @@ def load_state(workdir: str | Path) -> tuple[Game, GameState, Teacher, int]:
     game = Game.create(config, teacher.module, teacher.image_size)
     checkpoints = Checkpoints(workdir)
     try:
-        restored = checkpoints.restore(game.init(config, teacher.variables), set_aside=False)
+        restored = checkpoints.restore(
+            game.init(config, teacher.variables), set_aside=False, step=step
+        )
     finally:
         checkpoints.close()
     if restored is None:

@@ -15,10 +15,11 @@ import numpy as np
 
 from adadfq_jax import parallel, recipes, samples
 from adadfq_jax.checkpoint import Checkpoints
-from adadfq_jax.config import to_json, validate
+from adadfq_jax.config import EXPORT_FORMATS, export_formats, to_json, validate
 from adadfq_jax.data import Dataset, check_fits, load_dataset
 from adadfq_jax.errors import ConfigError, DivergedError, StoppedError
 from adadfq_jax.evaluation import agreement, evaluate
+from adadfq_jax.exporting import export, require
 from adadfq_jax.game import Game, GameState, Phase
 from adadfq_jax.progress import Progress
 from adadfq_jax.student import Student, generate, load_student, student_of
@@ -91,6 +92,10 @@ def quantize(
     state = game.init(config, teacher.variables)
 
     # ---- The workdir: ours alone, and of this run ---------------------------------------------
+    for name in export_formats(config):
+        if workdir is None:
+            raise ConfigError("export needs a workdir: that is where the files go.")
+        require(name)
     total = config.epochs * config.steps_per_epoch
     progress = Progress(total, show_progress)
     folder = None if workdir is None else Workdir(workdir)
@@ -105,7 +110,13 @@ def quantize(
                 return load_student(folder.path)
             folder.claim(config)
             _keep_teacher(folder, teacher)
-        return _run(config, game, state, teacher, dataset, devices, folder, progress, should_stop)
+        student = _run(
+            config, game, state, teacher, dataset, devices, folder, progress, should_stop
+        )
+        for name in export_formats(config):
+            path = folder.path / f"student{EXPORT_FORMATS[name][0]}"
+            progress.say(export(student, path, name, overwrite=True).to_text())
+        return student
     finally:
         if folder is not None:
             folder.close()
@@ -230,7 +241,7 @@ def _run(
         images, labels = generate(game, host, count, count)
         folder.write_bytes(SAMPLES, samples.grid(images, labels, teacher.mean, teacher.std))
         folder.write_text(RESULT, to_json(result))
-    return student_of(host, teacher, result)
+    return student_of(game, host, teacher, result)
 
 
 # ---- Before the game ------------------------------------------------------------------------
@@ -460,7 +471,7 @@ def _accuracy(config, network, dataset: Dataset | None, devices) -> dict[str, fl
 
 def _measure(config, game, host: GameState, teacher, dataset, devices) -> dict[str, float | None]:
     """Measures the student: accuracy where there are images, and agreement on held-out ones."""
-    student = student_of(host, teacher, {})
+    student = student_of(game, host, teacher, {})
     accuracy = _accuracy(config, student, dataset, devices)
     batch = config.evaluation.batch_size
     images, _ = generate(game, host, config.evaluation.generated_images, batch)

@@ -120,6 +120,7 @@ def calibrated_on(teacher: Teacher, bits: str, images: np.ndarray) -> Student:
         mean=teacher.mean,
         std=teacher.std,
         result={},
+        teacher=teacher,
     )
 
 

@@ -76,8 +76,9 @@ def test_weights_of_one_channel(bits, channel):
 
 def test_a_range_without_zero_has_its_zero_point_outside_the_codes():
     """Weights in [0.5, 1] at 4 bit: -24 in ONNX's sign, which is -z + codes' smallest (method)."""
-    scale, zero_point, n = quantizers.affine(jnp.float32(0.5), jnp.float32(1), jnp.int32(4))
+    scale, step, zero_point, n = quantizers.affine(jnp.float32(0.5), jnp.float32(1), jnp.int32(4))
     assert (float(scale), float(zero_point), float(n)) == (30, 15, 15)
+    assert float(step) == pytest.approx(1 / 30)
     codes = quantizers.encode(jnp.float32([0.5, 1]), jnp.float32(0.5), jnp.float32(1), 4)
     np.testing.assert_array_equal(codes, [0, 15])
 

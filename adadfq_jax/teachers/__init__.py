@@ -36,10 +36,12 @@ class Teacher(Network):
     Attributes:
       source: SHA-256 of the PyTorch file that it comes from, where it comes from one.
       convention: what was recognised of that file, for people.
+      keys: the code of the convention by which it names its variables, see `keys.by_code`.
     """
 
     source: str | None = None
     convention: str | None = None
+    keys: str | None = None
 
 
 def load_teacher(
@@ -98,7 +100,8 @@ def save_teacher(teacher: Network, path: str | Path) -> None:
     Raises:
       TeacherError: the file cannot be written.
     """
-    own.write(teacher, Path(path), getattr(teacher, "source", None))
+    source, keys = (getattr(teacher, name, None) for name in ("source", "keys"))
+    own.write(teacher, Path(path), source, keys)
 
 
 def load_foreign(
@@ -133,6 +136,7 @@ def load_foreign(
         std=tuple(map(float, std)),
         source=hashlib.sha256(path.read_bytes()).hexdigest(),
         convention=convention,
+        keys=recognised.convention.code,
     )
 
 
@@ -202,4 +206,5 @@ def _load_own(path, architecture, mean, std, image_size) -> Teacher:
         mean=tuple(described["mean"]),
         std=tuple(described["std"]),
         source=described.get("source"),
+        keys=described.get("keys"),
     )

@@ -23,10 +23,12 @@ class Convention:
     Attributes:
       name: for people.
       layer: maps one of our layers, `stage1_block1/conv1`, to its PyTorch module, `layer1.0.conv1`.
+      code: what `by_code` makes the convention of again; files keep it.
     """
 
     name: str
     layer: Callable[[str], str]
+    code: str
 
     def key(self, variable: str) -> str:
         """Maps `stage1_block1/conv1/kernel` to `layer1.0.conv1.weight`."""
@@ -35,7 +37,7 @@ class Convention:
 
 
 def _convention(
-    name: str, outer: Mapping[str, str], inner: Callable[[int, int, str], str]
+    name: str, code: str, outer: Mapping[str, str], inner: Callable[[int, int, str], str]
 ) -> Convention:
     """Makes a convention of a table for layers outside blocks and a rule for those in blocks."""
 
@@ -45,7 +47,7 @@ def _convention(
         stage, block, part = re.fullmatch(r"stage(\d+)_block(\d+)/(\w+)", path).groups()
         return inner(int(stage), int(block), part)
 
-    return Convention(name, layer)
+    return Convention(name, layer, code)
 
 
 def layered(name: str, shortcut: str, classifier: str) -> Convention:
@@ -62,7 +64,7 @@ def layered(name: str, shortcut: str, classifier: str) -> Convention:
         return f"layer{stage}.{block - 1}.{part.replace('norm', 'bn')}"
 
     outer = {"stem_conv": "conv1", "stem_norm": "bn1", "classifier": classifier}
-    return _convention(name, outer, inner)
+    return _convention(name, f"layered {shortcut} {classifier}", outer, inner)
 
 
 def pytorchcv_resnet(stem: str) -> Convention:
@@ -78,7 +80,7 @@ def pytorchcv_resnet(stem: str) -> Convention:
         return f"features.stage{stage}.unit{block}.{unit}.{_conv_or_bn(kind)}"
 
     outer = {"stem_conv": f"{stem}.conv", "stem_norm": f"{stem}.bn", "classifier": "output"}
-    return _convention("pytorchcv", outer, inner)
+    return _convention("pytorchcv", f"pytorchcv {stem}", outer, inner)
 
 
 def _conv_or_bn(kind: str) -> str:
@@ -118,6 +120,7 @@ def _timm_mobilenet(stage: int, block: int, part: str) -> str:
 
 PYTORCHCV_MOBILENET = _convention(
     "pytorchcv",
+    "pytorchcv mobilenet",
     {
         "stem_conv": "features.init_block.conv",
         "stem_norm": "features.init_block.bn",
@@ -130,6 +133,7 @@ PYTORCHCV_MOBILENET = _convention(
 _LAST = sum(STAGE_SIZES) + 1
 TORCHVISION_MOBILENET = _convention(
     "torchvision",
+    "torchvision mobilenet",
     {
         "stem_conv": "features.0.0",
         "stem_norm": "features.0.1",
@@ -141,6 +145,7 @@ TORCHVISION_MOBILENET = _convention(
 )
 TIMM_MOBILENET = _convention(
     "timm",
+    "timm mobilenet",
     {
         "stem_conv": "conv_stem",
         "stem_norm": "bn1",
@@ -164,6 +169,26 @@ MOBILENETS = {
     "torchvision MobileNetV2": TORCHVISION_MOBILENET,
     "timm MobileNetV2": TIMM_MOBILENET,
 }
+
+
+def by_code(code: str) -> Convention | None:
+    """Returns the convention of a code, or None where there is none."""
+    match code.split():
+        case ["layered", ("shortcut" | "downsample") as shortcut, ("linear" | "fc") as classifier]:
+            return layered("layered", shortcut, classifier)
+        case ["pytorchcv", ("features.init_block" | "features.init_block.conv") as stem]:
+            return pytorchcv_resnet(stem)
+    return next((known for known in MOBILENETS.values() if known.code == code), None)
+
+
+def usual(architecture: str) -> Convention:
+    """Returns how the originals of a network name their variables."""
+    if architecture.startswith("mobilenet"):
+        pytorchcv = "pytorchcv" in architecture
+        return PYTORCHCV_MOBILENET if pytorchcv else TORCHVISION_MOBILENET
+    if "_cifar" in architecture or "_3x3" in architecture:
+        return layered("the original CIFAR ResNet", "shortcut", "linear")
+    return layered("torchvision or timm", "downsample", "fc")
 
 
 def closest(key: str, known: Iterable[str]) -> str:

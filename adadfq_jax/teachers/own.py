@@ -4,9 +4,10 @@ One safetensors file: the variables by name, and under the metadata key `adadfq`
 
   architecture, classes, image_size, mean, std   what is needed to run the network
   source                                         SHA-256 of the file that it was converted from
+  keys                                           that file's names, see `keys.by_code`
   checksum                                       SHA-256 of all the rest
 
-The last two may be missing. The same teacher gives the same bytes.
+The last three may be missing. The same teacher gives the same bytes.
 """
 
 import hashlib
@@ -27,6 +28,7 @@ from adadfq_jax import models
 from adadfq_jax.digests import digest
 from adadfq_jax.errors import ConfigError, TeacherError, nearest
 from adadfq_jax.network import Network, flatten
+from adadfq_jax.teachers.keys import by_code
 
 _METADATA_KEY = "adadfq"
 _DTYPES = ("F32", "F64")
@@ -41,13 +43,14 @@ def is_own(path: Path) -> bool:
     return _METADATA_KEY in _metadata(path)
 
 
-def write(teacher: Network, path: Path, source: str | None) -> None:
+def write(teacher: Network, path: Path, source: str | None, keys: str | None) -> None:
     """Writes a teacher: under another name first, so that the file is there whole or not at all.
 
     Args:
       teacher: the network.
       path: the file.
       source: SHA-256 of the file that it was converted from, if it was.
+      keys: the code of that file's convention.
 
     Raises:
       TeacherError: the file cannot be written.
@@ -62,6 +65,8 @@ def write(teacher: Network, path: Path, source: str | None) -> None:
     }
     if source is not None:
         described["source"] = source
+    if keys is not None:
+        described["keys"] = keys
     described["checksum"] = _checksum(described, arrays)
     # One key, because safetensors writes several in random order.
     content = safetensors.numpy.save(arrays, {_METADATA_KEY: json.dumps(described, sort_keys=True)})
@@ -200,9 +205,10 @@ _FIELDS = {
     "mean": (is_mean, "three numbers"),
     "std": (is_std, "three positive numbers"),
     "source": (_is_sha256, "a SHA-256"),
+    "keys": (lambda value: isinstance(value, str) and by_code(value) is not None, "a convention"),
     "checksum": (_is_sha256, "a SHA-256"),
 }
-_OPTIONAL = ("source", "checksum")
+_OPTIONAL = ("source", "keys", "checksum")
 
 
 def _checksum(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:

@@ -93,6 +93,15 @@ def to_flax(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
+def to_pytorch(array: np.ndarray) -> np.ndarray:
+    """The inverse of `to_flax`."""
+    if array.ndim == 4:
+        array = array.transpose(3, 2, 0, 1)
+    elif array.ndim == 2:
+        array = array.T
+    return np.ascontiguousarray(array)
+
+
 def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     if len(shape) == 4:
         height, width, inputs, outputs = shape

@@ -1,0 +1,173 @@
+"""The format `integers`: one safetensors file of bit-packed codes and the numbers beside them.
+
+Tensors, by the layers' names (`stage1_block1/conv1`):
+
+  LAYER/codes       uint8: the kernel's codes in C order of (height, width, in, out) or (in, out),
+                    k bits each without gaps: code i takes the bits i k … i k + k - 1 of the stream,
+                    least significant first, where bit j is bit j mod 8 of byte j div 8
+  LAYER/step        float32 (out,): units per code
+  LAYER/zero_point  float32 (out,), integer-valued: kernel = (codes + zero_point) step
+  LAYER/bias        float32 (out,), where there is one
+  NORM/scale, bias, mean, variance   float32 (channels,)
+  RELU/range        float32 (2,): minimum and maximum of the activation
+
+Under the metadata key `adadfq_integers` stands one JSON string: format (a number that grows with
+the layout), architecture, classes, image_size, mean, std, bits (of layers and ReLUs), shapes (of
+kernels), graph ([op, name, inputs, attributes] in order of computation), about (whoever made it:
+versions, the teacher's digest, the run's result) and checksum, the SHA-256 of all the rest.
+`numpy_reader.py` is a whole program that runs such a file.
+"""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from adadfq_jax import models
+from adadfq_jax.digests import digest
+from adadfq_jax.errors import AdaDFQError, ExportError
+from adadfq_jax.exporting.graph import Node
+from adadfq_jax.exporting.quantized import Activation, Norm, QuantizedNetwork, Weights
+
+METADATA_KEY = "adadfq_integers"
+FORMAT = 1
+
+
+def pack(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Packs codes of k bits without gaps; see the layout above.
+
+    Args:
+      codes: uint8 of any shape, each below 2^bits.
+      bits: bit-width k.
+
+    Returns:
+      uint8, (ceil(size k / 8),).
+    """
+    each = np.unpackbits(codes.reshape(-1, 1), axis=1, count=bits, bitorder="little")
+    return np.packbits(each, bitorder="little")
+
+
+def unpack(packed: np.ndarray, bits: int, shape: tuple[int, ...]) -> np.ndarray:
+    """The inverse of `pack`."""
+    each = np.unpackbits(packed, count=math.prod(shape) * bits, bitorder="little")
+    return np.packbits(each.reshape(-1, bits), axis=1, bitorder="little").reshape(shape)
+
+
+def to_bytes(network: QuantizedNetwork, about: dict[str, Any]) -> bytes:
+    """Returns a file's content; the same network gives the same bytes.
+
+    Args:
+      network: the student.
+      about: what else the metadata should say.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for name, weights in network.weights.items():
+        arrays[f"{name}/codes"] = pack(weights.codes, weights.bits)
+        arrays[f"{name}/step"] = weights.step
+        arrays[f"{name}/zero_point"] = weights.zero_point
+        if weights.bias is not None:
+            arrays[f"{name}/bias"] = weights.bias
+    for name, norm in network.norms.items():
+        for field in ("scale", "bias", "mean", "variance"):
+            arrays[f"{name}/{field}"] = getattr(norm, field)
+    for name, activation in network.activations.items():
+        arrays[f"{name}/range"] = np.array([activation.minimum, activation.maximum], np.float32)
+    described = {
+        "format": FORMAT,
+        "architecture": network.architecture,
+        "classes": network.classes,
+        "image_size": network.image_size,
+        "mean": list(network.mean),
+        "std": list(network.std),
+        "bits": {
+            name: part.bits
+            for name, part in [*network.weights.items(), *network.activations.items()]
+        },
+        "shapes": {name: list(part.codes.shape) for name, part in network.weights.items()},
+        "graph": [[node.op, node.name, node.inputs, node.attributes] for node in network.nodes],
+        "about": about,
+    }
+    described["checksum"] = _checksum(described, arrays)
+    return safetensors.numpy.save(arrays, {METADATA_KEY: json.dumps(described, sort_keys=True)})
+
+
+def read(path: Path) -> QuantizedNetwork:
+    """Reads a file of `to_bytes`.
+
+    Raises:
+      ExportError: the file is damaged, of another kind, or of a newer format.
+    """
+    name = repr(str(path))
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            text = (file.metadata() or {}).get(METADATA_KEY)
+            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ExportError(f"{name} is not a readable safetensors file: {error}.") from error
+    if text is None:
+        raise ExportError(f"{name} holds no exported student: its metadata lack {METADATA_KEY!r}.")
+    try:
+        described = json.loads(text)
+        newer = described["format"] > FORMAT
+        checksum = described.pop("checksum")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ExportError(f"{name} is damaged: its metadata cannot be read.") from error
+    if newer:
+        raise ExportError(
+            f"{name} has format {described['format']}, but this version reads up to {FORMAT}: "
+            "update adadfq_jax."
+        )
+    if checksum != _checksum(described, arrays):
+        raise ExportError(f"{name} is damaged: its checksum does not hold.")
+    try:
+        return _network(described, arrays)
+    except (AdaDFQError, KeyError, ValueError, TypeError) as error:
+        raise ExportError(f"{name} does not hold a network that is known: {error}.") from error
+
+
+def _network(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> QuantizedNetwork:
+    models.build(described["architecture"], described["classes"])  # raises where it is unknown
+    bits, shapes = described["bits"], described["shapes"]
+    nodes = [
+        Node(op, name, tuple(inputs), attributes)
+        for op, name, inputs, attributes in described["graph"]
+    ]
+    names = {op: [node.name for node in nodes if node.op == op] for op in ("norm", "relu")}
+    return QuantizedNetwork(
+        architecture=described["architecture"],
+        classes=described["classes"],
+        image_size=described["image_size"],
+        mean=tuple(described["mean"]),
+        std=tuple(described["std"]),
+        nodes=nodes,
+        weights={
+            name: Weights(
+                codes=unpack(arrays[f"{name}/codes"], bits[name], tuple(shape)),
+                step=arrays[f"{name}/step"],
+                zero_point=arrays[f"{name}/zero_point"],
+                bits=bits[name],
+                bias=arrays.get(f"{name}/bias"),
+            )
+            for name, shape in shapes.items()
+        },
+        norms={
+            name: Norm(
+                *(arrays[f"{name}/{field}"] for field in ("scale", "bias", "mean", "variance"))
+            )
+            for name in names["norm"]
+        },
+        activations={
+            name: Activation(*map(float, arrays[f"{name}/range"]), bits[name])
+            for name in names["relu"]
+        },
+    )
+
+
+def _checksum(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
+    text = json.dumps(described, sort_keys=True) + digest(arrays)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,151 @@
+"""The format `pytorch`: a state dict by the teacher's own names; `torch.load` reads it safely.
+
+state_dict    quantized weights as floats, biases and BatchNorm as they are: it loads into the
+              network that the teacher's checkpoint is for, and computes what the student computes
+              once the activations are quantized too
+activations   {our name of the ReLU: {minimum, maximum, bits}}; which module it follows is in the
+              name, `stage1_block2/relu1`
+weight_bits   {PyTorch's name of the kernel: bits}
+checksum      SHA-256 of the rest
+about         input space, versions, the teacher's digest, the run's result
+"""
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adadfq_jax import models
+from adadfq_jax.digests import digest
+from adadfq_jax.errors import AdaDFQError, ExportError
+from adadfq_jax.exporting.quantized import QuantizedNetwork
+from adadfq_jax.network import Network, flatten, unflatten
+from adadfq_jax.teachers import keys
+from adadfq_jax.teachers.pytorch import fit, to_pytorch
+from adadfq_jax.teachers.recognition import recognise
+
+FORMAT = 1
+
+
+def to_bytes(network: QuantizedNetwork, about: dict[str, Any], code: str | None) -> bytes:
+    """Returns a file's content.
+
+    Args:
+      network: the student.
+      about: what else the file should say.
+      code: of the convention by which the teacher's file names its variables; without it, the usual
+        one of its network is taken.
+
+    Raises:
+      ExportError: torch is not installed.
+    """
+    torch = require()
+    convention = (code and keys.by_code(code)) or keys.usual(network.architecture)
+
+    def name(variable: str) -> str:
+        return convention.key(variable.partition("/")[2])
+
+    state = {
+        name(variable): torch.from_numpy(to_pytorch(np.asarray(array)))
+        for variable, array in flatten(network.network.variables).items()
+        if variable.startswith(("params/", "batch_stats/"))
+    }
+    saved = {
+        "format": FORMAT,
+        "state_dict": state,
+        "activations": {
+            relu: {
+                "minimum": activation.minimum,
+                "maximum": activation.maximum,
+                "bits": activation.bits,
+            }
+            for relu, activation in network.activations.items()
+        },
+        "weight_bits": {
+            name(f"params/{layer}/kernel"): weights.bits
+            for layer, weights in network.weights.items()
+        },
+        "about": about
+        | {
+            "architecture": network.architecture,
+            "classes": network.classes,
+            "image_size": network.image_size,
+            "mean": list(network.mean),
+            "std": list(network.std),
+        },
+    }
+    content = io.BytesIO()
+    torch.save(saved | {"checksum": _checksum(saved)}, content)
+    return content.getvalue()
+
+
+def _checksum(saved: dict[str, Any]) -> str:
+    """Covers all that `read` reads; torch itself does not notice a flipped bit."""
+    rest = {name: value for name, value in saved.items() if name not in ("state_dict", "checksum")}
+    arrays = {name: tensor.numpy() for name, tensor in saved["state_dict"].items()}
+    text = json.dumps(rest, sort_keys=True) + digest(arrays)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read(path: Path) -> Network:
+    """Reads a file of `to_bytes` as the network that it describes.
+
+    Raises:
+      ExportError: the file is damaged, of another kind, or of a newer format, or torch is missing.
+    """
+    torch = require()
+    name = repr(str(path))
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        newer = content["format"] > FORMAT
+    except Exception as error:  # torch raises many kinds for damaged files
+        raise ExportError(f"{name} is not a readable PyTorch export.") from error
+    if newer:
+        raise ExportError(
+            f"{name} has format {content['format']}, but this version reads up to {FORMAT}: update "
+            "adadfq_jax."
+        )
+    try:
+        if content["checksum"] != _checksum(content):
+            raise ExportError(f"{name} is damaged: its checksum does not hold.")
+        about = content["about"]
+        state = {key: tensor.numpy() for key, tensor in content["state_dict"].items()}
+        recognised = recognise({key: array.shape for key, array in state.items()})
+        variables = fit(name, state, recognised, about["architecture"])
+        activations = {
+            f"{collection}/{relu}/{kind}": value
+            for relu, activation in content["activations"].items()
+            for collection, kind, value in (
+                ("bits", "activation", np.int32(activation["bits"])),
+                ("ranges", "minimum", np.float32(activation["minimum"])),
+                ("ranges", "maximum", np.float32(activation["maximum"])),
+            )
+        }
+        return Network(
+            architecture=about["architecture"],
+            module=models.build(about["architecture"], about["classes"]),
+            variables=variables | unflatten(activations),
+            image_size=about["image_size"],
+            mean=tuple(about["mean"]),
+            std=tuple(about["std"]),
+        )
+    except ExportError:
+        raise
+    except (AdaDFQError, AttributeError, KeyError, TypeError) as error:
+        raise ExportError(f"{name} does not hold a network that is known: {error}.") from error
+
+
+def require() -> Any:
+    """Returns the module torch.
+
+    Raises:
+      ExportError: it is not installed.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise ExportError("this format needs PyTorch: pip install 'adadfq_jax[torch]'.") from error
+    return torch

@@ -1,0 +1,172 @@
+"""A student as integers: the codes of its weights, and what turns codes into numbers."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.traverse_util
+import jax
+import numpy as np
+
+from adadfq_jax import models, quantizers
+from adadfq_jax.exporting.graph import Node, trace
+from adadfq_jax.network import Network, unflatten
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Weights:
+    """A layer's kernel, (codes + zero_point) step by output channel.
+
+    Attributes:
+      codes: uint8, in [0, 2^bits - 1]: (height, width, in, out) or (in, out).
+      step: float32, (out,), in units per code.
+      zero_point: (out,), integer-valued float32, of any size: a channel whose range excludes 0 has
+        one outside [0, 2^bits - 1], an almost constant one a huge one.
+      bits: bit-width k.
+      bias: float32, (out,), or None.
+    """
+
+    codes: np.ndarray
+    step: np.ndarray
+    zero_point: np.ndarray
+    bits: int
+    bias: np.ndarray | None
+
+    def decode(self) -> np.ndarray:
+        """Returns the kernel, float32."""
+        return (self.codes.astype(np.float32) + self.zero_point) * self.step
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Norm:
+    """A BatchNorm's variables, float32, (channels,) each."""
+
+    scale: np.ndarray
+    bias: np.ndarray
+    mean: np.ndarray
+    variance: np.ndarray
+
+    def affine(self, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (factor, shift): the BatchNorm is x factor + shift."""
+        factor = self.scale / np.sqrt(self.variance + np.float32(epsilon))
+        return factor, self.bias - self.mean * factor
+
+
+@dataclasses.dataclass(frozen=True)
+class Activation:
+    """A quantized ReLU: its static range and bit-width."""
+
+    minimum: float
+    maximum: float
+    bits: int
+
+    def affine(self) -> tuple[np.float32, np.float32, int]:
+        """Returns (step, zero_point, largest code); see `quantizers`."""
+        ends = np.float32(self.minimum), np.float32(self.maximum)
+        _, step, zero_point, n = map(np.asarray, quantizers.affine(*ends, np.int32(self.bits)))
+        return step[()], zero_point[()], int(n)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class QuantizedNetwork:
+    """All that a file needs to hold to be the student.
+
+    Attributes:
+      architecture, image_size, mean, std: as in `Network`.
+      classes: number of classes C.
+      nodes: the operations.
+      weights, norms, activations: variables by the layers' names.
+    """
+
+    architecture: str
+    classes: int
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    nodes: list[Node]
+    weights: dict[str, Weights]
+    norms: dict[str, Norm]
+    activations: dict[str, Activation]
+
+    @functools.cached_property
+    def network(self) -> Network:
+        """The simulated network of the same numbers: the weights decoded, activations quantized."""
+        flat: dict[str, Any] = {}
+        for name, weights in self.weights.items():
+            flat[f"params/{name}/kernel"] = weights.decode()
+            if weights.bias is not None:
+                flat[f"params/{name}/bias"] = weights.bias
+        for name, norm in self.norms.items():
+            flat[f"params/{name}/scale"], flat[f"params/{name}/bias"] = norm.scale, norm.bias
+            flat[f"batch_stats/{name}/mean"] = norm.mean
+            flat[f"batch_stats/{name}/var"] = norm.variance
+        for name, activation in self.activations.items():
+            # Without bits for weights, layers take theirs as they are.
+            flat[f"bits/{name}/activation"] = np.int32(activation.bits)
+            flat[f"ranges/{name}/minimum"] = np.float32(activation.minimum)
+            flat[f"ranges/{name}/maximum"] = np.float32(activation.maximum)
+        return Network(
+            architecture=self.architecture,
+            module=models.build(self.architecture, self.classes),
+            variables=unflatten(flat),
+            image_size=self.image_size,
+            mean=self.mean,
+            std=self.std,
+        )
+
+
+def take_apart(student: Network) -> QuantizedNetwork:
+    """Takes a student apart into integers and what belongs to them.
+
+    Args:
+      student: a `Student`.
+    """
+    flat = flax.traverse_util.flatten_dict(student.variables, sep="/")
+    arrays = {name: np.asarray(array) for name, array in flat.items()}
+    nodes = trace(student.module, student.image_size)
+    weights, norms, activations = {}, {}, {}
+    for node in nodes:
+        name = node.name
+        match node.op:
+            case "conv" | "dense":
+                bits = int(arrays[f"bits/{name}/weight"])
+                codes, step, zero_point = _encode(arrays[f"params/{name}/kernel"], bits)
+                weights[name] = Weights(
+                    codes=np.asarray(codes).astype(np.uint8),
+                    step=np.asarray(step),
+                    zero_point=np.asarray(zero_point),
+                    bits=bits,
+                    bias=arrays.get(f"params/{name}/bias"),
+                )
+            case "norm":
+                norms[name] = Norm(
+                    scale=arrays[f"params/{name}/scale"],
+                    bias=arrays[f"params/{name}/bias"],
+                    mean=arrays[f"batch_stats/{name}/mean"],
+                    variance=arrays[f"batch_stats/{name}/var"],
+                )
+            case "relu":
+                activations[name] = Activation(
+                    minimum=float(arrays[f"ranges/{name}/minimum"]),
+                    maximum=float(arrays[f"ranges/{name}/maximum"]),
+                    bits=int(arrays[f"bits/{name}/activation"]),
+                )
+    return QuantizedNetwork(
+        architecture=student.architecture,
+        classes=student.classes,
+        image_size=student.image_size,
+        mean=tuple(student.mean),
+        std=tuple(student.std),
+        nodes=nodes,
+        weights=weights,
+        norms=norms,
+        activations=activations,
+    )
+
+
+@jax.jit
+def _encode(kernel: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns a kernel's codes, step and zero point, by the arithmetic of the simulation."""
+    minimum, maximum = quantizers.weight_range(kernel)
+    _, step, zero_point, _ = quantizers.affine(minimum, maximum, bits)
+    return quantizers.encode(kernel, minimum, maximum, bits), step, zero_point

@@ -1,0 +1,150 @@
+"""Is an exported file the student? Both answer for the same images before the file is kept."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from adadfq_jax.exporting import arithmetic
+from adadfq_jax.exporting.quantized import QuantizedNetwork
+from adadfq_jax.network import Network
+
+_BATCH = 64
+# An image whose logits differ by more than this share of their range counts as different. A few do
+# in any two programs: an activation in the middle between two codes falls on one side or the other
+# by the rounding of float32, and at few bits a code more or less is much.
+_LARGE_DIFFERENCE = 0.01
+_MOST_DIFFERENT = 0.05  # of the images
+# Images that the layers are computed for in integers, which is slow.
+_IN_INTEGERS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """How an exported file compares with its student.
+
+    Attributes:
+      format: of the file.
+      images: how many were compared.
+      agreement: fraction of them that both give the same class.
+      difference: the largest difference of a logit, in units of the logits' range.
+      usual_difference: the median over the images of each one's largest.
+      different: fraction of the images whose largest exceeds 1 %.
+      failure: why the file is not the student, for people; empty where it is.
+      teacher_bytes: of the teacher's float32 variables.
+      code_bytes: of the student's weights, k bits each.
+      file_bytes: of the file.
+      integer_difference: the largest difference of a layer in integer arithmetic from its
+        simulation, in units of that layer's range; None where no layer's input is quantized.
+      integer_layers: how many layers were computed so.
+      float_layers: the others, whose input is not quantized.
+      accumulator_bits: bits that the largest accumulated integer needs.
+    """
+
+    format: str
+    images: int
+    agreement: float
+    difference: float
+    usual_difference: float
+    different: float
+    failure: str
+    teacher_bytes: int
+    code_bytes: int
+    file_bytes: int
+    integer_difference: float | None
+    integer_layers: int
+    float_layers: tuple[str, ...]
+    accumulator_bits: int
+
+    def to_text(self) -> str:
+        """Returns a plain table."""
+        ratio = self.teacher_bytes / self.file_bytes
+        rows = [
+            ("format", self.format),
+            ("same class", f"{self.agreement:.2%} of {self.images} images"),
+            (
+                "logits differ by",
+                f"{self.usual_difference:.1e} of their range (median), {self.difference:.1e} at "
+                f"most; by more than {_LARGE_DIFFERENCE:.0%} in {self.different:.1%} of the images",
+            ),
+            ("teacher", f"{self.teacher_bytes:,} bytes"),
+            ("codes", f"{self.code_bytes:,} bytes"),
+            (
+                "file's size",
+                f"{self.file_bytes:,} bytes, {ratio:.1f} times smaller than the teacher",
+            ),
+        ]
+        if self.integer_difference is not None:
+            rows.append(
+                (
+                    "in integers",
+                    f"{self.integer_layers} layers, {self.accumulator_bits}-bit sums, within "
+                    f"{self.integer_difference:.1e} of a layer's range (float32 sums round, "
+                    "integers do not)",
+                )
+            )
+        rows.append(("float input", ", ".join(self.float_layers)))
+        return "\n".join(f"{name:<22}{value}" for name, value in rows)
+
+
+def compare(
+    student: Network,
+    network: QuantizedNetwork,
+    model: Callable[[np.ndarray], np.ndarray],
+    images: np.ndarray,
+    file_bytes: int,
+    format: str,
+) -> Report:
+    """Compares a student with what was read back from its file.
+
+    Args:
+      student: it.
+      network: its integers.
+      model: what the file answers.
+      images: (N, H, W, 3), uint8 or normalised.
+      file_bytes: size of the file.
+      format: its format.
+    """
+    expected, found = (
+        np.concatenate([np.asarray(answer(batch)) for batch in _batches(images)])
+        for answer in (student, model)
+    )
+    scale = max(float(np.ptp(expected)), 1e-30)
+    differences = np.abs(found - expected).max(1) / scale
+    different = float(np.mean(~(differences <= _LARGE_DIFFERENCE)))  # not-a-number too
+    failure = ""
+    if different > _MOST_DIFFERENT:
+        failure = (
+            f"the logits of {different:.1%} of the images differ from the student's by more than "
+            f"{_LARGE_DIFFERENCE:.0%} of their range (at most {_MOST_DIFFERENT:.0%} may)."
+        )
+    layers, others = arithmetic.check(network, _normalised(network, images[:_IN_INTEGERS]))
+    variables = student.variables
+    floats = jax.tree.leaves((variables["params"], variables["batch_stats"]))
+    return Report(
+        format=format,
+        images=len(images),
+        agreement=float(np.mean(found.argmax(1) == expected.argmax(1))),
+        difference=float(differences.max()),
+        usual_difference=float(np.median(differences)),
+        different=different,
+        failure=failure,
+        teacher_bytes=sum(4 * leaf.size for leaf in floats),
+        code_bytes=sum(-(-part.codes.size * part.bits // 8) for part in network.weights.values()),
+        file_bytes=file_bytes,
+        integer_difference=max((layer.difference for layer in layers), default=None),
+        integer_layers=len(layers),
+        float_layers=tuple(others),
+        accumulator_bits=max((layer.accumulator_bits for layer in layers), default=0),
+    )
+
+
+def _batches(images: np.ndarray) -> list[np.ndarray]:
+    return [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
+
+
+def _normalised(network: QuantizedNetwork, images: np.ndarray) -> np.ndarray:
+    if images.dtype != np.uint8:
+        return np.asarray(images, np.float32)
+    return (images.astype(np.float32) / 255 - np.float32(network.mean)) / np.float32(network.std)

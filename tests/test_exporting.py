@@ -1,0 +1,388 @@
+"""Exported files are the student: bit for bit where the program is ours, to rounding elsewhere."""
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.reference
+import onnxruntime
+import pytest
+import safetensors
+import safetensors.numpy
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import adadfq_jax
+from adadfq_jax import cli, exporting, training
+from adadfq_jax.errors import ConfigError, ExportError, VerificationError
+from adadfq_jax.exporting import (
+    arithmetic,
+    integers,
+    numpy_reader,
+    onnx_qdq,
+    quantized,
+    verification,
+)
+from adadfq_jax.untrained import calibrated_on
+from tests.conftest import SIZE, make_small_config, make_teacher
+
+random = np.random.default_rng(0)
+
+
+def make_images(size, count=16):
+    return random.normal(0, 1, (count, size, size, 3)).astype(np.float32)
+
+
+def make_student(bits="w4a4", architecture="resnet8_cifar", size=SIZE, teacher=None):
+    teacher = teacher or make_teacher(architecture=architecture, size=size)
+    return calibrated_on(teacher, bits, make_images(size))
+
+
+def run_onnx(model, images):
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (logits,) = session.run(None, {"image": images.transpose(0, 3, 1, 2)})
+    return logits
+
+
+def assert_close(found, expected, share=1e-4):
+    """To rounding, but for an image here and there, of which a code fell on the other side."""
+    differences = np.abs(np.asarray(found) - expected).max(1) / np.ptp(expected)
+    assert np.median(differences) < 1e-5
+    assert np.mean(differences < share) >= 0.75
+
+
+@given(st.integers(1, 8), st.integers(1, 40), st.randoms(use_true_random=False))
+def test_codes_are_packed_without_gaps(bits, count, chance):
+    codes = np.array([chance.randrange(2**bits) for _ in range(count)], np.uint8)
+    packed = integers.pack(codes, bits)
+    assert packed.size == -(-count * bits // 8)
+    number = int.from_bytes(packed.tobytes(), "little")
+    assert [number >> (i * bits) & (2**bits - 1) for i in range(count)] == codes.tolist()
+    np.testing.assert_array_equal(integers.unpack(packed, bits, codes.shape), codes)
+
+
+@pytest.mark.parametrize(
+    ("bits", "architecture", "size", "suffixes"),
+    [
+        ("w3a3", "resnet8_cifar", 8, (".safetensors", ".onnx", ".stablehlo", ".pth")),
+        ("w8a8", "resnet8_cifar_projection", 8, (".safetensors", ".onnx")),
+        ("w5a4", "resnet18_x0.125", 32, (".onnx",)),
+        ("w4a8", "mobilenet_v2_pytorchcv_x0.25", 32, (".onnx",)),
+        *(
+            pytest.param(bits, architecture, 224, (suffix,), marks=pytest.mark.slow)
+            for bits, architecture in (("w4a4", "resnet18"), ("w8a8", "mobilenet_v2"))
+            for suffix in (".safetensors", ".onnx", ".stablehlo", ".pth")
+        ),
+    ],
+)
+def test_every_format_is_the_student(tmp_path, bits, architecture, size, suffixes):
+    student = make_student(bits, architecture, size)
+    images = make_images(size)
+    expected = np.asarray(student(images))
+    reports = {}
+    for suffix in suffixes:
+        path = tmp_path / f"student{suffix}"
+        reports[suffix] = adadfq_jax.export(student, path, images=images)
+        found = np.asarray(adadfq_jax.load_exported(path)(images))
+        if suffix in (".safetensors", ".pth"):
+            np.testing.assert_array_equal(found, expected)
+        else:
+            assert_close(found, expected)
+    network = quantized.take_apart(student)
+    for report in reports.values():
+        sizes = [part.codes.size for part in network.weights.values()]
+        assert report.code_bytes == pytest.approx(sum(sizes) * int(bits[1]) / 8, rel=0.01)
+        assert report.agreement >= 0.9
+    described, arrays = numpy_reader.parse(integers.to_bytes(network, {}))
+    values = numpy_reader.compute_all(described, arrays, images)
+    assert_close(values[described["graph"][-1][1]], expected)
+
+
+@pytest.mark.parametrize("fold_norms", [False, True])
+@pytest.mark.parametrize("raw_pixels", [False, True])
+def test_onnx_options(fold_norms, raw_pixels):
+    student = make_student("w3a5")
+    network = quantized.take_apart(student)
+    model = onnx_qdq.build(network, {}, fold_norms=fold_norms, raw_pixels=raw_pixels)
+    operations = {node.op_type for node in model.graph.node}
+    assert ("BatchNormalization" in operations) != fold_norms
+    pixels = random.integers(0, 256, (16, SIZE, SIZE, 3), np.uint8)
+    given_images = (pixels if raw_pixels else (pixels / 255 - 0.5) / 0.25).astype(np.float32)
+    expected = np.asarray(student(pixels))
+    found = run_onnx(model, given_images)
+    assert_close(found, expected)
+    # The reference evaluator knows DequantizeLinear from opset 19; what is used means the same.
+    model.opset_import[0].version = 21
+    evaluator = onnx.reference.ReferenceEvaluator(model)
+    (reference,) = evaluator.run(None, {"image": given_images.transpose(0, 3, 1, 2)})
+    assert_close(reference, expected)
+
+
+@pytest.mark.parametrize(("bits", "opset"), [("w4a8", 21), ("w5a3", 13), ("w8a8", 13)])
+def test_onnx_has_the_lowest_opset_and_readable_names(bits, opset):
+    network = quantized.take_apart(make_student(bits))
+    model = onnx_qdq.build(network, {})
+    assert model.opset_import[0].version == opset
+    (image,), (logits,) = model.graph.input, model.graph.output
+    assert image.type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert (image.name, logits.name) == ("image", "logits")
+    outputs = {name for node in model.graph.node for name in node.output}
+    assert {"stem_conv", "stage1_block1/conv1", "stage3_block1/relu2"} <= outputs
+
+
+def awkward_teacher():
+    """A teacher whose channels are all positive, all negative, constant, and zero."""
+    teacher = make_teacher()
+    kernel = np.array(teacher.variables["params"]["stage1_block1"]["conv1"]["kernel"])
+    kernel[..., 0] = np.abs(kernel[..., 0]) + 0.5
+    kernel[..., 1] = -np.abs(kernel[..., 1]) - 0.5
+    kernel[..., 2] = 0.3
+    kernel[..., 3] = 0
+    teacher.variables["params"]["stage1_block1"]["conv1"]["kernel"] = kernel
+    scale = np.array(teacher.variables["params"]["stage1_block1"]["norm1"]["scale"])
+    scale[4], scale[5] = -1.2, 0
+    teacher.variables["params"]["stage1_block1"]["norm1"]["scale"] = scale
+    return teacher
+
+
+@pytest.mark.parametrize("bits", ["w4a4", "w8a3"])
+def test_awkward_channels_and_clipped_activations(bits):
+    student = make_student(bits, teacher=awkward_teacher())
+    images = 3 * make_images(SIZE)  # beyond the ranges
+    expected = np.asarray(student(images))
+    network = quantized.take_apart(student)
+    np.testing.assert_array_equal(network.network(images), expected)
+    weights = network.weights["stage1_block1/conv1"]
+    assert (weights.zero_point[:2] > 0).tolist() == [True, False]
+    np.testing.assert_allclose(weights.decode()[..., 2], 0.3, rtol=1e-6)
+    np.testing.assert_array_equal(weights.decode()[..., 3], 0)
+    for fold_norms in (False, True):
+        assert_close(run_onnx(onnx_qdq.build(network, {}, fold_norms=fold_norms), images), expected)
+    described, arrays = numpy_reader.parse(integers.to_bytes(network, {}))
+    assert_close(numpy_reader.compute_all(described, arrays, images)["classifier"], expected)
+
+
+def test_a_range_above_zero_is_shifted_in_onnx():
+    student = make_student("w4a4")
+    ranges = student.variables["ranges"]["stage1_block1"]["relu1"]
+    ranges["minimum"] = ranges["minimum"] + np.float32(0.4)
+    images = make_images(SIZE)
+    model = onnx_qdq.build(quantized.take_apart(student), {})
+    assert_close(run_onnx(model, images), np.asarray(student(images)))
+
+
+def test_integer_arithmetic():
+    student = make_student("w4a4", "mobilenet_v2_x0.25", 32)
+    layers, others = arithmetic.check(quantized.take_apart(student), make_images(32, 2))
+    assert "stage2_block1/depthwise_conv" in {layer.layer for layer in layers}
+    assert {"stem_conv", "stage2_block1/expand_conv", "classifier"} <= set(others)
+    assert max(layer.difference for layer in layers) < 1e-5
+    assert all(layer.accumulator_bits <= 32 for layer in layers)
+
+
+def test_integer_arithmetic_with_zero_points_outside_the_codes():
+    student = make_student("w4a4", teacher=awkward_teacher())
+    ranges = student.variables["ranges"]["stem_relu"]
+    ranges["minimum"] = ranges["minimum"] - np.float32(0.2)
+    layers, _ = arithmetic.check(quantized.take_apart(student), make_images(SIZE, 2))
+    by_name = {layer.layer: layer for layer in layers}
+    # The constant channel's corrections cancel from 1e9, in float32 in the simulation.
+    assert by_name["stage1_block1/conv1"].difference < 1e-3
+
+
+def test_numpy_alone_runs_the_file(tmp_path):
+    student = make_student("w3a3")
+    adadfq_jax.export(student, tmp_path / "s.safetensors", images=make_images(SIZE))
+    pixels = random.integers(0, 256, (40, SIZE, SIZE, 3), np.uint8)
+    labels = np.asarray(student(pixels)).argmax(1)
+    np.savez(tmp_path / "test.npz", x=pixels, y=labels)
+    # Neither JAX nor safetensors nor this package can be imported there.
+    program = (
+        "import sys; sys.modules.update(jax=None, safetensors=None, adadfq_jax=None, flax=None);"
+        f"sys.argv = ['r', r'{tmp_path / 's.safetensors'}', r'{tmp_path / 'test.npz'}'];"
+        f"import runpy; runpy.run_path(r'{numpy_reader.__file__}', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr == ""
+    assert float(done.stdout.split()[1].rstrip("%")) >= 95
+
+
+def test_a_pytorch_file_has_the_teachers_own_keys(tmp_path):
+    student = make_student("w4a4")
+    adadfq_jax.export(student, tmp_path / "s.pth", images=make_images(SIZE))
+    content = torch.load(tmp_path / "s.pth", weights_only=True)
+    kernel = content["state_dict"]["layer1.0.conv1.weight"]
+    assert len(np.unique(kernel[0])) <= 16
+    assert content["weight_bits"]["linear.weight"] == 4
+    assert content["activations"]["stage1_block1/relu1"]["bits"] == 4
+
+
+def test_a_file_that_is_not_the_student_is_not_left(tmp_path, monkeypatch):
+    student = make_student()
+    other = quantized.take_apart(make_student(teacher=make_teacher(seed=1)))
+    monkeypatch.setattr(exporting, "take_apart", lambda _: other)
+    with pytest.raises(VerificationError, match="differ from the student's by more than 1%"):
+        adadfq_jax.export(student, tmp_path / "s.onnx", images=make_images(SIZE))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "run"
+    training.quantize(make_small_config(), make_teacher(), folder, show_progress=False)
+    return folder
+
+
+@pytest.fixture
+def verb(capfd):
+    def run(*argv):
+        code = cli.run([*argv, "--cache="])
+        return code, *capfd.readouterr()
+
+    return run
+
+
+def test_the_verb_and_evaluate_agree(run_folder, tmp_path, verb):
+    pixels = random.integers(0, 256, (50, SIZE, SIZE, 3), np.uint8)
+    np.savez(tmp_path / "test.npz", x=pixels, y=np.arange(50) % 10)
+    data = "--source=npz", f"--path={tmp_path / 'test.npz'}", "--json"
+    code, out, _ = verb("evaluate", f"--workdir={run_folder}", *data)
+    assert code == 0
+    expected = json.loads(out)
+    for name in ("s.safetensors", "s.onnx", "s.stablehlo", "s.pth"):
+        path = tmp_path / name
+        code, out, err = verb("export", f"--workdir={run_folder}", f"--output={path}")
+        assert (code, err) == (0, "")
+        assert "same class" in out
+        assert "in integers" in out
+        code, out, err = verb("evaluate", f"--model={path}", *data)
+        assert (code, err) == (0, "")
+        measured = json.loads(out)
+        assert measured["images"] == 50
+        assert measured["top1"] == pytest.approx(expected["top1"], abs=0.021)
+
+
+def test_a_run_leaves_its_student_in_the_formats_asked_for(tmp_path):
+    config = make_small_config()
+    config.export = "integers, onnx"
+    student = training.quantize(config, make_teacher(), tmp_path / "run", show_progress=False)
+    images = make_images(SIZE)
+    found = adadfq_jax.load_exported(tmp_path / "run" / "student.safetensors")(images)
+    np.testing.assert_array_equal(found, student(images))
+    assert (tmp_path / "run" / "student.onnx").is_file()
+
+
+def test_bad_input(run_folder, tmp_path, verb):
+    there = tmp_path / "there.onnx"
+    there.write_text("mine")
+    good = f"--workdir={run_folder}"
+    for argv, words in (
+        ([good], "--output is missing"),
+        (["--output=x.onnx"], "--workdir is missing"),
+        ([good, f"--output={there}"], "exists; overwrite it with --overwrite"),
+        ([good, "--output=x.bin"], "should end in .safetensors or .onnx"),
+        ([good, "--output=x.onnx", "--format=tflite"], "unknown format 'tflite'"),
+        ([good, "--output=x.onnx", "--format=integers"], "should end in .safetensors"),
+        ([good, "--output=/nowhere/x.onnx"], "there is no folder '/nowhere'"),
+        ([good, "--output=x.pth", "--fold_norms"], "options of onnx, not of pytorch"),
+        ([good, "--output=x.onnx", "--checkpoint=best"], "last or the number of a step"),
+        ([good, "--output=x.onnx", "--checkpoint=7"], "no checkpoint of step 7"),
+        ([f"--workdir={tmp_path}", "--output=x.onnx"], "holds no run"),
+    ):
+        code, out, err = verb("export", *argv)
+        assert (code, out) == (2, ""), argv
+        assert words in err, argv
+        assert err.count("\n") == 1, argv
+    assert there.read_text() == "mine"
+
+
+def test_a_run_that_is_not_finished(run_folder, tmp_path, verb):
+    folder = shutil.copytree(run_folder, tmp_path / "run")
+    (folder / "result.json").unlink()
+    code, _, err = verb("export", f"--workdir={folder}", f"--output={tmp_path / 's.onnx'}")
+    assert code == 2
+    assert "is not finished; --checkpoint=last" in err
+    last = "--checkpoint=last"
+    code, _, _ = verb("export", f"--workdir={folder}", f"--output={tmp_path / 's.onnx'}", last)
+    assert code == 0
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    student = make_student()
+    for name in ("s.safetensors", "s.onnx", "s.stablehlo", "s.pth"):
+        adadfq_jax.export(student, folder / name, images=make_images(SIZE))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["s.safetensors", "s.onnx", "s.stablehlo", "s.pth"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "flip"])
+def test_a_damaged_file_is_refused(files, tmp_path, name, damage):
+    content = bytearray((files / name).read_bytes())
+    if damage == "cut":
+        content = content[: len(content) // 2]
+    elif damage == "empty":
+        content = content[:0]
+    else:
+        content[len(content) // 2] ^= 0x10
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ExportError, match=r"damaged|not a readable"):
+        adadfq_jax.load_exported(tmp_path / name)
+
+
+def test_a_newer_format_is_refused(files, tmp_path):
+    with safetensors.safe_open(files / "s.safetensors", "numpy") as file:
+        described = json.loads(file.metadata()["adadfq_integers"])
+        arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    described["format"] += 1
+    metadata = {"adadfq_integers": json.dumps(described)}
+    safetensors.numpy.save_file(arrays, tmp_path / "s.safetensors", metadata)
+    model = onnx.load(files / "s.onnx")
+    described = json.loads(model.metadata_props[0].value)
+    described["format"] += 1
+    model.metadata_props[0].value = json.dumps(described)
+    onnx.save(model, tmp_path / "s.onnx")
+    with zipfile.ZipFile(files / "s.stablehlo") as old:
+        described = json.loads(old.read("adadfq.json"))
+    described["format"] += 1
+    with zipfile.ZipFile(tmp_path / "s.stablehlo", "w") as file:
+        file.writestr("adadfq.json", json.dumps(described))
+    content = torch.load(files / "s.pth", weights_only=True)
+    content["format"] += 1
+    torch.save(content, tmp_path / "s.pth")
+    for name in ("s.safetensors", "s.onnx", "s.stablehlo", "s.pth"):
+        with pytest.raises(ExportError, match="has format 2, but this version reads up to 1"):
+            adadfq_jax.load_exported(tmp_path / name)
+
+
+def test_other_files_are_refused(tmp_path):
+    with pytest.raises(ExportError, match="there is no file"):
+        adadfq_jax.load_exported(tmp_path / "s.onnx")
+    (tmp_path / "s.bin").write_text("")
+    with pytest.raises(ConfigError, match="should end in"):
+        adadfq_jax.load_exported(tmp_path / "s.bin")
+    teacher = Path(adadfq_jax.__file__).parent / "assets" / "digits_resnet20.safetensors"
+    with pytest.raises(ExportError, match="holds no exported student"):
+        adadfq_jax.load_exported(teacher)
+
+
+def test_a_student_without_a_generator_needs_images():
+    with pytest.raises(ConfigError, match="no generator: give images"):
+        adadfq_jax.export(make_student(), "student.onnx")
+
+
+def test_not_a_number_is_a_failure():
+    student = make_student()
+    network = quantized.take_apart(student)
+    images = make_images(SIZE)
+    report = verification.compare(
+        student, network, lambda batch: np.full((len(batch), 10), np.nan), images, 1, "onnx"
+    )
+    assert report.failure
