@@ -219,6 +219,7 @@ def _export(argv: Sequence[str]) -> None:
     values = flags.FlagValues()
     texts = {
         "workdir": "the folder of the run",
+        "teacher": "instead of it, a teacher's own file: in full precision, as onnx only",
         "output": "the file to write: .safetensors (integers), .onnx, .stablehlo, .pth (pytorch)",
         "format": "integers, onnx, stablehlo or pytorch; by default what the file's suffix says",
         "checkpoint": "last, or the number of a step: of a run that is not finished, or an earlier "
@@ -238,17 +239,21 @@ def _export(argv: Sequence[str]) -> None:
         print(_help(values, "export", (*texts, *switches, "cache")))
         return
     _parse(values, "export", argv)
-    for name in ("workdir", "output"):
-        if not values[name].value:
-            raise ConfigError(f"--{name} is missing: {texts[name]}.")
+    if not values.output:
+        raise ConfigError(f"--output is missing: {texts['output']}.")
+    if bool(values.workdir) == bool(values.teacher):
+        raise ConfigError("give either --workdir=DIR or --teacher=FILE: what to export.")
 
     from adadfq_jax import exporting
     from adadfq_jax.student import load_student_at
+    from adadfq_jax.teachers import load_teacher
 
     _keep_compiled_programs(values.cache)
     exporting.check_format(values.format, Path(values.output))
     report = exporting.export(
-        load_student_at(values.workdir, values.checkpoint),
+        load_student_at(values.workdir, values.checkpoint)
+        if values.workdir
+        else load_teacher(values.teacher),
         values.output,
         values.format,
         **{name: values[name].value for name in switches},

@@ -20,7 +20,10 @@ from hypothesis import strategies as st
 
 import adadfq_jax
 from adadfq_jax import cli, exporting, training
+from adadfq_jax.assets import DIGITS_TEACHER, DIGITS_TEST
+from adadfq_jax.data import load_dataset
 from adadfq_jax.errors import ConfigError, ExportError, VerificationError
+from adadfq_jax.evaluation import evaluate
 from adadfq_jax.exporting import (
     arithmetic,
     integers,
@@ -29,6 +32,7 @@ from adadfq_jax.exporting import (
     quantized,
     verification,
 )
+from adadfq_jax.teachers import NORMALISATIONS
 from adadfq_jax.untrained import calibrated_on
 from tests.conftest import SIZE, make_small_config, make_teacher
 
@@ -284,7 +288,7 @@ def test_bad_input(run_folder, tmp_path, verb):
     good = f"--workdir={run_folder}"
     for argv, words in (
         ([good], "--output is missing"),
-        (["--output=x.onnx"], "--workdir is missing"),
+        (["--output=x.onnx"], "give either --workdir=DIR or --teacher=FILE"),
         ([good, f"--output={there}"], "exists; overwrite it with --overwrite"),
         ([good, "--output=x.bin"], "should end in .safetensors or .onnx"),
         ([good, "--output=x.onnx", "--format=tflite"], "unknown format 'tflite'"),
@@ -378,6 +382,16 @@ def test_a_student_without_a_generator_needs_images():
         adadfq_jax.export(make_student(), "student.onnx")
 
 
+@pytest.mark.parametrize("fold_norms", [False, True])
+@pytest.mark.parametrize("architecture", ["resnet8_cifar", "mobilenet_v2_x0.25"])
+def test_a_teacher_as_onnx(tmp_path, architecture, fold_norms):
+    teacher = make_teacher(architecture=architecture, size=32)
+    report = adadfq_jax.export(teacher, tmp_path / "t.onnx", fold_norms=fold_norms)
+    assert report.difference < 1e-4
+    with pytest.raises(ConfigError, match="as onnx only"):
+        adadfq_jax.export(teacher, tmp_path / "t.safetensors")
+
+
 def test_not_a_number_is_a_failure():
     student = make_student()
     network = quantized.take_apart(student)
@@ -386,3 +400,61 @@ def test_not_a_number_is_a_failure():
         student, network, lambda batch: np.full((len(batch), 10), np.nan), images, 1, "onnx"
     )
     assert report.failure
+
+
+SHARED = Path(__file__).parents[2] / "shared"
+EDGES = ("stem_*=w8a8", "classifier=w8")
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """By name: (a teacher, its test set, the float teacher as ONNX in images per second)."""
+    folder = tmp_path_factory.mktemp("real")
+    found = {"digits": (adadfq_jax.load_teacher(DIGITS_TEACHER), load_dataset("npz", DIGITS_TEST))}
+    if SHARED.exists():
+        mean, std = NORMALISATIONS["imagenet"]
+        teacher = SHARED / "teachers" / "resnet20_cifar10.th"
+        found["cifar10"] = (
+            adadfq_jax.load_teacher(teacher, mean=mean, std=std),
+            load_dataset("npz", SHARED / "data" / "cifar10_test.npz"),
+        )
+    for name, (teacher, dataset) in found.items():
+        adadfq_jax.export(teacher, folder / f"{name}.onnx")
+        result = evaluate(adadfq_jax.load_exported(folder / f"{name}.onnx"), dataset)
+        found[name] = teacher, dataset, result["images_per_second"]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "bits", "overrides"),
+    [
+        ("digits", "w4a2", EDGES),
+        *(("cifar10", bits, ()) for bits in ("w3a3", "w4a4", "w5a5", "w8a8", "w4a8")),
+        ("cifar10", "w4a4", EDGES),
+    ],
+)
+def test_top1_of_every_file(real, tmp_path, capsys, name, bits, overrides):
+    """Two epochs of 200 steps, calibration and play, then every format on all test images."""
+    if name not in real:
+        pytest.skip("the real CIFAR-10 teacher is not at ../shared")
+    teacher, dataset, float_speed = real[name]
+    config = adadfq_jax.default_config(bits)
+    config.quant.overrides = overrides
+    config.calibration_epochs = config.warmup_epochs = 1
+    config.epochs, config.devices = 2, 1
+    student = training.quantize(config, teacher, show_progress=False)
+    tops = {"student": evaluate(student, dataset)["top1"]}
+    sizes, speed = {}, 0.0
+    for suffix in (".safetensors", ".onnx", ".stablehlo", ".pth"):
+        report = adadfq_jax.export(student, tmp_path / f"s{suffix}")
+        result = evaluate(adadfq_jax.load_exported(tmp_path / f"s{suffix}"), dataset)
+        tops[report.format], sizes[report.format] = result["top1"], report.file_bytes
+        if suffix == ".onnx":
+            speed = result["images_per_second"]
+    with capsys.disabled():
+        print(f"\n{name} {bits} {overrides} {tops} {sizes} teacher {report.teacher_bytes} bytes,")
+        print(f"integers within {report.integer_difference:.1e}, ONNX {speed / float_speed:.2f} of")
+        print(f"the float teacher's {float_speed:.0f} images/s")
+    for top1 in tops.values():
+        assert abs(top1 - tops["student"]) * len(dataset) <= max(1, 5e-4 * len(dataset))

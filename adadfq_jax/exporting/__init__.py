@@ -19,6 +19,7 @@ from adadfq_jax.exporting.quantized import QuantizedNetwork, take_apart
 from adadfq_jax.exporting.verification import Report, compare
 from adadfq_jax.network import Network
 from adadfq_jax.student import Student
+from adadfq_jax.teachers import Teacher
 
 __all__ = [
     "FORMATS",
@@ -34,7 +35,7 @@ _IMAGES = 256
 
 
 def export(
-    student: Student,
+    student: Student | Teacher,
     path: str | Path,
     format: str | None = None,
     *,
@@ -46,14 +47,15 @@ def export(
     """Writes a student to a file, after proving that the file is the student.
 
     Args:
-      student: of `quantize` or `load_student`.
+      student: of `quantize` or `load_student`; or a teacher, in full precision to compare with, as
+        onnx only.
       path: the file.
       format: one of `FORMATS`; by default what the file's suffix says.
       overwrite: whether a file that exists may be replaced.
       fold_norms: for ONNX, whether BatchNorms are folded into the convolutions before them.
       raw_pixels: for ONNX, whether the model takes pixels in [0, 255], or normalised images.
       images: what to compare on, (N, H, W, 3), uint8 or normalised; by default 256 images that the
-        student's own generator makes.
+        student's own generator makes, or, for a teacher, noise.
 
     Returns:
       What was compared, and the sizes.
@@ -71,7 +73,13 @@ def export(
         raise ConfigError(f"{str(path)!r} exists; overwrite it with --overwrite, or name another.")
     if not path.parent.is_dir():
         raise ConfigError(f"there is no folder {str(path.parent)!r} to write {path.name} in.")
-    if images is None:
+    if isinstance(student, Teacher):
+        if format != "onnx":
+            raise ConfigError(f"a teacher can be exported as onnx only, not as {format}.")
+        if images is None:
+            shape = _IMAGES, student.image_size, student.image_size, 3
+            images = np.random.default_rng(0).standard_normal(shape, np.float32)
+    elif images is None:
         if student.draw is None:
             raise ConfigError("the student has no generator: give images to compare on.")
         images, _ = student.draw(_IMAGES)
@@ -112,14 +120,18 @@ def check_format(format: str | None, path: Path) -> str:
 
 
 def _content(
-    network: QuantizedNetwork, student: Student, format: str, fold_norms: bool, raw_pixels: bool
+    network: QuantizedNetwork,
+    student: Student | Teacher,
+    format: str,
+    fold_norms: bool,
+    raw_pixels: bool,
 ) -> bytes:
     from adadfq_jax import __version__
 
     about = {
         "adadfq_jax": __version__,
-        "teacher": student.teacher.digest,
-        "result": student.result,
+        "teacher": getattr(student, "teacher", student).digest,
+        "result": getattr(student, "result", {}),
     }
     # Each format's library is imported with it.
     match format:

@@ -7,6 +7,7 @@ is added. An activation is clipped to its range before QuantizeLinear, which sat
 not to 2^k levels. Arrays are (N, channels, H, W), as ONNX has them.
 """
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -199,6 +200,8 @@ class _Writer:
 
     def _dequantize(self, name: str, weights: Weights, codes: np.ndarray) -> str:
         """Adds a layer's kernel, given its codes as (out, in, height, width)."""
+        if weights.bits is None:
+            return self.constant(f"{name}/kernel", codes * weights.step.reshape(-1, 1, 1, 1))
         small = weights.bits <= _MOST_BITS_OF_UINT4
         self.has_uint4 |= small
         dtype, largest = (ml_dtypes.uint4, 15) if small else (np.uint8, 255)
@@ -244,6 +247,12 @@ class _Writer:
 
     def _relu(self, node: Node, inputs: list[str]) -> str:
         name, largest = node.name, node.attributes["largest"]
+        if name not in self._network.activations:  # in full precision
+            x = self.add("Relu", name, inputs, name if largest is None else f"{name}/relu")
+            if largest is None:
+                return x
+            bound = self.constant(f"{name}/largest", np.float32(largest))
+            return self.add("Min", name, [x, bound], name)
         activation = self._network.activations[name]
         step, zero_point, n = activation.affine()
         lowest = np.float32(max(zero_point * step, 0))
@@ -330,6 +339,8 @@ def _norms_after_convolutions(nodes: list[Node]) -> dict[str, Node]:
 
 def _times(weights: Weights, factor: np.ndarray) -> Weights:
     """Returns weights times a factor by output channel, which stay codes of as many bits."""
+    if weights.bits is None:
+        return dataclasses.replace(weights, step=weights.step * factor, bias=None)
     n = np.float32(2**weights.bits - 1)
     negative, zero = factor < 0, factor == 0
     # -(c + z) = (n - c) + (-n - z)

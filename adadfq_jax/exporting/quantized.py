@@ -4,32 +4,33 @@ import dataclasses
 import functools
 from typing import Any
 
-import flax.traverse_util
 import jax
 import numpy as np
 
 from adadfq_jax import models, quantizers
 from adadfq_jax.exporting.graph import Node, trace
-from adadfq_jax.network import Network, unflatten
+from adadfq_jax.network import Network, flatten, unflatten
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Weights:
     """A layer's kernel, (codes + zero_point) step by output channel.
 
+    A teacher's has no bits: its `codes` are the kernel itself, float32, and the step is 1.
+
     Attributes:
       codes: uint8, in [0, 2^bits - 1]: (height, width, in, out) or (in, out).
       step: float32, (out,), in units per code.
       zero_point: (out,), integer-valued float32, of any size: a channel whose range excludes 0 has
         one outside [0, 2^bits - 1], an almost constant one a huge one.
-      bits: bit-width k.
+      bits: bit-width k, or None.
       bias: float32, (out,), or None.
     """
 
     codes: np.ndarray
     step: np.ndarray
     zero_point: np.ndarray
-    bits: int
+    bits: int | None
     bias: np.ndarray | None
 
     def decode(self) -> np.ndarray:
@@ -119,24 +120,19 @@ def take_apart(student: Network) -> QuantizedNetwork:
     """Takes a student apart into integers and what belongs to them.
 
     Args:
-      student: a `Student`.
+      student: a `Student`; of a teacher, the parts are in full precision.
     """
-    flat = flax.traverse_util.flatten_dict(student.variables, sep="/")
-    arrays = {name: np.asarray(array) for name, array in flat.items()}
+    arrays = flatten(student.variables)
     nodes = trace(student.module, student.image_size)
     weights, norms, activations = {}, {}, {}
     for node in nodes:
         name = node.name
         match node.op:
             case "conv" | "dense":
-                bits = int(arrays[f"bits/{name}/weight"])
-                codes, step, zero_point = _encode(arrays[f"params/{name}/kernel"], bits)
-                weights[name] = Weights(
-                    codes=np.asarray(codes).astype(np.uint8),
-                    step=np.asarray(step),
-                    zero_point=np.asarray(zero_point),
-                    bits=bits,
-                    bias=arrays.get(f"params/{name}/bias"),
+                weights[name] = _weights(
+                    arrays[f"params/{name}/kernel"],
+                    arrays.get(f"bits/{name}/weight"),
+                    arrays.get(f"params/{name}/bias"),
                 )
             case "norm":
                 norms[name] = Norm(
@@ -145,7 +141,7 @@ def take_apart(student: Network) -> QuantizedNetwork:
                     mean=arrays[f"batch_stats/{name}/mean"],
                     variance=arrays[f"batch_stats/{name}/var"],
                 )
-            case "relu":
+            case "relu" if f"bits/{name}/activation" in arrays:
                 activations[name] = Activation(
                     minimum=float(arrays[f"ranges/{name}/minimum"]),
                     maximum=float(arrays[f"ranges/{name}/maximum"]),
@@ -161,6 +157,16 @@ def take_apart(student: Network) -> QuantizedNetwork:
         weights=weights,
         norms=norms,
         activations=activations,
+    )
+
+
+def _weights(kernel: np.ndarray, bits: np.ndarray | None, bias: np.ndarray | None) -> Weights:
+    if bits is None:
+        ones = np.ones(kernel.shape[-1], np.float32)
+        return Weights(codes=kernel, step=ones, zero_point=0 * ones, bits=None, bias=bias)
+    codes, step, zero_point = map(np.asarray, _encode(kernel, bits))
+    return Weights(
+        codes=codes.astype(np.uint8), step=step, zero_point=zero_point, bits=int(bits), bias=bias
     )
 
 

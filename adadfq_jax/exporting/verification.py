@@ -33,7 +33,7 @@ class Report:
       different: fraction of the images whose largest exceeds 1 %.
       failure: why the file is not the student, for people; empty where it is.
       teacher_bytes: of the teacher's float32 variables.
-      code_bytes: of the student's weights, k bits each.
+      code_bytes: of the weights, k bits each, or 32.
       file_bytes: of the file.
       integer_difference: the largest difference of a layer in integer arithmetic from its
         simulation, in units of that layer's range; None where no layer's input is quantized.
@@ -84,7 +84,7 @@ class Report:
                     "integers do not)",
                 )
             )
-        rows.append(("float input", ", ".join(self.float_layers)))
+            rows.append(("float input", ", ".join(self.float_layers)))
         return "\n".join(f"{name:<22}{value}" for name, value in rows)
 
 
@@ -119,7 +119,9 @@ def compare(
             f"the logits of {different:.1%} of the images differ from the student's by more than "
             f"{_LARGE_DIFFERENCE:.0%} of their range (at most {_MOST_DIFFERENT:.0%} may)."
         )
-    layers, others = arithmetic.check(network, _normalised(network, images[:_IN_INTEGERS]))
+    layers, others = [], []
+    if network.activations:
+        layers, others = arithmetic.check(network, _normalised(network, images[:_IN_INTEGERS]))
     variables = student.variables
     floats = jax.tree.leaves((variables["params"], variables["batch_stats"]))
     return Report(
@@ -131,7 +133,9 @@ def compare(
         different=different,
         failure=failure,
         teacher_bytes=sum(4 * leaf.size for leaf in floats),
-        code_bytes=sum(-(-part.codes.size * part.bits // 8) for part in network.weights.values()),
+        code_bytes=sum(
+            -(-part.codes.size * (part.bits or 32) // 8) for part in network.weights.values()
+        ),
         file_bytes=file_bytes,
         integer_difference=max((layer.difference for layer in layers), default=None),
         integer_layers=len(layers),
