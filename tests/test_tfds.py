@@ -176,6 +176,11 @@ def test_an_unprepared_set_names_the_command(tmp_path, name, options):
     assert (Path(__file__).parents[1] / "launch" / "prepare_data.sh").exists()
 
 
+def test_what_cannot_be_prepared_is_one_sentence(tmp_path):
+    with pytest.raises(DataError, match=r"^nothing_of_it was not prepared: DatasetNotFoundError"):
+        prepare.prepare("nothing_of_it", str(tmp_path))
+
+
 def test_a_set_prepared_in_another_format(tmp_path, data_dir):
     source, target = data_dir / "small_images" / "1.0.0", tmp_path / "small_images" / "1.0.0"
     target.mkdir(parents=True)

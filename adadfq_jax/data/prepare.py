@@ -4,9 +4,12 @@ Not by tensorflow-datasets' own command line, which needs Apache Beam besides Te
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import tensorflow_datasets as tfds
+
+from adadfq_jax.errors import DataError
 
 
 def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = None) -> Path:
@@ -19,13 +22,20 @@ def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = Non
 
     Returns:
       The folder of the prepared set.
+
+    Raises:
+      DataError: the set is unknown, an archive is missing or another, or the disk is full.
     """
-    builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(
-            manual_dir=manual_dir and Path(manual_dir).expanduser()
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(
+                manual_dir=manual_dir and Path(manual_dir).expanduser()
+            )
         )
-    )
+    except Exception as error:  # tensorflow-datasets and what it calls raise many kinds
+        reason = " ".join(str(error).split())[:300] or "no reason given"
+        raise DataError(f"{name} was not prepared: {type(error).__name__}: {reason}") from error
     return Path(builder.data_dir)
 
 
@@ -34,4 +44,8 @@ if __name__ == "__main__":
     parser.add_argument("name")
     parser.add_argument("--data_dir")
     parser.add_argument("--manual_dir")
-    print(prepare(**vars(parser.parse_args())))
+    try:
+        print(prepare(**vars(parser.parse_args())))
+    except DataError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
