@@ -14,6 +14,7 @@ _HOMES = {
     "evaluate": "evaluation",
     "export": "exporting",
     "load_exported": "exporting",
+    "write_report": "reporting",
     "Student": "student",
     "load_student": "student",
     "Teacher": "teachers",

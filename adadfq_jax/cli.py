@@ -366,6 +366,27 @@ def _sweep(argv: Sequence[str]) -> None:
         )
 
 
+def _report(argv: Sequence[str]) -> None:
+    """describe a run on one page that needs no network, with findings in plain words"""
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "folder of a run, or of a sweep", flag_values=values)
+    flags.DEFINE_bool("overwrite", False, "replace an earlier report", flag_values=values)
+    _define_cache(values)
+    if _asks_for_help(argv):
+        print(_help(values, "report", ("workdir", "overwrite", "cache")))
+        return
+    _parse(values, "report", argv)
+    if not values.workdir:
+        raise ConfigError("--workdir=DIR is missing: the folder of a run, or of a sweep.")
+
+    from adadfq_jax import reporting
+
+    _keep_compiled_programs(values.cache)
+    for finding in reporting.write_report(values.workdir, overwrite=values.overwrite):
+        print(f"{finding.level:<10}{finding.text}")
+    print(f"{'file':<10}{Path(values.workdir, reporting.REPORT)}")
+
+
 _VERBS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "quantize": (_quantize, _quantize.__doc__),
     "convert": (_convert, _convert.__doc__),
@@ -374,6 +395,7 @@ _VERBS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "benchmark": (_benchmark, _benchmark.__doc__),
     "sample": (_sample, _sample.__doc__),
     "sweep": (_sweep, _sweep.__doc__),
+    "report": (_report, _report.__doc__),
 }
 
 

@@ -24,9 +24,9 @@ from adadfq_jax.grid import Point, plan
 from adadfq_jax.parallel import share_cores
 from adadfq_jax.teachers import Teacher
 from adadfq_jax.training import quantize, resolve, teacher_of
-from adadfq_jax.workdir import CONFIG, RESULT, read_json, write_whole
+from adadfq_jax.workdir import CONFIG, RESULT, SWEEP, read_json, write_whole
 
-GRID, DIVERGED = "sweep.json", "diverged.json"
+DIVERGED = "diverged.json"
 _CLAIM = ".claim"
 _SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -100,7 +100,7 @@ class Sweep:
         except (FileExistsError, NotADirectoryError) as error:
             raise ConfigError(f"workdir {str(workdir)!r} is a file; name a folder.") from error
         games = {point.name: point.values for point in points}
-        write_whole(self.path / GRID, to_json({"games": games}).encode())
+        write_whole(self.path / SWEEP, to_json({"games": games}).encode())
 
     def _teacher(self, point: Point) -> Teacher:
         if self._given is not None:

@@ -17,7 +17,7 @@ _MEASURED = {
     "best_top1": "best¹",
     "agreement": "agreement",
 }
-_NOTES = """Top-1 in percent, mean ± sample standard deviation over the seeds. Agreement with the
+NOTES = """Top-1 in percent, mean ± sample standard deviation over the seeds. Agreement with the
 teacher is on generated images that no student was trained on.
 
 ¹ the best evaluation, chosen on the images that it is measured on"""
@@ -79,11 +79,10 @@ def forms(table: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def markdown(table: dict[str, Any]) -> str:
-    """Returns the table as Markdown, with notes."""
+def cells(table: dict[str, Any]) -> list[list[str]]:
+    """Returns the table for people, heading first."""
     keys = list(table["rows"][0]["fields"])
-    heading = [*keys, "games", *_MEASURED.values(), "diverged", "seconds a game"]
-    lines = [heading, ["---"] * len(heading)]
+    lines = [[*keys, "games", *_MEASURED.values(), "diverged", "seconds a game"]]
     for row in table["rows"]:
         seconds = row["seconds"]["mean"]
         lines.append(
@@ -95,7 +94,14 @@ def markdown(table: dict[str, Any]) -> str:
                 "" if seconds is None else f"{seconds:.0f}",
             ]
         )
-    text = "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + f"\n\n{_NOTES}\n"
+    return lines
+
+
+def markdown(table: dict[str, Any]) -> str:
+    """Returns the table as Markdown, with notes."""
+    heading, *rows = cells(table)
+    lines = [heading, ["---"] * len(heading), *rows]
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{NOTES}\n"
     for name, what in (("diverged", "Diverged"), ("outside", "Here, but not in this grid")):
         if table[name]:
             text += f"\n{what}: {', '.join(table[name])}\n"

@@ -21,6 +21,9 @@ CONFIG, TEACHER, METRICS, SAMPLES, RESULT = (
     "result.json",
 )
 
+# What tells a sweep's folder, which holds the folders of its runs, from a run's.
+SWEEP = "sweep.json"
+
 
 class Workdir:
     """The folder of one run, owned while it is open.

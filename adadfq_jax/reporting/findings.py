@@ -1,0 +1,261 @@
+"""What a report says in words: fixed rules on a run's numbers, each with the numbers in it."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from adadfq_jax.reporting.layers import QuantizedActivation, QuantizedWeight
+
+PROBLEM, NOTE, GOOD = "problem", "note", "good"
+
+# Above it, ranges are cut off in the middle of their way.
+_MOST_RANGE_CHANGE = 0.05
+# Every batch has its image of H' = 0, and a few near 1 are usual.
+_MOST_OUTSIDE = 0.25
+# Without a margin: where nearly every image is agreed on, nothing is left to learn.
+_HIGHEST_H_PRIME = 0.9
+_LEAST_AGREEMENT = 0.5
+# Single evaluations of top-1 differ by as much.
+_USUAL_FALL = 0.01
+_MOST_LOST = 0.05
+_MOST_CLIPPED = 0.01
+_MOST_DEAD = 0.1
+# The error has a quarter of the signal's energy.
+_LEAST_DECIBELS = 6.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One sentence.
+
+    Attributes:
+      level: PROBLEM, NOTE or GOOD.
+      text: the sentence.
+    """
+
+    level: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Facts:
+    """The numbers that the rules are about.
+
+    Attributes:
+      steps, total_steps: played, and those of the whole schedule.
+      diverged: how the game of a sweep ended before its time; None where it did not.
+      not_finite: by metric, the first step at which it was infinite or not a number.
+      calibration_epochs, warmup_epochs, epochs: of the schedule; the student learns after the
+        second.
+      student_milestones: epochs at which the student's learning rate falls.
+      range_change: relative change of the ranges in the last epoch of calibration; None unknown.
+      lambda_l, lambda_u: the margin of H'; None without one.
+      h_prime: H' of held-out images, any number.
+      agreement: share of held-out images that both networks give the same class.
+      calibrated_agreement: the same before play; None unknown.
+      teacher_top1, calibrated_top1, top1, best_top1: fractions; None where not measured.
+      best_step: of best_top1.
+      weights, activations: by layer.
+    """
+
+    steps: int
+    total_steps: int
+    diverged: str | None
+    not_finite: Mapping[str, int]
+    calibration_epochs: int
+    warmup_epochs: int
+    epochs: int
+    student_milestones: Sequence[float]
+    range_change: float | None
+    lambda_l: float | None
+    lambda_u: float | None
+    h_prime: Sequence[float]
+    agreement: float
+    calibrated_agreement: float | None
+    teacher_top1: float | None
+    calibrated_top1: float | None
+    top1: float | None
+    best_top1: float | None
+    best_step: int | None
+    weights: Sequence[QuantizedWeight]
+    activations: Sequence[QuantizedActivation]
+
+
+def find(facts: Facts) -> list[Finding]:
+    """Applies every rule: problems first, then notes, then what is well."""
+    found = [
+        *_whether_it_ended(facts),
+        *_ranges(facts),
+        *_margin(facts),
+        *_what_play_brought(facts),
+        *_layers(facts),
+    ]
+    if not any(finding.level == PROBLEM for finding in found):
+        found.append(Finding(GOOD, "Nothing else was found wrong by the rules of this report."))
+    return sorted(found, key=lambda finding: (PROBLEM, NOTE, GOOD).index(finding.level))
+
+
+def _whether_it_ended(facts: Facts) -> Iterator[Finding]:
+    if facts.diverged is not None:
+        yield Finding(PROBLEM, facts.diverged[:1].upper() + facts.diverged[1:])
+    elif facts.steps < facts.total_steps:
+        yield Finding(
+            PROBLEM,
+            f"The run is not finished: the newest checkpoint is of step {facts.steps} of "
+            f"{facts.total_steps}; the command that started it goes on.",
+        )
+    if facts.not_finite:
+        first = min(facts.not_finite.values())
+        yield Finding(
+            PROBLEM,
+            f"{', '.join(sorted(facts.not_finite))} not finite, first at step {first}: lower "
+            "generator.learning_rate or student.learning_rate, or calibrate longer.",
+        )
+
+
+def _ranges(facts: Facts) -> Iterator[Finding]:
+    change, epochs = facts.range_change, facts.calibration_epochs
+    if change is not None and change > _MOST_RANGE_CHANGE:
+        yield Finding(
+            PROBLEM,
+            f"Ranges still moved by {change:.0%} in the last calibration epoch: calibrate longer "
+            f"(calibration_epochs is {epochs}).",
+        )
+    elif change is not None:
+        yield Finding(
+            GOOD, f"Ranges had settled: they moved by {change:.2%} in the last calibration epoch."
+        )
+    elif epochs < 2:
+        yield Finding(
+            NOTE, "One epoch of calibration does not tell whether the ranges had settled."
+        )
+    clipped = [layer for layer in facts.activations if layer.clipped > _MOST_CLIPPED]
+    if clipped:
+        worst = max(clipped, key=lambda layer: layer.clipped)
+        yield Finding(
+            PROBLEM,
+            f"{len(clipped)} of {len(facts.activations)} activations clip more than "
+            f"{_MOST_CLIPPED:.0%} of their values, {worst.name} most ({worst.clipped:.1%}): "
+            "calibrate longer.",
+        )
+
+
+def _margin(facts: Facts) -> Iterator[Finding]:
+    values = [value for value in facts.h_prime if math.isfinite(value)]
+    if len(values) < len(facts.h_prime):
+        yield Finding(
+            PROBLEM,
+            f"H' of {len(facts.h_prime) - len(values)} of {len(facts.h_prime)} held-out images is "
+            "not finite.",
+        )
+    if not values:
+        return
+    mean = sum(values) / len(values)
+    lower, upper = facts.lambda_l, facts.lambda_u
+    if lower is None or upper is None:
+        if mean > _HIGHEST_H_PRIME:
+            yield Finding(
+                NOTE,
+                f"Mean H' of held-out images is {mean:.2f}: teacher and student agree, and little "
+                "is left to learn from such images.",
+            )
+        return
+    below = sum(value < lower for value in values) / len(values)
+    above = sum(value > upper for value in values) / len(values)
+    if below > _MOST_OUTSIDE:
+        yield Finding(
+            PROBLEM,
+            f"H' is below lambda_l = {lower:g} for {below:.0%} of the held-out images, too hard "
+            "for the student: more bits, a longer game, or a higher lambda_l.",
+        )
+    if above > _MOST_OUTSIDE:
+        yield Finding(
+            PROBLEM,
+            f"H' is above lambda_u = {upper:g} for {above:.0%} of the held-out images, too easy "
+            "to learn from: fewer bits would do, or a lower lambda_u.",
+        )
+    if max(below, above) <= _MOST_OUTSIDE:
+        yield Finding(
+            GOOD,
+            f"H' is inside the margin {lower:g} to {upper:g} for {1 - below - above:.0%} of the "
+            f"held-out images; its mean is {mean:.2f}.",
+        )
+
+
+def _what_play_brought(facts: Facts) -> Iterator[Finding]:
+    early = sum(milestone <= facts.warmup_epochs for milestone in facts.student_milestones)
+    if early and facts.epochs > facts.warmup_epochs:
+        yield Finding(
+            PROBLEM,
+            f"The student's learning rate had fallen at {early} of its "
+            f"{len(facts.student_milestones)} milestones before the student first learned, after "
+            f"epoch {facts.warmup_epochs}: set student.milestones later.",
+        )
+    if facts.agreement < _LEAST_AGREEMENT:
+        yield Finding(
+            PROBLEM,
+            f"Teacher and student agree on only {facts.agreement:.1%} of the held-out images: "
+            "play longer, or with more bits.",
+        )
+    before = facts.calibrated_agreement
+    if before is not None:
+        rose = facts.agreement > before
+        yield Finding(
+            GOOD if rose else NOTE,
+            f"Play {'raised' if rose else 'did not raise'} the agreement on generated images: "
+            f"{before:.1%} calibrated, {facts.agreement:.1%} at the end.",
+        )
+    if facts.top1 is None:
+        yield Finding(
+            NOTE,
+            "Accuracy is not measured, for the run had no evaluation images; agreement with the "
+            "teacher is all that is known.",
+        )
+        return
+    if facts.teacher_top1 is not None and facts.teacher_top1 - facts.top1 > _MOST_LOST:
+        lost = 100 * (facts.teacher_top1 - facts.top1)
+        yield Finding(
+            NOTE,
+            f"Top-1 is {lost:.1f} points below the teacher's {facts.teacher_top1:.2%}: a longer "
+            "game or more bits may win some back.",
+        )
+    if facts.calibrated_top1 is not None:
+        worse = facts.top1 < facts.calibrated_top1
+        verdict = "less than ranges alone gave: the game did harm" if worse else "by playing"
+        yield Finding(
+            PROBLEM if worse else GOOD,
+            f"Top-1 went from {facts.calibrated_top1:.2%} (calibrated only) to {facts.top1:.2%}, "
+            f"{verdict}.",
+        )
+    if facts.best_top1 is not None and facts.best_top1 - facts.top1 > _USUAL_FALL:
+        yield Finding(
+            NOTE,
+            f"Top-1 fell from {facts.best_top1:.2%} at step {facts.best_step} to "
+            f"{facts.top1:.2%} at the end: the last steps did harm.",
+        )
+
+
+def _layers(facts: Facts) -> Iterator[Finding]:
+    silent = [layer.name for layer in facts.activations if layer.largest <= 0]
+    if silent:
+        yield Finding(PROBLEM, f"Always 0 on held-out images: {', '.join(silent)}.")
+    dead = [layer for layer in facts.activations if layer.dead > _MOST_DEAD * 2**layer.bits]
+    if dead:
+        worst = max(dead, key=lambda layer: layer.dead / 2**layer.bits)
+        yield Finding(
+            PROBLEM,
+            f"{len(dead)} of {len(facts.activations)} activations leave more than "
+            f"{_MOST_DEAD:.0%} of their codes unused, {worst.name} most ({worst.dead} of "
+            f"{2**worst.bits}): the range is wider than what it holds.",
+        )
+    for kind, layers in (("weights", facts.weights), ("activations", facts.activations)):
+        noisy = [layer for layer in layers if layer.sqnr < _LEAST_DECIBELS]
+        if noisy:
+            worst = min(noisy, key=lambda layer: layer.sqnr)
+            yield Finding(
+                NOTE,
+                f"The {kind} of {len(noisy)} of {len(layers)} layers have a quantization error "
+                f"above a quarter of their energy (below {_LEAST_DECIBELS:g} dB), "
+                f"{worst.name} most ({worst.sqnr:.1f} dB, {worst.bits} bit): "
+                "quant.overrides gives single layers more bits.",
+            )

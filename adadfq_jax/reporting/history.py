@@ -1,0 +1,70 @@
+"""A run's `metrics.jsonl`, read back as curves; what is damaged or not finite stops nobody."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """What a run logged.
+
+    Attributes:
+      curves: by metric (steps, values), each (N,); NaN where a value is not finite.
+      evaluations: the records of evaluations, in order; None where a number was not measured.
+      not_finite: by metric, the first step at which it was infinite or not a number.
+      seconds: wall time by phase, from the logged rates of steps.
+    """
+
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    evaluations: list[dict[str, Any]]
+    not_finite: Mapping[str, int]
+    seconds: Mapping[str, float]
+
+
+def read_history(path: Path) -> History:
+    """Reads `metrics.jsonl`; a file that is not there is an empty history."""
+    points: dict[str, list[tuple[int, float]]] = {}
+    evaluations, not_finite, seconds, before = [], {}, {}, 0
+    for record in _records(path):
+        step = record["step"]
+        numbers = {
+            name: float(value)
+            for name, value in record.items()
+            if type(value) in (int, float) and name != "step"
+        }
+        for name, value in numbers.items():
+            if not math.isfinite(value):
+                not_finite.setdefault(name, step)
+        if record.get("evaluation"):
+            measured = {name: record.get(name) for name in ("top1", "top5", "agreement")}
+            evaluations.append({"step": step} | measured)
+        elif isinstance(phase := record.get("phase"), str):
+            rate = numbers.pop("steps_per_second", math.nan)
+            if math.isfinite(rate) and rate > 0:
+                seconds[phase] = seconds.get(phase, 0.0) + max(step - before, 0) / rate
+            before = step
+            for name, value in numbers.items():
+                points.setdefault(name, []).append((step, value))
+    curves = {}
+    for name, pairs in points.items():
+        steps, values = np.array(pairs, float).T
+        curves[name] = steps, np.where(np.isfinite(values), values, np.nan)
+    return History(curves, evaluations, not_finite, seconds)
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    records = []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+        except ValueError:  # the line that a kill cut short
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
+    return records

@@ -1,0 +1,126 @@
+"""HTML that needs nothing but itself: a page, its figures, its tables."""
+
+import base64
+from collections.abc import Sequence
+from html import escape
+
+from adadfq_jax.reporting.figures import Drawing
+from adadfq_jax.reporting.findings import GOOD, NOTE, PROBLEM, Finding
+
+_MARKS = {PROBLEM: "Problem", NOTE: "Note", GOOD: "Good"}
+# Figures and tables never widen the page: the first shrink, the second scroll in their own box.
+_STYLE = """
+:root { color-scheme: light; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1rem; max-width: 76rem; color: #1d1d1d; background: #fff;
+  font: 1rem/1.45 system-ui, sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.5rem; margin: 0 0 .25rem; }
+h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
+p { max-width: 44rem; margin: .4rem 0; }
+ul.findings { list-style: none; padding: 0; max-width: 60rem; }
+ul.findings li { margin: .4rem 0; padding: .35rem .7rem; border: solid; border-width: 0 0 0 .3rem; }
+ul.findings li.problem { border-color: #b3261e; background: #fdecea; }
+ul.findings li.note { border-color: #b57b00; background: #fff6e0; }
+ul.findings li.good { border-color: #2e7d32; background: #eaf5ea; }
+.figures { display: grid; gap: 1.5rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
+figure { margin: 0; min-width: 0; }
+figcaption { font-weight: 600; margin-bottom: .3rem; }
+img { display: block; max-width: 100%; height: auto; }
+.scroll { overflow-x: auto; max-width: 100%; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+caption { text-align: left; font-weight: 600; padding: .3rem 0; }
+th, td { padding: .2rem .6rem; border-bottom: 1px solid #ddd; text-align: right;
+  white-space: nowrap; overflow-wrap: normal; }
+th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 9rem;
+  overflow-wrap: anywhere; }
+pre { overflow-x: auto; max-width: 100%; padding: .6rem; background: #f4f4f4; font-size: .85rem; }
+"""
+
+
+def page(title: str, subtitle: str, parts: Sequence[str]) -> str:
+    """Returns a whole document.
+
+    Args:
+      title: heading, plain text.
+      subtitle: a line under it, plain text.
+      parts: HTML.
+    """
+    body = "\n".join(parts)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<h1>{escape(title)}</h1>\n<p>{escape(subtitle)}</p>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def section(heading: str, *parts: str) -> str:
+    """Returns HTML under a heading, which is plain text."""
+    return f"<section>\n<h2>{escape(heading)}</h2>\n" + "\n".join(parts) + "\n</section>"
+
+
+def paragraph(text: str) -> str:
+    """Returns a paragraph of plain text."""
+    return f"<p>{escape(text)}</p>"
+
+
+def findings(found: Sequence[Finding]) -> str:
+    """Returns a list whose entries say in a word, and by colour, how bad they are."""
+    entries = "\n".join(
+        f'<li class="{finding.level}"><strong>{_MARKS[finding.level]}.</strong> '
+        f"{escape(finding.text)}</li>"
+        for finding in found
+    )
+    return f'<ul class="findings">\n{entries}\n</ul>'
+
+
+def figures(drawings: Sequence[Drawing]) -> str:
+    """Returns figures, side by side where there is room, with their PNG files inside."""
+    shown = "\n".join(
+        f'<figure id="{drawing.name}"><figcaption>{escape(drawing.title)}</figcaption>\n'
+        f'<img alt="{escape(drawing.alt)}" '
+        f'src="data:image/png;base64,{base64.b64encode(drawing.png).decode()}"></figure>'
+        for drawing in drawings
+    )
+    return f'<div class="figures">\n{shown}\n</div>'
+
+
+def table(
+    caption: str,
+    heading: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    links: Sequence[str | None] = (),
+) -> str:
+    """Returns a table in a box that scrolls by itself.
+
+    Args:
+      caption: plain text.
+      heading: of the columns, plain text.
+      rows: cells, plain text.
+      links: by row, where its first cell leads.
+    """
+    lines = []
+    for number, (first, *others) in enumerate(rows):
+        name = escape(first)
+        if links and links[number]:
+            name = f'<a href="{escape(links[number])}">{name}</a>'
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in others)
+        lines.append(f"<tr><td>{name}</td>{cells}</tr>")
+    names = "".join(f'<th scope="col">{escape(name)}</th>' for name in heading)
+    body = "\n".join(lines)
+    return (
+        f'<div class="scroll" tabindex="0"><table><caption>{escape(caption)}</caption>\n'
+        f"<thead><tr>{names}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
+    )
+
+
+def code(text: str) -> str:
+    """Returns text as it is, in a box that scrolls by itself."""
+    return f'<pre tabindex="0">{escape(text)}</pre>'
+
+
+def folded(summary: str, *parts: str) -> str:
+    """Returns HTML that opens on demand."""
+    inside = "\n".join(parts)
+    return f"<details><summary>{escape(summary)}</summary>\n{inside}\n</details>"

@@ -1,0 +1,226 @@
+"""The report of one run."""
+
+import dataclasses
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib
+
+import adadfq_jax
+from adadfq_jax.config import to_json
+from adadfq_jax.errors import CheckpointError
+from adadfq_jax.reporting import behaviour, figures, findings, history, layers, page
+from adadfq_jax.reporting.command import command_to_repeat
+from adadfq_jax.student import load_state, student_of
+from adadfq_jax.sweep import DIVERGED
+from adadfq_jax.workdir import CONFIG, METRICS, RESULT, read_json
+
+_PHASES = {"calibrate": "calibration", "warmup": "warm-up", "play": "play"}
+
+
+def report_run(workdir: Path) -> tuple[str, list[findings.Finding], list[figures.Drawing]]:
+    """Measures a run's student on held-out generated images, and describes the run.
+
+    Args:
+      workdir: the run's folder.
+
+    Returns:
+      (the page; what it says in words; its figures).
+
+    Raises:
+      CheckpointError: there is no run, or no checkpoint that can be read.
+    """
+    # ---- What is there ------------------------------------------------------------------------
+    game, state, teacher, step = load_state(workdir)
+    config = read_json(workdir / CONFIG)
+    if config is None:
+        raise CheckpointError(f"{str(workdir)!r} holds no run: there is no {CONFIG} in it.")
+    result = read_json(workdir / RESULT) or {}
+    logged = history.read_history(workdir / METRICS)
+
+    # ---- What the student does ----------------------------------------------------------------
+    student = student_of(game, state, teacher, result)
+    images, labels = student.draw(config["evaluation"]["generated_images"])
+    seen = behaviour.observe(teacher, student, images, labels, config["batch_size"])
+    weights = layers.measure_weights(student)
+    activations = layers.measure_activations(student, images)
+
+    # ---- In words and pictures ----------------------------------------------------------------
+    rules = config["game"]
+    margin = rules.get("lambda_l"), rules.get("lambda_u")
+    schedule = _schedule(config)
+    facts = _facts(config, result, logged, seen, weights, activations, step, schedule)
+    if (ended := read_json(workdir / DIVERGED)) is not None:
+        facts = dataclasses.replace(facts, diverged=ended["message"])
+    found = findings.find(facts)
+    drawings = [
+        figures.progress(logged, schedule, facts.teacher_top1),
+        figures.losses(logged, schedule),
+        figures.h_prime(logged, schedule, *margin),
+        figures.h_prime_histogram(seen, *margin),
+        figures.agreement(seen),
+        figures.generated(images, labels, teacher.mean, teacher.std),
+        figures.sqnr("weight", weights),
+        figures.sqnr("activation", activations),
+    ]
+    *training, picture, weight_error, activation_error = drawings
+    bits = f"w{config['quant']['weight_bits']}a{config['quant']['activation_bits']}"
+    subtitle = (
+        f"{teacher.architecture}, {bits}, method {rules.get('method', 'adadfq')}, seed "
+        f"{config['seed']}: step {step} of {schedule.total}."
+    )
+    parts = [
+        page.section("Findings", page.findings(found)),
+        page.section(
+            "Numbers",
+            _numbers(facts),
+            page.paragraph("Agreement with the teacher is on held-out generated images."),
+        ),
+        page.section(
+            "The game",
+            page.figures(training),
+            page.paragraph(
+                f"H' is relative to the images that it is computed with; held-out ones are taken "
+                f"{config['batch_size']} at a time, as in the game."
+            ),
+            _times(logged, result),
+        ),
+        page.section(
+            "Images",
+            page.paragraph("Held-out images as the generator makes them now, by class."),
+            page.figures([picture]),
+        ),
+        page.section(
+            "Layers",
+            page.paragraph(
+                f"Activations are measured on {len(images)} held-out generated images, each "
+                "quantizer by itself on the student's own values. SQNR is the energy of the values "
+                "over that of the error; 6 dB are a quarter, 20 dB a hundredth. Dead codes are "
+                "those that no value has."
+            ),
+            page.figures([weight_error, activation_error]),
+            _weight_table(weights),
+            _activation_table(activations),
+        ),
+        page.section(
+            "To repeat it",
+            page.code(command_to_repeat(config, workdir)),
+            _versions(result),
+            page.folded("Resolved configuration", page.code(to_json(config))),
+        ),
+    ]
+    return page.page(f"Report of {workdir.absolute().name}", subtitle, parts), found, drawings
+
+
+def _schedule(config: dict[str, Any]) -> figures.Schedule:
+    epoch = config["steps_per_epoch"]
+    return figures.Schedule(
+        calibrated=config["calibration_epochs"] * epoch,
+        warm=config["warmup_epochs"] * epoch,
+        total=config["epochs"] * epoch,
+    )
+
+
+def _facts(config, result, logged, seen, weights, activations, step, schedule) -> findings.Facts:
+    """Gathers the numbers; the log is asked first, since an unfinished run has no result."""
+    # A checkpoint that was damaged may leave the log ahead of the student.
+    evaluations = [record for record in logged.evaluations if record["step"] <= step]
+    calibrated = next((one for one in evaluations if one["step"] == schedule.warm), {})
+    last = evaluations[-1] if evaluations else {}
+    best = max(
+        (one for one in evaluations if one["top1"] is not None),
+        key=lambda one: one["top1"],
+        default={},
+    )
+    played = step > schedule.warm
+    return findings.Facts(
+        steps=step,
+        total_steps=schedule.total,
+        diverged=None,
+        not_finite=logged.not_finite,
+        calibration_epochs=config["calibration_epochs"],
+        warmup_epochs=config["warmup_epochs"],
+        epochs=config["epochs"],
+        student_milestones=config["student"]["milestones"],
+        range_change=result.get("range_change"),
+        lambda_l=config["game"].get("lambda_l"),
+        lambda_u=config["game"].get("lambda_u"),
+        h_prime=seen.h_prime.tolist(),
+        agreement=seen.agreement,
+        calibrated_agreement=calibrated.get("agreement") if played else None,
+        teacher_top1=result.get("teacher_top1"),
+        calibrated_top1=calibrated.get("top1") if played else None,
+        top1=last.get("top1"),
+        best_top1=best.get("top1"),
+        best_step=best.get("step"),
+        weights=weights,
+        activations=activations,
+    )
+
+
+def _numbers(facts: findings.Facts) -> str:
+    def percent(value: float | None) -> str:
+        return "not measured" if value is None else f"{value:.2%}"
+
+    best = percent(facts.best_top1)
+    if facts.best_top1 is not None:
+        best += f" at step {facts.best_step}"
+    rows = [
+        ["teacher top-1", percent(facts.teacher_top1)],
+        ["calibrated only", percent(facts.calibrated_top1)],
+        ["student top-1, last", percent(facts.top1)],
+        ["student top-1, best (chosen on these images)", best],
+        ["agreement, calibrated only", percent(facts.calibrated_agreement)],
+        ["agreement, last", percent(facts.agreement)],
+        ["ranges moved in the last calibration epoch", percent(facts.range_change)],
+    ]
+    return page.table("Results", ["number", "value"], rows)
+
+
+def _times(logged: history.History, result: dict[str, Any]) -> str:
+    rows = [[_PHASES.get(name, name), f"{value:.0f}"] for name, value in logged.seconds.items()]
+    if "seconds" in result:
+        rows.append(["whole run", f"{result['seconds']:.0f}"])
+    return page.table("Time", ["phase", "seconds"], rows) + page.paragraph(
+        "Wall time, compiling and measuring included; of the phases as the logged rates of steps "
+        "tell it."
+    )
+
+
+def _weight_table(weights: list[layers.QuantizedWeight]) -> str:
+    rows = [
+        [layer.name, str(layer.bits), f"{layer.sqnr:.1f}", f"{layer.dead} of {2**layer.bits}"]
+        for layer in weights
+    ]
+    return page.table("Weights", ["layer", "bits", "SQNR in dB", "dead codes"], rows)
+
+
+def _activation_table(activations: list[layers.QuantizedActivation]) -> str:
+    rows = [
+        [
+            layer.name,
+            str(layer.bits),
+            f"{layer.sqnr:.1f}",
+            f"{layer.minimum:.3g} to {layer.maximum:.3g}",
+            f"{layer.largest:.3g}",
+            f"{layer.clipped:.3%}",
+            f"{layer.dead} of {2**layer.bits}",
+        ]
+        for layer in activations
+    ]
+    heading = ["layer", "bits", "SQNR in dB", "range", "largest value", "clipped", "dead codes"]
+    return page.table("Activations", heading, rows)
+
+
+def _versions(result: dict[str, Any]) -> str:
+    rows = [
+        ["run: jax", result.get("jax_version", "not known")],
+        ["run: devices", f"{result.get('devices', '?')} x {result.get('device_kind', '?')}"],
+        ["report: adadfq_jax", adadfq_jax.__version__],
+        ["report: jax", jax.__version__],
+        ["report: matplotlib", matplotlib.__version__],
+        ["report: Python", platform.python_version()],
+    ]
+    return page.table("Versions", ["what", "version"], rows)

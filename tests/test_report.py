@@ -1,0 +1,577 @@
+"""Reports of two short runs, with and without evaluation images; rules by table."""
+
+import base64
+import html.parser
+import io
+import itertools
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adadfq_jax import cli, reporting, sweep_table, training
+from adadfq_jax.grid import plan
+from adadfq_jax.network import Network
+from adadfq_jax.reporting import history, layers
+from adadfq_jax.reporting.findings import GOOD, NOTE, PROBLEM, Facts, find
+from adadfq_jax.reporting.layers import QuantizedActivation, QuantizedWeight
+from adadfq_jax.student import load_student
+from tests.conftest import SIZE, make_small_config, make_teacher
+
+# ml_collections loads a file in a way that Python deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+ROOT = Path(__file__).parents[1]
+FIGURES = {
+    "progress",
+    "losses",
+    "h_prime",
+    "h_prime_histogram",
+    "agreement",
+    "samples",
+    "weight_sqnr",
+    "activation_sqnr",
+}
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs by name, without their reports."""
+    folder = tmp_path_factory.mktemp("runs")
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (40, SIZE, SIZE, 3), np.uint8)
+    np.savez(folder / "test.npz", x=images, y=np.arange(40) % 10)
+    for name in ("with", "without"):
+        config = make_small_config()
+        config.checkpoint.every_steps = 6
+        if name == "with":
+            config.data.source, config.data.path = "npz", str(folder / "test.npz")
+        training.quantize(config, make_teacher(), folder / name, show_progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reported(runs, tmp_path_factory):
+    """Both runs with their reports; not to be changed."""
+    folder = tmp_path_factory.mktemp("reported")
+    for name in ("with", "without"):
+        shutil.copytree(runs / name, folder / name)
+        assert cli.run(["report", f"--workdir={folder / name}", "--cache="]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(runs, tmp_path):
+    """A run without evaluation images, to be changed."""
+    return Path(shutil.copytree(runs / "without", tmp_path / "run"))
+
+
+class Page(html.parser.HTMLParser):
+    """What a page shows.
+
+    Attributes:
+      images: by the figure's id, (alt, PNG).
+      rows: cells of the rows of its tables.
+      found: (level, text) of its findings.
+      code: texts of its code blocks.
+      references: all that it leads to or loads.
+    """
+
+    def __init__(self, path):
+        super().__init__()
+        self.images, self.rows, self.found, self.code, self.references = {}, [], [], [], []
+        self._figure, self._into = None, None
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.references += [attributes[name] for name in ("src", "href") if name in attributes]
+        match tag:
+            case "figure":
+                self._figure = attributes["id"]
+            case "img":
+                png = base64.b64decode(attributes["src"].removeprefix("data:image/png;base64,"))
+                self.images[self._figure] = attributes["alt"], png
+            case "tr":
+                self.rows.append([])
+            case "td" | "th":
+                self.rows[-1].append("")
+                self._into = lambda text: self.rows[-1].append(self.rows[-1].pop() + text)
+            case "li":
+                self.found.append((attributes["class"], ""))
+                self._into = lambda text: self.found.append(
+                    (self.found[-1][0], self.found.pop()[1] + text)
+                )
+            case "pre":
+                self._into = self.code.append
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th", "li", "pre"):
+            self._into = None
+
+    def handle_data(self, data):
+        if self._into is not None:
+            self._into(data)
+
+    def table(self):
+        """Returns the rows' cells by their first one."""
+        return {first: others for first, *others in self.rows}
+
+
+# ---- What the page shows ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["with", "without"])
+def test_every_figure_is_on_the_page_and_beside_it(reported, name):
+    path = reported / name / "report.html"
+    page = Page(path)
+    assert set(page.images) == FIGURES
+    assert {file.name for file in (reported / name / "report").iterdir()} == {
+        f"{figure}.png" for figure in FIGURES
+    }
+    for figure, (alt, png) in page.images.items():
+        assert len(alt.split()) > 5
+        assert png == (reported / name / "report" / f"{figure}.png").read_bytes()
+        picture = Image.open(io.BytesIO(png))
+        picture.load()
+        colours = picture.convert("RGB").getcolors(maxcolors=2**24)
+        assert len(colours) > 20
+    assert path.stat().st_size < 5e6
+
+
+@pytest.mark.parametrize("name", ["with", "without"])
+def test_the_page_needs_no_network(reported, name):
+    path = reported / name / "report.html"
+    assert not re.search(r"https?://|<script|<link|@import|url\(", path.read_text())
+    assert all(reference.startswith("data:") for reference in Page(path).references)
+
+
+def test_numbers_are_those_of_the_run(reported):
+    result = json.loads((reported / "with" / "result.json").read_text())
+    shown = Page(reported / "with" / "report.html").table()
+    for row, name in (
+        ("teacher top-1", "teacher_top1"),
+        ("calibrated only", "calibrated_top1"),
+        ("student top-1, last", "top1"),
+        ("agreement, calibrated only", "calibrated_agreement"),
+        ("agreement, last", "agreement"),
+    ):
+        assert shown[row] == [f"{result[name]:.2%}"], row
+    best = f"{result['best_top1']:.2%} at step {result['best_step']}"
+    assert shown["student top-1, best (chosen on these images)"] == [best]
+    assert set(shown) >= {"stem_conv", "stage3_block1/relu2", "classifier", "play", "warm-up"}
+
+
+def test_without_evaluation_images_all_but_accuracy_is_there(reported):
+    page = Page(reported / "without" / "report.html")
+    shown = page.table()
+    for row in ("teacher top-1", "calibrated only", "student top-1, last"):
+        assert shown[row] == ["not measured"]
+    assert any("Accuracy is not measured" in text for _, text in page.found)
+    assert "accuracy not measured" in (reported / "without" / "report.html").read_text()
+    other = Page(reported / "with" / "report.html")
+    assert not any("not measured" in text for _, text in other.found)
+    # The same game: the same layers, images and agreement.
+    assert page.images["samples"] == other.images["samples"]
+    assert shown["stem_relu"] == other.table()["stem_relu"]
+
+
+def test_the_command_plays_the_same_game(reported, monkeypatch, capfd):
+    page = Page(reported / "with" / "report.html")
+    adadfq, *words = shlex.split(page.code[0])
+    assert adadfq == "adadfq"
+    workdir = f"--workdir={reported / 'with'}"
+    assert f"{workdir}_again" in words
+    monkeypatch.chdir(ROOT)
+    before = (reported / "with" / "result.json").read_bytes()
+    # A workdir refuses another game, and a finished one is only read.
+    assert cli.run([*words, workdir, "--cache="]) == 0
+    assert "already complete" in "".join(capfd.readouterr())
+    assert (reported / "with" / "result.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+def test_a_browser_shows_it_without_overflow(reported, tmp_path, width):
+    text = (reported / "with" / "report.html").read_text()
+    tell = """<script>addEventListener("load", () => parent.postMessage([
+      document.documentElement.scrollWidth,
+      [...document.images].filter(image => image.naturalWidth > 0).length,
+      Math.max(...[...document.images].map(image => image.width))], "*"))</script></body>"""
+    (tmp_path / "page.html").write_text(text.replace("</body>", tell))
+    # A frame is as narrow as it is told, which a headless window is not.
+    (tmp_path / "frame.html").write_text(
+        """<body><script>addEventListener("message", event => {
+        document.body.dataset.told = event.data.join(" "); })</script>"""
+        f'<iframe src="page.html" width="{width}" height="800" style="border: 0"></iframe>'
+    )
+    finished = subprocess.run(
+        [
+            BROWSER,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--virtual-time-budget=5000",
+            "--enable-logging=stderr",
+            "--dump-dom",
+            f"file://{tmp_path / 'frame.html'}",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    told = re.search(r'data-told="(\d+) (\d+) (\d+)"', finished.stdout)
+    assert told, finished.stderr[-2000:]
+    scroll_width, images, widest = map(int, told.groups())
+    assert scroll_width <= width
+    assert images == len(FIGURES)
+    assert 200 < widest < width
+    assert "CONSOLE" not in finished.stderr
+
+
+# ---- What it is measured by -------------------------------------------------------------------
+
+
+def test_activations_are_measured_as_by_hand(runs):
+    student = load_student(runs / "with")
+    images, _ = student.draw(100)  # more than one batch, and a rest
+    (measured,) = [
+        layer for layer in layers.measure_activations(student, images) if layer.name == "stem_relu"
+    ]
+    _, seen = student.module.apply(
+        student.variables, images, capture_intermediates=True, mutable=["intermediates"]
+    )
+    seen = seen["intermediates"]
+    x = np.maximum(np.asarray(seen["stem_norm"]["__call__"][0], np.float64), 0)
+    y = np.asarray(seen["stem_relu"]["__call__"][0], np.float64)
+    ranges = student.variables["ranges"]["stem_relu"]
+    assert measured.bits == 4
+    assert measured.minimum == float(ranges["minimum"])
+    assert measured.maximum == float(ranges["maximum"])
+    assert measured.largest == pytest.approx(x.max(), rel=1e-5)
+    assert measured.sqnr == pytest.approx(
+        10 * np.log10((x**2).sum() / ((x - y) ** 2).sum()), abs=1e-3
+    )
+    outside = (x < measured.minimum) | (x > measured.maximum)
+    assert measured.clipped == pytest.approx(outside.mean(), abs=2 / x.size)
+    assert measured.dead == 16 - len(np.unique(y.round(5)))
+
+
+def test_dead_codes_and_clipping_of_a_wrong_range(runs):
+    student = load_student(runs / "with")
+    images, _ = student.draw(40)
+    usual = layers.measure_activations(student, images)[0]
+    for factor, sees in (
+        (100.0, lambda layer: layer.dead >= 14 and layer.clipped <= usual.clipped),
+        (0.1, lambda layer: layer.clipped > 0.1 and layer.dead == 0),
+    ):
+        ranges = dict(student.variables["ranges"])
+        ranges["stem_relu"] = ranges["stem_relu"] | {"maximum": np.float32(usual.maximum * factor)}
+        changed = Network(
+            architecture=student.architecture,
+            module=student.module,
+            variables=student.variables | {"ranges": ranges},
+            image_size=student.image_size,
+            mean=student.mean,
+            std=student.std,
+        )
+        layer = layers.measure_activations(changed, images)[0]
+        assert layer.name == "stem_relu"
+        assert sees(layer)
+        assert layer.sqnr < usual.sqnr
+
+
+def test_weights_are_measured_as_by_hand(runs):
+    student = load_student(runs / "with")
+    measured = {layer.name: layer for layer in layers.measure_weights(student)}
+    kernel = np.asarray(student.variables["params"]["stem_conv"]["kernel"], np.float64)
+    low, high = kernel.min((0, 1, 2)), kernel.max((0, 1, 2))
+    step = (high - low) / 15
+    error = (
+        kernel
+        - (np.round(kernel / step - np.round(low / step)).clip(0, 15) + np.round(low / step)) * step
+    )
+    expected = 10 * np.log10((kernel**2).sum() / (error**2).sum())
+    assert measured["stem_conv"].sqnr == pytest.approx(expected, abs=0.01)
+    assert measured["stem_conv"].bits == 4
+    assert measured["stem_conv"].dead == 0
+    first, *_, last = measured
+    assert (first, last) == ("stem_conv", "classifier")
+
+
+# ---- What it says in words --------------------------------------------------------------------
+
+WEIGHTS = [QuantizedWeight("conv", 4, 18.0, 0)]
+
+
+def activation(**changes):
+    fields = {
+        "name": "relu",
+        "bits": 4,
+        "minimum": 0.0,
+        "maximum": 4.0,
+        "largest": 4.5,
+        "sqnr": 17.0,
+        "clipped": 0.0001,
+        "dead": 0,
+    }
+    return QuantizedActivation(**fields | changes)
+
+
+def facts(**changes):
+    fields = {
+        "steps": 1000,
+        "total_steps": 1000,
+        "diverged": None,
+        "not_finite": {},
+        "calibration_epochs": 4,
+        "warmup_epochs": 4,
+        "epochs": 20,
+        "student_milestones": (10, 15),
+        "range_change": 0.002,
+        "lambda_l": 0.1,
+        "lambda_u": 0.8,
+        "h_prime": [0.05, 0.4, 0.5, 0.6, 0.7],
+        "agreement": 0.8,
+        "calibrated_agreement": 0.6,
+        "teacher_top1": 0.93,
+        "calibrated_top1": 0.8,
+        "top1": 0.91,
+        "best_top1": 0.915,
+        "best_step": 900,
+        "weights": WEIGHTS,
+        "activations": [activation()],
+    }
+    return Facts(**fields | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "words"),
+    [
+        ({"steps": 600}, PROBLEM, "not finished: the newest checkpoint is of step 600 of 1000"),
+        ({"steps": 6, "diverged": "the game diverged: l_q"}, PROBLEM, "The game diverged: l_q"),
+        ({"not_finite": {"l_q": 70, "l_g": 50}}, PROBLEM, "l_g, l_q not finite, first at step 50"),
+        ({"range_change": 0.12}, PROBLEM, "moved by 12% in the last calibration epoch: calibrate"),
+        ({"range_change": None, "calibration_epochs": 1}, NOTE, "One epoch of calibration does"),
+        ({"activations": [activation(clipped=0.031)]}, PROBLEM, "1 of 1 activations clip more"),
+        ({"h_prime": [0.0, 0.05, 0.5]}, PROBLEM, "below lambda_l = 0.1 for 67%"),
+        ({"h_prime": [0.9, 0.85, 0.5]}, PROBLEM, "above lambda_u = 0.8 for 67%"),
+        ({"h_prime": [float("nan"), 0.5]}, PROBLEM, "H' of 1 of 2 held-out images is not finite"),
+        ({"h_prime": [float("nan")]}, PROBLEM, "H' of 1 of 1 held-out images is not finite"),
+        (
+            {"lambda_l": None, "lambda_u": None, "h_prime": [0.97, 0.95]},
+            NOTE,
+            "Mean H' of held-out images is 0.96",
+        ),
+        ({"student_milestones": (2, 4, 9)}, PROBLEM, "had fallen at 2 of its 3 milestones"),
+        ({"agreement": 0.341}, PROBLEM, "agree on only 34.1%"),
+        ({"agreement": 0.55}, NOTE, "did not raise the agreement on generated images: 60.0%"),
+        (
+            {"top1": None, "calibrated_top1": None, "best_top1": None, "teacher_top1": None},
+            NOTE,
+            "Accuracy is not measured",
+        ),
+        ({"top1": 0.7, "best_top1": 0.7}, PROBLEM, "80.00% (calibrated only) to 70.00%, less"),
+        ({"top1": 0.85, "best_top1": 0.85}, NOTE, "8.0 points below the teacher's 93.00%"),
+        ({"best_top1": 0.93}, NOTE, "fell from 93.00% at step 900 to 91.00%"),
+        ({"activations": [activation(largest=0.0)]}, PROBLEM, "Always 0 on held-out images: relu"),
+        ({"activations": [activation(dead=2)]}, PROBLEM, "relu most (2 of 16)"),
+        ({"activations": [activation(sqnr=4.2)]}, NOTE, "relu most (4.2 dB, 4 bit)"),
+        ({"weights": [QuantizedWeight("conv", 2, 5.5, 0)]}, NOTE, "conv most (5.5 dB, 2 bit)"),
+    ],
+)
+def test_a_rule_speaks_when_it_should(changes, level, words):
+    found = find(facts(**changes))
+    (spoken,) = [finding for finding in found if words in finding.text]
+    assert spoken.level == level
+    # And not otherwise; the worst comes first.
+    assert not any(words in finding.text for finding in find(facts()))
+    assert found[0].level == level
+    assert any("Nothing else" in one.text for one in found) == (level != PROBLEM)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"range_change": 0.05},
+        {"activations": [activation(clipped=0.01, dead=1, sqnr=6.0)]},
+        {"activations": [activation(bits=8, dead=25)]},
+        {"agreement": 0.61, "teacher_top1": 0.96, "top1": 0.912, "best_top1": 0.92},
+        {"epochs": 4, "student_milestones": (2,)},
+        {"lambda_l": None, "lambda_u": None, "h_prime": [0.9]},
+        {"weights": [QuantizedWeight("conv", 8, float("inf"), 200)]},
+    ],
+)
+def test_a_healthy_run_is_called_so(changes):
+    found = find(facts(**changes))
+    assert {finding.level for finding in found} == {GOOD}
+    assert found[-1].text.startswith("Nothing else was found wrong")
+
+
+# ---- Damaged, unfinished, refused -------------------------------------------------------------
+
+
+def test_metrics_that_are_not_finite_or_cut_short(run):
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    trained = [record for record in records if "l_g" in record]
+    trained[4]["l_g"] = float("nan")
+    trained[5]["l_q"] = float("-inf")
+    for record in trained:
+        record["l_bns"] = float("nan")
+        record["steps_per_second"] = 0.0
+    text = "\n".join(map(json.dumps, records))
+    assert "NaN" in text
+    assert "-Infinity" in text
+    path.write_text(f'[1]\n{{"phase": "play"}}\n{text}\n{{"step": 99, "l_')
+    found = reporting.write_report(run)
+    words = f"l_bns, l_g, l_q not finite, first at step {trained[0]['step']}"
+    assert [one.level for one in found if words in one.text] == [PROBLEM]
+    page = Page(run / "report.html")
+    assert set(page.images) == FIGURES
+    assert "L_BNS, statistics: never finite." in page.images["losses"][0]
+    assert "play" not in page.table()
+
+
+def test_a_run_without_metrics(run):
+    (run / "metrics.jsonl").unlink()
+    reporting.write_report(run)
+    page = Page(run / "report.html")
+    assert page.images["losses"][0] == "No loss was logged."
+    assert page.images["progress"][0] == "No evaluation was logged."
+
+
+def test_seconds_by_phase(tmp_path):
+    records = [
+        {"step": 10, "phase": "calibrate", "steps_per_second": 5.0, "l_g": 1.0},
+        {"step": 20, "phase": "calibrate", "steps_per_second": 10.0, "l_g": 1.0},
+        {"step": 20, "evaluation": True, "top1": 0.5, "top5": None, "agreement": 0.25},
+        {"step": 40, "phase": "play", "steps_per_second": 2.0, "l_g": 1.0},
+    ]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("\n".join(map(json.dumps, records)))
+    read = history.read_history(path)
+    assert read.seconds == {"calibrate": 3.0, "play": 10.0}
+    assert read.evaluations == [{"step": 20, "top1": 0.5, "top5": None, "agreement": 0.25}]
+    assert set(read.curves) == {"l_g"}
+
+
+def test_a_run_that_is_not_finished(run):
+    shutil.rmtree(run / "checkpoints" / "12")
+    (run / "result.json").unlink()
+    found = reporting.write_report(run)
+    assert "the newest checkpoint is of step 6 of 12" in found[0].text
+    assert set(Page(run / "report.html").images) == FIGURES
+    (run / "diverged.json").write_text('{"message": "the game diverged: l_q is nan at step 7."}')
+    found = reporting.write_report(run, overwrite=True)
+    assert found[0].text == "The game diverged: l_q is nan at step 7."
+    assert not any("not finished" in finding.text for finding in found)
+
+
+def test_overwriting_is_asked_for(run, capfd):
+    (run / "report.html").write_text("mine")
+    argv = ["report", f"--workdir={run}", "--cache="]
+    assert cli.run(argv) == 2
+    assert "exists; --overwrite replaces it." in capfd.readouterr().err
+    assert (run / "report.html").read_text() == "mine"
+    assert not (run / "report").exists()
+    assert cli.run([*argv, "--overwrite"]) == 0
+    assert capfd.readouterr().out.endswith(f"{run / 'report.html'}\n")
+    assert (run / "report.html").read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "--workdir=DIR is missing"),
+        (["--workdir={folder}/nothing"], "holds neither a run nor a sweep"),
+        (["--workdir={folder}/file"], "holds neither a run nor a sweep"),
+        (["--workdir={folder}"], "holds neither a run nor a sweep"),
+        (["--workdir={folder}", "--html=x"], "html"),
+    ],
+)
+def test_bad_input_is_one_sentence(tmp_path, capfd, argv, words):
+    (tmp_path / "file").write_text("mine")
+    argv = [word.format(folder=tmp_path) for word in argv]
+    assert cli.run(["report", *argv]) == 2
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert words in err
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_run_without_a_checkpoint_is_one_sentence(run, capfd):
+    shutil.rmtree(run / "checkpoints")
+    assert cli.run(["report", f"--workdir={run}", "--cache="]) == 2
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "a run without a checkpoint yet" in err
+    assert not (run / "report.html").exists()
+
+
+def test_without_matplotlib_the_command_to_install_it(run, capfd, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert cli.run(["report", f"--workdir={run}", "--cache="]) == 2
+    assert "pip install 'adadfq_jax[report]'" in capfd.readouterr().err
+    assert not (run / "report.html").exists()
+
+
+# ---- Sweeps -----------------------------------------------------------------------------------
+
+
+def test_a_sweep_is_its_table_and_the_way_to_its_games(tmp_path, capfd):
+    points = plan(make_small_config(), "bits=w3a3,w4a4;seed=0..1")
+    results = [
+        {
+            "teacher_top1": 0.9,
+            "calibrated_top1": 0.25,
+            "top1": 0.5 + place / 100,
+            "best_top1": 0.6,
+            "agreement": 0.75,
+            "seconds": 3.0,
+            "steps": 12,
+        }
+        for place in range(3)
+    ]
+    names = [point.name for point in points]
+    for name, result in zip(names, results, strict=False):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result.json").write_text(json.dumps(result))
+    (tmp_path / names[0] / "report.html").write_text("")
+    (tmp_path / "sweep.json").write_text(json.dumps({"games": {name: {} for name in names}}))
+    argv = ["report", f"--workdir={tmp_path}", "--cache="]
+    assert cli.run(argv) == 0
+    assert "not finished: it has no table yet" in (tmp_path / "report.html").read_text()
+
+    (tmp_path / names[3]).mkdir()
+    (tmp_path / names[3] / "diverged.json").write_text("{}")
+    games = list(itertools.zip_longest(points, results))
+    table = {"rows": sweep_table.rows(games), "diverged": [names[3]], "outside": []}
+    (tmp_path / "table.json").write_text(json.dumps(table))
+    assert cli.run(argv) == 2
+    assert cli.run([*argv, "--overwrite"]) == 0
+    capfd.readouterr()
+    page = Page(tmp_path / "report.html")
+    rows = page.table()
+    assert "50.50 ± 0.71" in rows["w3a3"]
+    assert rows[names[2]] == ["finished", "52.00%", "25.00%", "75.00%", "3"]
+    assert rows[names[3]][0] == "diverged"
+    assert page.references == [
+        f"{names[0]}/report.html",
+        f"{names[1]}/result.json",
+        f"{names[2]}/result.json",
+    ]
+    assert all((tmp_path / reference).exists() for reference in page.references)
