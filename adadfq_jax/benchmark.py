@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from adadfq_jax import breakdown, hardware, parallel, recipes
+from adadfq_jax import benchmark_games, breakdown, hardware, parallel, recipes
 from adadfq_jax.config import validate
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.game import Game, Phase
@@ -31,6 +31,7 @@ def benchmark(
     steps: int = 10,
     against: str | None = None,
     profile: str | Path | None = None,
+    games: int = 0,
 ) -> dict[str, Any]:
     """Times the steps of a game.
 
@@ -44,6 +45,7 @@ def benchmark(
       steps: how many each contestant plays in a round; one more before them is not counted.
       against: "torch" for the two procedures of `reference/`.
       profile: a new or empty folder for a trace of one round of play.
+      games: how many games, of different seeds, to play in each way of `benchmark_games` as well.
 
     Returns:
       The measurements, as `adadfq benchmark --json` prints them; seconds, bytes, FLOP.
@@ -142,6 +144,13 @@ def benchmark(
             }
         ),
     }
+    if games:
+        configs = [config.copy_and_resolve_references() for _ in range(games)]
+        for seed, other in enumerate(configs):
+            other.seed = seed
+        result["games"] = benchmark_games.compare(
+            game, configs, teacher.variables, devices, steps=steps, rounds=ROUNDS
+        )
     if against is not None:
         result["versions"]["torch"] = torch.__version__
         result["torch"] = {

@@ -40,6 +40,9 @@ def table(result: dict[str, Any]) -> str:
         ]
     lines += ["", f"{'parts, each alone, ms':<30}"]
     lines += [f"{name:<30}{seconds * 1e3:>9.2f}" for name, seconds in result["parts"].items()]
+    if "games" in result:
+        lines += ["", f"{'a step of each of the games':<30}"]
+        lines += [f"{way:<30}{seconds * 1e3:>9.2f}" for way, seconds in result["games"].items()]
     if result["load"] > _BUSY:
         lines += ["", f"The machine was busy (load {result['load']:.1f}): times are too long."]
     return "\n".join(lines)

@@ -76,8 +76,12 @@ def check_grid(grid: Mapping[str, Sequence[Any]]) -> None:
     for key, values in grid.items():
         if key != BITS:
             check_field(key)
+        if not isinstance(values, list | tuple):
+            raise ConfigError(f"the grid gives {key} {values!r}, not a list of values.")
         if not values:
             raise ConfigError(f"the grid gives {key} no value.")
+        if key == BITS and not all(isinstance(value, str) for value in values):
+            raise ConfigError(f"the grid's {BITS} are written like 'w4a4', not {values!r}.")
         for index, value in enumerate(values):
             if value in values[:index]:
                 raise ConfigError(f"the grid gives {key} the value {value!r} twice.")

@@ -50,7 +50,12 @@ def write_samples(
         else:
             _write_folder(partial, images, labels, logits)
             if target.is_dir():
-                shutil.rmtree(target)
+                # Out of the way first, so that a kill leaves one of both whole.
+                old = partial.with_suffix(".old")
+                target.replace(old)
+                partial.replace(target)
+                shutil.rmtree(old)
+                return
         partial.replace(target)
     finally:
         if partial.is_dir():
@@ -97,7 +102,12 @@ def _check_output(text: str, overwrite: bool) -> bool:
     if not is_file and path.exists() and any(path.iterdir()):
         # A folder of anything else is never deleted.
         ours = all(
-            entry.name == _LOGITS or (entry.name.isdigit() and entry.is_dir())
+            entry.name == _LOGITS
+            or (
+                entry.name.isdigit()
+                and entry.is_dir()
+                and all(file.suffix == ".png" and file.stem.isdigit() for file in entry.iterdir())
+            )
             for entry in path.iterdir()
         )
         if not (ours and (path / _LOGITS).exists()):

@@ -103,19 +103,22 @@ def quantize(
         if folder is not None:
             folder.check_identity(config)
             if folder.finished_steps() >= total:
-                progress.say(
-                    f"{folder.path}: the run is already complete, with {folder.finished_steps()} "
-                    "steps; `adadfq evaluate --workdir` measures it on other images."
-                )
-                return load_student(folder.path)
+                student = load_student(folder.path)
+                if student.result:
+                    progress.say(
+                        f"{folder.path}: the run is already complete, with "
+                        f"{folder.finished_steps()} steps; `adadfq evaluate --workdir` measures it "
+                        "on other images."
+                    )
+                    _export(student, folder, config, progress, overwrite=False)
+                    return student
+                progress.say(f"{folder.path}: its last steps are lost, and are played again")
             folder.claim(config)
             _keep_teacher(folder, teacher)
         student = _run(
             config, game, state, teacher, dataset, devices, folder, progress, should_stop
         )
-        for name in export_formats(config):
-            path = folder.path / f"student{EXPORT_FORMATS[name][0]}"
-            progress.say(export(student, path, name, overwrite=True).to_text())
+        _export(student, folder, config, progress, overwrite=True)
         return student
     finally:
         if folder is not None:
@@ -242,6 +245,14 @@ def _run(
         folder.write_bytes(SAMPLES, samples.grid(images, labels, teacher.mean, teacher.std))
         folder.write_text(RESULT, to_json(result))
     return student_of(game, host, teacher, result)
+
+
+def _export(student: Student, folder: Workdir | None, config, progress, overwrite: bool) -> None:
+    """Leaves a finished run's student in the formats asked for."""
+    for name in export_formats(config):
+        path = folder.path / f"student{EXPORT_FORMATS[name][0]}"
+        if overwrite or not path.exists():
+            progress.say(export(student, path, name, overwrite=True).to_text())
 
 
 # ---- Before the game ------------------------------------------------------------------------
@@ -405,9 +416,9 @@ class _Watch:
             if not math.isfinite(value):
                 kept = " The last good checkpoint was kept." if self._log is not None else ""
                 raise DivergedError(
-                    f"the game diverged: {name} is {value} at step {step} ({phase.value}). Lower "
-                    "generator.learning_rate or student.learning_rate, or calibrate longer "
-                    f"(calibration_epochs).{kept}"
+                    f"the game diverged: {name} is {value} at step {step} ({phase.value}). In a "
+                    "new workdir, lower generator.learning_rate or student.learning_rate, or "
+                    f"calibrate longer (calibration_epochs).{kept}"
                 )
         record = self._record
         if phase is Phase.CALIBRATE:

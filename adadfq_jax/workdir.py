@@ -80,6 +80,10 @@ class Workdir:
         Raises:
           ConfigError: the folder holds a run of another identity; names the fields.
         """
+        if (self.path / SWEEP).exists():
+            raise ConfigError(
+                f"workdir {str(self.path)!r} holds a sweep; choose another for a single run."
+            )
         old = read_json(self.path / CONFIG)
         changed = old is not None and differences(old, config)
         if changed:

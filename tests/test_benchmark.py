@@ -4,13 +4,24 @@ import importlib.util
 import json
 from pathlib import Path
 
+import chex
+import jax
 import numpy as np
 import pytest
 import torch
 
-from adadfq_jax import benchmark, benchmark_table, breakdown, cli, models
+from adadfq_jax import (
+    benchmark,
+    benchmark_games,
+    benchmark_table,
+    breakdown,
+    cli,
+    models,
+    parallel,
+    recipes,
+)
 from adadfq_jax.errors import ConfigError
-from adadfq_jax.game import Game
+from adadfq_jax.game import Game, Phase
 from adadfq_jax.reference import opponents
 from adadfq_jax.teachers.random import random_teacher
 from tests.conftest import SIZE, make_teacher
@@ -32,7 +43,7 @@ def config(small_config):
 def test_measures_ours_and_theirs(config, monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark, "ROUNDS", 2)
     profile = tmp_path / "profile"
-    result = benchmark.benchmark(config, steps=2, against="torch", profile=profile)
+    result = benchmark.benchmark(config, steps=2, against="torch", profile=profile, games=2)
     assert json.loads(json.dumps(result)) == result
     assert set(result["phases"]) == {"calibrate", "warmup", "play"}
     for phase in result["phases"].values():
@@ -53,6 +64,7 @@ def test_measures_ours_and_theirs(config, monkeypatch, tmp_path):
     assert result["torch"]["phases"]["play"]["median_s"] > 0
     assert "random weights" in result["network"]
     assert list(profile.rglob("*.xplane.pb"))
+    assert result["games"].keys() == {"in turn", "side by side", "one program"}
     text = benchmark_table.table(result)
     for wanted in (
         "resnet8_cifar, 8 px, random weights",
@@ -82,6 +94,35 @@ def test_opponents_play_with_our_networks(config):
     np.testing.assert_allclose(logits, teacher(images), rtol=1e-3, atol=1e-3)
     for play in opponents.opponents(game, config, teacher.variables, "cpu").values():
         play()
+
+
+@pytest.mark.usefixtures("x64")
+def test_games_are_the_same_in_whatever_way_they_are_played(config):
+    """Two steps of calibration and of play, float64, to 1e-8."""
+    teacher = make_teacher()
+    recipes.fill_in(config, teacher.architecture, SIZE)
+    variables = jax.tree.map(lambda leaf: leaf.astype(np.float64), teacher.variables)
+    game = Game.create(config, teacher.module, SIZE)
+    configs = [config.copy_and_resolve_references() for _ in range(2)]
+    for seed, other in enumerate(configs):
+        other.seed, other.quant.weight_bits = seed, 3 + seed
+    starts = [game.init(other, variables) for other in configs]
+    devices = jax.devices()[:2]
+
+    def ends(way):
+        states = starts
+        for phase in (Phase.CALIBRATE, Phase.PLAY):
+            play = benchmark_games.player(way, game, states, variables, devices, phase)
+            for _ in range(2):
+                played = play()
+            states = [parallel.fetch(state) for state in played]
+            if way == "one program":
+                states = [jax.tree.map(lambda leaf, i=i: leaf[i], states[0]) for i in range(2)]
+        return states
+
+    alone = ends("in turn")
+    for way in ("side by side", "one program"):
+        chex.assert_trees_all_close(ends(way), alone, rtol=1e-8, atol=1e-8)
 
 
 def test_every_program_is_a_part():

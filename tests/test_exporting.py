@@ -298,6 +298,7 @@ def test_bad_input(run_folder, tmp_path, verb):
         ([good, "--output=x.onnx", "--checkpoint=best"], "last or the number of a step"),
         ([good, "--output=x.onnx", "--checkpoint=7"], "no checkpoint of step 7"),
         ([f"--workdir={tmp_path}", "--output=x.onnx"], "holds no run"),
+        (["--teacher=t", "--checkpoint=last", "--output=x.onnx"], "--checkpoint is of a run"),
     ):
         code, out, err = verb("export", *argv)
         assert (code, out) == (2, ""), argv
@@ -337,7 +338,7 @@ def test_a_damaged_file_is_refused(files, tmp_path, name, damage):
     else:
         content[len(content) // 2] ^= 0x10
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ExportError, match=r"damaged|not a readable"):
+    with pytest.raises(ExportError, match=r"damaged|not a readable|not a file of"):
         adadfq_jax.load_exported(tmp_path / name)
 
 
@@ -370,16 +371,60 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(ExportError, match="there is no file"):
         adadfq_jax.load_exported(tmp_path / "s.onnx")
     (tmp_path / "s.bin").write_text("")
-    with pytest.raises(ConfigError, match="should end in"):
+    with pytest.raises(ExportError, match="no exported file: those end in"):
         adadfq_jax.load_exported(tmp_path / "s.bin")
     teacher = Path(adadfq_jax.__file__).parent / "assets" / "digits_resnet20.safetensors"
-    with pytest.raises(ExportError, match="holds no exported student"):
+    with pytest.raises(ExportError, match="a teacher's is for --teacher"):
         adadfq_jax.load_exported(teacher)
 
 
 def test_a_student_without_a_generator_needs_images():
     with pytest.raises(ConfigError, match="no generator: give images"):
         adadfq_jax.export(make_student(), "student.onnx")
+
+
+def test_integers_that_are_wrong_are_a_failure(tmp_path, monkeypatch):
+    right = arithmetic._in_integers
+
+    def wrong(*arguments):
+        y, largest = right(*arguments)
+        return 1.1 * y, largest
+
+    monkeypatch.setattr(arithmetic, "_in_integers", wrong)
+    with pytest.raises(VerificationError, match="in integers, stage1_block1/conv1"):
+        adadfq_jax.export(make_student(), tmp_path / "s.onnx", images=make_images(SIZE))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [(np.zeros((0, SIZE, SIZE, 3)), "images must be"), (np.zeros((4, 6, 6, 3)), "images must be")],
+)
+def test_images_that_do_not_fit(tmp_path, images, words):
+    with pytest.raises(ConfigError, match=words):
+        adadfq_jax.export(make_student(), tmp_path / "s.onnx", images=images)
+
+
+def test_only_students_and_teachers_are_exported(files, tmp_path):
+    with pytest.raises(ConfigError, match="export takes a student"):
+        adadfq_jax.export(adadfq_jax.load_exported(files / "s.safetensors"), tmp_path / "s.onnx")
+
+
+def test_a_finished_run_is_exported_later_and_a_lost_end_is_played_again(tmp_path):
+    config = make_small_config()
+    config.checkpoint.every_steps = 6
+    folder = tmp_path / "run"
+    first = training.quantize(config, make_teacher(), folder, show_progress=False)
+    config.export = "integers"
+    training.quantize(config, make_teacher(), folder, show_progress=False)
+    assert (folder / "student.safetensors").is_file()
+    for file in (folder / "checkpoints" / "12").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.warns(UserWarning, match="damaged"):
+        again = training.quantize(config, make_teacher(), folder, show_progress=False)
+    assert again.result["steps"] == 12
+    assert again.digest == first.digest
 
 
 @pytest.mark.parametrize("fold_norms", [False, True])

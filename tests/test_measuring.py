@@ -104,8 +104,8 @@ def test_a_runs_student_on_the_runs_images_or_others(evaluate, files, workdir, t
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "give either --teacher=FILE or --workdir=DIR"),
-        (["--teacher={files}/teacher.safetensors", "--workdir={run}"], "give either --teacher"),
+        ([], "give one of --teacher=FILE, --workdir=DIR and --model=FILE"),
+        (["--teacher={files}/teacher.safetensors", "--workdir={run}"], "give one of --teacher"),
         (["--teacher={files}/teacher.safetensors"], "--source is missing"),
         (["--teacher={files}/teacher.safetensors", "--path=x.npz"], "--source is missing"),
         (["--teacher={files}/teacher.safetensors", "--source=none"], "--source is missing"),

@@ -25,7 +25,7 @@ __all__ = [
     "FORMATS",
     "ExportedModel",
     "Report",
-    "check_format",
+    "check_output",
     "export",
     "load_exported",
     "require",
@@ -66,13 +66,13 @@ def export(
       VerificationError: the file answers otherwise than the student; none is left.
     """
     path = Path(path)
-    format = check_format(format, path)
-    if (fold_norms or raw_pixels) and format != "onnx":
-        raise ConfigError(f"folded BatchNorms and raw pixels are options of onnx, not of {format}.")
-    if path.exists() and not overwrite:
-        raise ConfigError(f"{str(path)!r} exists; overwrite it with --overwrite, or name another.")
-    if not path.parent.is_dir():
-        raise ConfigError(f"there is no folder {str(path.parent)!r} to write {path.name} in.")
+    format = check_output(
+        path, format, overwrite=overwrite, fold_norms=fold_norms, raw_pixels=raw_pixels
+    )
+    if not isinstance(student, Student | Teacher):
+        raise ConfigError(
+            f"export takes a student, of quantize or load_student, or a teacher, not {student!r}."
+        )
     if isinstance(student, Teacher):
         if format != "onnx":
             raise ConfigError(f"a teacher can be exported as onnx only, not as {format}.")
@@ -83,6 +83,9 @@ def export(
         if student.draw is None:
             raise ConfigError("the student has no generator: give images to compare on.")
         images, _ = student.draw(_IMAGES)
+    side = student.image_size
+    if not len(images) or images.shape[1:] != (side, side, 3):
+        raise ConfigError(f"images must be (N, {side}, {side}, 3), not {images.shape}.")
     require(format)
     network = take_apart(student)
     content = _content(network, student, format, fold_norms, raw_pixels)
@@ -98,6 +101,29 @@ def export(
     finally:
         partial.unlink(missing_ok=True)
     return report
+
+
+def check_output(
+    path: Path,
+    format: str | None = None,
+    *,
+    overwrite: bool = False,
+    fold_norms: bool = False,
+    raw_pixels: bool = False,
+) -> str:
+    """Returns the format of a file to be written, of which `export` has the arguments.
+
+    Raises:
+      ConfigError: they cannot be used together, or the file is there already.
+    """
+    format = check_format(format, path)
+    if (fold_norms or raw_pixels) and format != "onnx":
+        raise ConfigError(f"folded BatchNorms and raw pixels are options of onnx, not of {format}.")
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{str(path)!r} exists; overwrite it with --overwrite, or name another.")
+    if not path.parent.is_dir():
+        raise ConfigError(f"there is no folder {str(path.parent)!r} to write {path.name} in.")
+    return format
 
 
 def check_format(format: str | None, path: Path) -> str:
@@ -202,13 +228,18 @@ def load_exported(path: str | Path) -> Network | ExportedModel:
       The simulated network for `integers` and `pytorch`, else a model that runs the file itself.
 
     Raises:
-      ConfigError: the suffix is none of an exported file's.
-      ExportError: the file is missing, damaged, of a newer format, or its library is not installed.
+      ExportError: the file is missing, none of `export`'s, damaged, of a newer format, or what runs
+        it is not installed.
     """
     path = Path(path)
     if not path.is_file():
         raise ExportError(f"there is no file {str(path)!r}.")
-    match check_format(None, path):
+    formats = {suffix: name for name, suffixes in FORMATS.items() for suffix in suffixes}
+    match formats.get(path.suffix):
+        case None:
+            raise ExportError(
+                f"{str(path)!r} is no exported file: those end in {', '.join(formats)}."
+            )
         case "integers":
             return integers.read(path).network
         case "onnx":

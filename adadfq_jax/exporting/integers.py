@@ -110,7 +110,7 @@ def read(path: Path) -> QuantizedNetwork:
     except (safetensors.SafetensorError, OSError) as error:
         raise ExportError(f"{name} is not a readable safetensors file: {error}.") from error
     if text is None:
-        raise ExportError(f"{name} holds no exported student: its metadata lack {METADATA_KEY!r}.")
+        raise ExportError(f"{name} is not a file of `adadfq export`; a teacher's is for --teacher.")
     try:
         described = json.loads(text)
         newer = described["format"] > FORMAT

@@ -103,7 +103,7 @@ def read(path: Path) -> tuple[dict[str, Any], bytes]:
         raise ExportError(f"{name} is not a readable ONNX model.") from error
     text = {entry.key: entry.value for entry in model.metadata_props}.get(METADATA_KEY)
     if text is None:
-        raise ExportError(f"{name} holds no exported student: its metadata lack {METADATA_KEY!r}.")
+        raise ExportError(f"{name} is not a file of `adadfq export`; a teacher's is for --teacher.")
     try:
         described = json.loads(text)
         newer = described["format"] > FORMAT

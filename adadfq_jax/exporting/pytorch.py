@@ -49,7 +49,7 @@ def to_bytes(network: QuantizedNetwork, about: dict[str, Any], code: str | None)
         return convention.key(variable.partition("/")[2])
 
     state = {
-        name(variable): torch.from_numpy(to_pytorch(np.asarray(array)))
+        name(variable): torch.from_numpy(to_pytorch(array).copy())
         for variable, array in flatten(network.network.variables).items()
         if variable.startswith(("params/", "batch_stats/"))
     }
@@ -102,7 +102,9 @@ def read(path: Path) -> Network:
         content = torch.load(path, map_location="cpu", weights_only=True)
         newer = content["format"] > FORMAT
     except Exception as error:  # torch raises many kinds for damaged files
-        raise ExportError(f"{name} is not a readable PyTorch export.") from error
+        raise ExportError(
+            f"{name} is damaged, or not a file of `adadfq export`; a teacher's is for --teacher."
+        ) from error
     if newer:
         raise ExportError(
             f"{name} has format {content['format']}, but this version reads up to {FORMAT}: update "

@@ -122,7 +122,11 @@ def take_apart(student: Network) -> QuantizedNetwork:
     Args:
       student: a `Student`; of a teacher, the parts are in full precision.
     """
-    arrays = flatten(student.variables)
+    # JAX computes in float32, whatever the teacher's file holds.
+    arrays = {
+        name: array.astype(np.float32) if array.dtype == np.float64 else array
+        for name, array in flatten(student.variables).items()
+    }
     nodes = trace(student.module, student.image_size)
     weights, norms, activations = {}, {}, {}
     for node in nodes:

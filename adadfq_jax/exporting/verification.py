@@ -16,6 +16,8 @@ _BATCH = 64
 # by the rounding of float32, and at few bits a code more or less is much.
 _LARGE_DIFFERENCE = 0.01
 _MOST_DIFFERENT = 0.05  # of the images
+# Of a layer's range, in integers: only channels whose weights are almost constant come near it.
+_LARGE_INTEGER_DIFFERENCE = 0.01
 # Images that the layers are computed for in integers, which is slow.
 _IN_INTEGERS = 2
 
@@ -60,6 +62,7 @@ class Report:
     def to_text(self) -> str:
         """Returns a plain table."""
         ratio = self.teacher_bytes / self.file_bytes
+        smaller = f", {ratio:.1f} times smaller than the teacher" if ratio > 1 else ""
         rows = [
             ("format", self.format),
             ("same class", f"{self.agreement:.2%} of {self.images} images"),
@@ -72,7 +75,7 @@ class Report:
             ("codes", f"{self.code_bytes:,} bytes"),
             (
                 "file's size",
-                f"{self.file_bytes:,} bytes, {ratio:.1f} times smaller than the teacher",
+                f"{self.file_bytes:,} bytes{smaller}",
             ),
         ]
         if self.integer_difference is not None:
@@ -122,6 +125,12 @@ def compare(
     layers, others = [], []
     if network.activations:
         layers, others = arithmetic.check(network, _normalised(network, images[:_IN_INTEGERS]))
+    wrong = [layer.layer for layer in layers if not layer.difference <= _LARGE_INTEGER_DIFFERENCE]
+    if wrong and not failure:
+        failure = (
+            f"in integers, {', '.join(wrong)} would differ from the student by more than "
+            f"{_LARGE_INTEGER_DIFFERENCE:.0%} of the layer's range."
+        )
     variables = student.variables
     floats = jax.tree.leaves((variables["params"], variables["batch_stats"]))
     return Report(
