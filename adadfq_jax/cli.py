@@ -215,7 +215,7 @@ def _convert(argv: Sequence[str]) -> None:
 
 
 def _export(argv: Sequence[str]) -> None:
-    """write a run's student to a file that runs without this package, and prove it equal"""
+    """write a run's student to a file, after proving that the file is the student"""
     values = flags.FlagValues()
     texts = {
         "workdir": "the folder of the run",
@@ -243,20 +243,23 @@ def _export(argv: Sequence[str]) -> None:
         raise ConfigError(f"--output is missing: {texts['output']}.")
     if bool(values.workdir) == bool(values.teacher):
         raise ConfigError("give either --workdir=DIR or --teacher=FILE: what to export.")
+    if values.teacher and values.checkpoint:
+        raise ConfigError("--checkpoint is of a run; a teacher has none.")
 
     from adadfq_jax import exporting
     from adadfq_jax.student import load_student_at
     from adadfq_jax.teachers import load_teacher
 
     _keep_compiled_programs(values.cache)
-    exporting.check_format(values.format, Path(values.output))
+    options = {name: values[name].value for name in switches}
+    exporting.check_output(Path(values.output), values.format, **options)
     report = exporting.export(
         load_student_at(values.workdir, values.checkpoint)
         if values.workdir
         else load_teacher(values.teacher),
         values.output,
         values.format,
-        **{name: values[name].value for name in switches},
+        **options,
     )
     print(report.to_text())
     print(f"{'file':<22}{values.output}")
@@ -268,10 +271,15 @@ def _benchmark(argv: Sequence[str]) -> None:
     _define_config(values, "benchmark", argv)
     flags.DEFINE_integer("steps", 10, "steps in each of five rounds", 1, flag_values=values)
     flags.DEFINE_string("against", None, "torch: PyTorch plays in turns", flag_values=values)
+    flags.DEFINE_integer(
+        "games", 0, "also time so many games, in each way to play them", 0, flag_values=values
+    )
     flags.DEFINE_string("profile", None, "new folder for a trace of play", flag_values=values)
     flags.DEFINE_bool("json", False, "print one JSON object instead of tables", flag_values=values)
     if _asks_for_help(argv):
-        print(_help(values, "benchmark", ("config", "steps", "against", "profile", "json")))
+        print(
+            _help(values, "benchmark", ("config", "steps", "against", "games", "profile", "json"))
+        )
         return
     config = _parse_config(values, "benchmark", argv)
 
@@ -280,7 +288,11 @@ def _benchmark(argv: Sequence[str]) -> None:
 
     parallel.divide_cpu(config.batch_size)
     measured = benchmark.benchmark(
-        config, steps=values.steps, against=values.against, profile=values.profile
+        config,
+        steps=values.steps,
+        against=values.against,
+        profile=values.profile,
+        games=values.games,
     )
     print(json.dumps(measured) if values.json else benchmark_table.table(measured))
 
