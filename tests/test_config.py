@@ -177,6 +177,7 @@ def test_unknown_source_names_the_nearest():
 
 
 EXEMPT = {
+    "export": "onnx",
     "epochs": 500,
     "devices": 2,
     "steps_per_dispatch": 10,
