@@ -31,6 +31,7 @@ import safetensors.numpy
 from adadfq_jax import models
 from adadfq_jax.digests import digest
 from adadfq_jax.errors import AdaDFQError, ExportError
+from adadfq_jax.exporting.description import read_description
 from adadfq_jax.exporting.graph import Node
 from adadfq_jax.exporting.quantized import Activation, Norm, QuantizedNetwork, Weights
 
@@ -109,21 +110,7 @@ def read(path: Path) -> QuantizedNetwork:
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
         raise ExportError(f"{name} is not a readable safetensors file: {error}.") from error
-    if text is None:
-        raise ExportError(f"{name} is not a file of `adadfq export`; a teacher's is for --teacher.")
-    try:
-        described = json.loads(text)
-        newer = described["format"] > FORMAT
-        checksum = described.pop("checksum")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ExportError(f"{name} is damaged: its metadata cannot be read.") from error
-    if newer:
-        raise ExportError(
-            f"{name} has format {described['format']}, but this version reads up to {FORMAT}: "
-            "update adadfq_jax."
-        )
-    if checksum != _checksum(described, arrays):
-        raise ExportError(f"{name} is damaged: its checksum does not hold.")
+    described = read_description(name, text, FORMAT, lambda rest: _checksum(rest, arrays))
     try:
         return _network(described, arrays)
     except (AdaDFQError, KeyError, ValueError, TypeError) as error:

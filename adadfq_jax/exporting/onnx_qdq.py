@@ -19,6 +19,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from adadfq_jax.errors import ExportError
+from adadfq_jax.exporting.description import read_description
 from adadfq_jax.exporting.graph import INPUT, Node
 from adadfq_jax.exporting.quantized import QuantizedNetwork, Weights
 
@@ -102,21 +103,7 @@ def read(path: Path) -> tuple[dict[str, Any], bytes]:
     except Exception as error:  # protobuf's own errors have no common public base
         raise ExportError(f"{name} is not a readable ONNX model.") from error
     text = {entry.key: entry.value for entry in model.metadata_props}.get(METADATA_KEY)
-    if text is None:
-        raise ExportError(f"{name} is not a file of `adadfq export`; a teacher's is for --teacher.")
-    try:
-        described = json.loads(text)
-        newer = described["format"] > FORMAT
-        checksum = described.pop("checksum")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ExportError(f"{name} is damaged: its metadata cannot be read.") from error
-    if newer:
-        raise ExportError(
-            f"{name} has format {described['format']}, but this version reads up to {FORMAT}: "
-            "update adadfq_jax."
-        )
-    if checksum != _checksum(described, model):
-        raise ExportError(f"{name} is damaged: its checksum does not hold.")
+    described = read_description(name, text, FORMAT, lambda rest: _checksum(rest, model))
     return described, content
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from adadfq_jax import models
 from adadfq_jax.digests import digest
 from adadfq_jax.errors import AdaDFQError, ExportError
+from adadfq_jax.exporting.description import refuse_newer
 from adadfq_jax.exporting.quantized import QuantizedNetwork
 from adadfq_jax.network import Network, flatten, unflatten
 from adadfq_jax.teachers import keys
@@ -106,10 +107,7 @@ def read(path: Path) -> Network:
             f"{name} is damaged, or not a file of `adadfq export`; a teacher's is for --teacher."
         ) from error
     if newer:
-        raise ExportError(
-            f"{name} has format {content['format']}, but this version reads up to {FORMAT}: update "
-            "adadfq_jax."
-        )
+        refuse_newer(name, content["format"], FORMAT)
     try:
         if content["checksum"] != _checksum(content):
             raise ExportError(f"{name} is damaged: its checksum does not hold.")

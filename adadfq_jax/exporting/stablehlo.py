@@ -18,6 +18,7 @@ import jax.export
 import jax.numpy as jnp
 
 from adadfq_jax.errors import ExportError
+from adadfq_jax.exporting.description import refuse_newer
 from adadfq_jax.exporting.quantized import QuantizedNetwork
 from adadfq_jax.network import flatten, unflatten
 
@@ -103,7 +104,4 @@ def read(path: Path) -> tuple[dict[str, Any], jax.export.Exported]:
             f"{name} is not a readable StableHLO export: it is damaged, or written by a version of "
             "JAX too far from this one."
         ) from error
-    raise ExportError(
-        f"{name} has format {described['format']}, but this version reads up to {FORMAT}: update "
-        "adadfq_jax."
-    )
+    refuse_newer(name, described["format"], FORMAT)
