@@ -17,7 +17,7 @@ from adadfq_jax.errors import ConfigError, ExportError, VerificationError, neare
 from adadfq_jax.exporting import integers
 from adadfq_jax.exporting.quantized import QuantizedNetwork, take_apart
 from adadfq_jax.exporting.verification import Report, compare
-from adadfq_jax.network import Network
+from adadfq_jax.network import Network, normalize
 from adadfq_jax.student import Student
 from adadfq_jax.teachers import Teacher
 
@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 _IMAGES = 256
+_BY_SUFFIX = {suffix: name for name, suffixes in FORMATS.items() for suffix in suffixes}
 
 
 def export(
@@ -132,13 +133,12 @@ def check_format(format: str | None, path: Path) -> str:
     Raises:
       ConfigError: the format is unknown, or the file's suffix says none, or another one.
     """
-    by_suffix = {suffix: name for name, suffixes in FORMATS.items() for suffix in suffixes}
     if format is not None and format not in FORMATS:
         raise ConfigError(f"unknown format {format!r}: {nearest(format, FORMATS)}")
-    found = by_suffix.get(path.suffix)
+    found = _BY_SUFFIX.get(path.suffix)
     if found is None:
         raise ConfigError(
-            f"{str(path)!r} should end in {' or '.join(FORMATS[format] if format else by_suffix)}."
+            f"{str(path)!r} should end in {' or '.join(FORMATS[format] if format else _BY_SUFFIX)}."
         )
     if format not in (None, found):
         raise ConfigError(f"{str(path)!r} should end in {FORMATS[format][0]} for {format}.")
@@ -211,11 +211,7 @@ class ExportedModel:
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Classifies images: uint8 pixels, or floats that are already normalised."""
-        images = np.asarray(images)
-        if images.dtype == np.uint8:
-            mean, std = np.float32(self.mean), np.float32(self.std)
-            images = (images.astype(np.float32) / 255 - mean) / std
-        return self.answer(images.astype(np.float32))
+        return self.answer(np.asarray(normalize(images, self.mean, self.std), np.float32))
 
 
 def load_exported(path: str | Path) -> Network | ExportedModel:
@@ -234,11 +230,10 @@ def load_exported(path: str | Path) -> Network | ExportedModel:
     path = Path(path)
     if not path.is_file():
         raise ExportError(f"there is no file {str(path)!r}.")
-    formats = {suffix: name for name, suffixes in FORMATS.items() for suffix in suffixes}
-    match formats.get(path.suffix):
+    match _BY_SUFFIX.get(path.suffix):
         case None:
             raise ExportError(
-                f"{str(path)!r} is no exported file: those end in {', '.join(formats)}."
+                f"{str(path)!r} is no exported file: those end in {', '.join(_BY_SUFFIX)}."
             )
         case "integers":
             return integers.read(path).network

@@ -8,7 +8,7 @@ import numpy as np
 
 from adadfq_jax.exporting import arithmetic
 from adadfq_jax.exporting.quantized import QuantizedNetwork
-from adadfq_jax.network import Network
+from adadfq_jax.network import Network, normalize
 
 _BATCH = 64
 # An image whose logits differ by more than this share of their range counts as different. A few do
@@ -124,7 +124,8 @@ def compare(
         )
     layers, others = [], []
     if network.activations:
-        layers, others = arithmetic.check(network, _normalised(network, images[:_IN_INTEGERS]))
+        few = normalize(images[:_IN_INTEGERS], network.mean, network.std)
+        layers, others = arithmetic.check(network, np.asarray(few, np.float32))
     wrong = [layer.layer for layer in layers if not layer.difference <= _LARGE_INTEGER_DIFFERENCE]
     if wrong and not failure:
         failure = (
@@ -155,9 +156,3 @@ def compare(
 
 def _batches(images: np.ndarray) -> list[np.ndarray]:
     return [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
-
-
-def _normalised(network: QuantizedNetwork, images: np.ndarray) -> np.ndarray:
-    if images.dtype != np.uint8:
-        return np.asarray(images, np.float32)
-    return (images.astype(np.float32) / 255 - np.float32(network.mean)) / np.float32(network.std)
