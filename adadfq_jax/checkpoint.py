@@ -10,11 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from adadfq_jax.digests import digest
 from adadfq_jax.errors import CheckpointError
 
-_KEPT = 2
+_NEWEST = 2  # kept, besides the healthiest
+_HEALTH = "health"
 
 
 class Checkpoints:
@@ -34,16 +36,31 @@ class Checkpoints:
     def _open(self) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(
             (self._workdir / "checkpoints").absolute(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=_KEPT),
+            options=ocp.CheckpointManagerOptions(
+                best_fn=_health_of,
+                preservation_policy=policies.AnyPreservationPolicy(
+                    [
+                        policies.LatestN(_NEWEST),
+                        policies.BestN(
+                            get_metric_fn=_health_of, n=1, keep_checkpoints_without_metrics=False
+                        ),
+                    ]
+                ),
+            ),
         )
 
-    def save(self, step: int, state: Any, record: dict[str, Any]) -> None:
+    def save(
+        self, step: int, state: Any, record: dict[str, Any], health: float | None = None
+    ) -> None:
         """Starts writing a checkpoint; it appears under its final name once it is whole.
+
+        Kept are the newest two, and the healthiest of those whose health is known.
 
         Args:
           step: its number; one that exists already is left as it is.
           state: a tree of NumPy arrays.
           record: what else a resumed run must know, as JSON.
+          health: the student's score, see `health.py`.
         """
         if step in self._manager.all_steps():
             return
@@ -55,7 +72,16 @@ class Checkpoints:
                 state=ocp.args.StandardSave(arrays),
                 record=ocp.args.JsonSave(record | {"digest": _digest(arrays, record)}),
             ),
+            metrics=None if health is None else {_HEALTH: health},
         )
+
+    def healthiest(self) -> int | None:
+        """Returns the step of the healthiest student that was kept; None where none is known."""
+        self._manager.wait_until_finished()
+        known = [
+            step for step in self._manager.all_steps() if self._manager.metrics(step) is not None
+        ]
+        return max(known, key=lambda step: _health_of(self._manager.metrics(step)), default=None)
 
     def _remove_partial(self) -> None:
         """Removes what a kill during a save left; only a run's owner saves, so it was its own."""
@@ -136,6 +162,10 @@ class Checkpoints:
     def close(self) -> None:
         """Waits until every checkpoint is on disk."""
         self._manager.close()
+
+
+def _health_of(metrics: dict[str, float]) -> float:
+    return metrics[_HEALTH]
 
 
 def _digest(arrays: dict[str, np.ndarray], record: dict[str, Any]) -> str:

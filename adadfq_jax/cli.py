@@ -223,7 +223,7 @@ def _export(argv: Sequence[str]) -> None:
         "output": "the file to write: .safetensors (integers), .onnx, .stablehlo, .pth (pytorch)",
         "format": "integers, onnx, stablehlo or pytorch; by default what the file's suffix says",
         "checkpoint": "last, or the number of a step: of a run that is not finished, or an earlier "
-        "one that is still kept",
+        "one that is still kept; best, for the one of the highest data-free health score",
     }
     switches = {
         "overwrite": "replace the file where it exists",

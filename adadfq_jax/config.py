@@ -143,7 +143,7 @@ def default_config(
     quant.overrides = ()  # exceptions by layer name: ("stem_*=w8a8", "classifier=w8")
 
     config.game = game = ml_collections.ConfigDict()
-    game.method = "adadfq"  # or "adasg", "gdfq"; see `methods.py`, also for ablations
+    game.method = "adadfq"  # or "adasg", "gdfq", an ablation: see `methods.py`
     # None: the method's own; for adadfq 0.2, 0.1, 0.1, 0.8 and 1 (`methods.py`, `recipes.py`).
     game.alpha_ds = config_dict.placeholder(float)  # weight of the disagreement loss
     game.alpha_as = config_dict.placeholder(float)  # weight of the agreement loss

@@ -10,9 +10,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from adadfq_jax import parallel
 from adadfq_jax.data import Dataset, check_fits, check_labels, from_arrays
+from adadfq_jax.losses import cross_entropy
 from adadfq_jax.network import Network, normalize
 
 
@@ -35,9 +37,10 @@ def evaluate(
       per_class: whether to return what was counted of each class.
 
     Returns:
-      `top1` and `top5` as fractions, `images`, `images_per_second` (loading included; the first
-      batch, which compiles, excluded where there are several), and with `per_class` also
-      `per_class`: an int array (classes, 3) of images, top-1 hits and top-5 hits.
+      `top1` and `top5` as fractions, `loss` (mean cross entropy), `images`,
+      `images_per_second` (loading included; the first batch, which compiles, excluded where there
+      are several), and with `per_class` also `per_class`: an int array (classes, 3) of images,
+      top-1 hits and top-5 hits.
 
     Raises:
       DataError: an image cannot be read, or images or labels do not fit the network.
@@ -46,41 +49,45 @@ def evaluate(
         dataset = from_arrays(*dataset)
     check_fits(dataset, network)
     if not hasattr(network, "module"):
-        counts, rate = _count_on_host(network, dataset, batch_size)
-        return _result(counts, rate, per_class)
+        return _result(*_count_on_host(network, dataset, batch_size), per_class)
     devices = devices or jax.devices()
     own, shard, shards = parallel.part_of_process(devices)
     # Batches of equal sizes, so that as few images as can be only fill the last one.
     steps = -(-len(dataset) // batch_size)
     share = -(-len(dataset) // (steps * len(devices)))
-    counts, rate = count_hits(network, dataset, share, devices, len(own), shard, shards)
-    return _result(counts, rate, per_class)
+    counted = count_hits(network, dataset, share, devices, len(own), shard, shards)
+    return _result(*counted, per_class)
 
 
-def _result(counts: np.ndarray, rate: float, per_class: bool) -> dict[str, Any]:
+def _result(counts: np.ndarray, loss: float, rate: float, per_class: bool) -> dict[str, Any]:
     images, top1, top5 = counts.sum(0).tolist()
     result = {
         "top1": top1 / images,
         "top5": top5 / images,
+        "loss": loss / images,
         "images": images,
         "images_per_second": rate,
     }
     return result | ({"per_class": counts} if per_class else {})
 
 
-def _count_on_host(model: Any, dataset: Dataset, batch_size: int) -> tuple[np.ndarray, float]:
+def _count_on_host(
+    model: Any, dataset: Dataset, batch_size: int
+) -> tuple[np.ndarray, float, float]:
     """As `count_hits`, for a model that is called with pixels and returns logits."""
-    counts = np.zeros((model.classes, 3), np.int64)
+    counts, loss = np.zeros((model.classes, 3), np.int64), 0.0
     start, timed = time.perf_counter(), len(dataset)
     for images, labels in dataset.batches(batch_size, model.image_size):
         check_labels(dataset, labels, model)
-        best = np.argsort(-model(images), axis=1, kind="stable")[:, : min(5, model.classes)]
+        logits = model(images)
+        loss += len(labels) * float(cross_entropy(logits, labels))
+        best = np.argsort(-logits, axis=1, kind="stable")[:, : min(5, model.classes)]
         hits = best == labels[:, None]
         row = np.stack([np.ones_like(labels), hits[:, 0], hits.any(1)], axis=1)
         np.add.at(counts, labels, row)
         if timed == len(dataset) > len(labels):  # the first of several may have compiled
             start, timed = time.perf_counter(), timed - len(labels)
-    return counts, timed / (time.perf_counter() - start)
+    return counts, loss, timed / (time.perf_counter() - start)
 
 
 def count_hits(
@@ -91,7 +98,7 @@ def count_hits(
     own: int,
     shard: int = 0,
     shards: int = 1,
-) -> tuple[np.ndarray, float]:
+) -> tuple[np.ndarray, float, float]:
     """Counts hits over all devices, reading this process's shard of the images.
 
     Args:
@@ -103,8 +110,8 @@ def count_hits(
       shard, shards: which part of the set this process reads, of how many.
 
     Returns:
-      (int array (classes, 3) of images, top-1 hits and top-5 hits, summed over the devices; images
-      per second of them all).
+      (int array (classes, 3) of images, top-1 hits and top-5 hits, summed over the devices; the sum
+      of cross entropies over the images; images per second of them all).
     """
     count = _compiled(network.module, network.mean, network.std, tuple(devices))
     variables = parallel.replicate(network.variables, devices)
@@ -127,11 +134,11 @@ def count_hits(
         batch = images.reshape(own, share, *images.shape[1:]), labels.reshape(own, share)
         counted.append(count(variables, *batch))
         if len(counted) == 1 and steps > 1:
-            counted[0].block_until_ready()
+            jax.block_until_ready(counted)
             start, done = time.perf_counter(), share * len(devices)
-    counts = np.sum([parallel.fetch(part) for part in counted], axis=0)
+    counts, sums = zip(*map(parallel.fetch, counted), strict=True)
     seconds = time.perf_counter() - start
-    return counts, (len(dataset) - done) / seconds
+    return np.sum(counts, axis=0), float(np.sum(sums)), (len(dataset) - done) / seconds
 
 
 @functools.lru_cache(maxsize=8)
@@ -142,24 +149,11 @@ def _compiled(module: nn.Module, mean, std, devices: tuple[jax.Device, ...]):
         hits = best == labels[:, None]
         counts = jnp.stack([jnp.ones_like(labels), hits[:, 0], hits.any(-1)], -1)
         counts = jax.ops.segment_sum(counts, labels, module.classes)
-        return jax.lax.psum(counts, parallel.DATA_AXIS)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        loss = jnp.where(labels < module.classes, losses, 0).sum()
+        return jax.lax.psum((counts, loss), parallel.DATA_AXIS)
 
     return parallel.map_over_devices(count, list(devices))
-
-
-def agreement(teacher: Network, student: Network, images: np.ndarray, batch_size: int) -> float:
-    """Returns the fraction of images that teacher and student give the same class.
-
-    Args:
-      teacher, student: two networks of one input space.
-      images: (N, H, W, 3), normalised.
-      batch_size: images at a time.
-    """
-    same = 0
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
-        same += int(jnp.sum(teacher(batch).argmax(-1) == student(batch).argmax(-1)))
-    return same / len(images)
 
 
 def table(result: dict[str, Any], class_names: Sequence[str] | None = None) -> str:

@@ -16,7 +16,6 @@ over the devices.
 import dataclasses
 import enum
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -31,7 +30,12 @@ from adadfq_jax import losses, models
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.methods import METHODS
 from adadfq_jax.models.bits import assign_bits
-from adadfq_jax.models.layers import unite_moments
+from adadfq_jax.models.layers import (
+    input_moments,
+    leaves_by_layer,
+    stored_statistics,
+    unite_moments,
+)
 from adadfq_jax.parallel import DATA_AXIS
 
 
@@ -256,7 +260,7 @@ class Game:
 
         # L_G, back to this device's images through both networks, and on to G.
         (loss_g, metrics), to_responses = jax.value_and_grad(self.generator_loss, has_aux=True)(
-            responses, labels, _stored_statistics(teacher)
+            responses, labels, stored_statistics(teacher)
         )
         to_own = jax.tree.map(lambda leaf: leaf[device_index], to_responses)
         (through_teacher,) = pull_teacher((to_own.teacher_logits, to_own.moments))
@@ -321,7 +325,7 @@ class Game:
     def _run_teacher(self, teacher: Any, images: jax.Array):
         """Returns P's logits and, per BatchNorm layer, the moments of its input."""
         logits, written = self.classifier.apply(teacher, images, mutable=["statistics"])
-        return logits, _leaves_by_layer(written["statistics"], lambda layer: layer["input"])
+        return logits, input_moments(written["statistics"])
 
     def _run_student(
         self, params: Any, images: jax.Array, state: GameState, teacher: Any, phase: Phase
@@ -382,7 +386,7 @@ def _norm(tree: Any) -> jax.Array:
 
 def _mean_width(ranges: Any) -> jax.Array:
     """Returns the mean width of the activation ranges, over the layers."""
-    widths = _leaves_by_layer(ranges, lambda layer: layer["maximum"] - layer["minimum"])
+    widths = leaves_by_layer(ranges, lambda layer: layer["maximum"] - layer["minimum"])
     return jnp.stack(widths).mean()
 
 
@@ -394,14 +398,3 @@ def _gather(own: Responses) -> Responses:
 
 def _join(slices: jax.Array) -> jax.Array:
     return slices.reshape(-1, slices.shape[-1])
-
-
-def _stored_statistics(teacher: Any) -> list[tuple[jax.Array, jax.Array]]:
-    return _leaves_by_layer(teacher["batch_stats"], lambda layer: (layer["mean"], layer["var"]))
-
-
-def _leaves_by_layer(tree: Any, read: Callable[[Any], Any]) -> list[Any]:
-    """Reads every innermost dict of a collection, in the order of the layers' names."""
-    if not any(isinstance(child, dict) for child in tree.values()):
-        return [read(tree)]
-    return [value for name in sorted(tree) for value in _leaves_by_layer(tree[name], read)]

@@ -3,15 +3,7 @@
 All play the same game (`game.py`) and differ in the losses of generator and student alone. To add
 a method, write its two losses here, enter it in `METHODS`, and add it to `tests/test_methods.py`.
 
-Ablations are settings of a method, one field each:
-
-| without                      | field                     | of            |
-|------------------------------|---------------------------|---------------|
-| L_ds, the disagreement loss  | game.alpha_ds = 0         | adadfq, adasg |
-| L_as, the agreement loss     | game.alpha_as = 0         | adadfq, adasg |
-| L_bal, both of them          | game.beta = 0             | adadfq, adasg |
-| L_margin                     | game.margin_weight = 0    | adadfq, adasg |
-| L_BNS                        | game.gamma = 0            | all           |
+An ablation is a method as well: AdaDFQ with one constant that takes a term away (`_ABLATIONS`).
 
 Sources: AdaDFQ, Qian et al., CVPR 2023; AdaSG, Qian et al., AAAI 2023; GDFQ, Xu et al., ECCV 2020,
 and the programs that their authors released.
@@ -42,12 +34,14 @@ class Method:
         are worth logging), all scalars.
       student_loss: gives L_Q, a scalar; only its gradient by z_Q is used.
       constants: what fields are where a configuration leaves them open, all of
-        `config.FROM_METHOD` among them; None for one that the losses do not have.
+        `config.FROM_METHOD`; None for one that the losses do not have.
+      fixed: fields that are so whatever the network (`recipes.py`).
     """
 
     generator_loss: GeneratorLoss
     student_loss: StudentLoss
     constants: Mapping[str, float | None]
+    fixed: Mapping[str, float | None]
 
 
 def _adaptive_generator_loss(z_p, z_q, labels, h_prime, rules: Any):
@@ -81,39 +75,45 @@ def _gdfq_student_loss(z_p, z_q, labels, rules: Any):
     return losses.cross_entropy(z_q, labels) + distance
 
 
-METHODS: dict[str, Method] = {
-    "adadfq": Method(
-        _adaptive_generator_loss,
-        _adaptive_student_loss,
-        {
-            "game.alpha_ds": 0.2,
-            "game.alpha_as": 0.1,
-            "game.lambda_l": 0.1,
-            "game.lambda_u": 0.8,
-            "game.gamma": 1.0,
-        },
-    ),
-    "adasg": Method(
-        _adaptive_generator_loss,
-        _adaptive_student_loss,
-        {
-            "game.alpha_ds": 0.1,
-            "game.alpha_as": 0.1,
-            "game.lambda_l": 0.3,
-            "game.lambda_u": 0.8,
-            "game.gamma": 1.0,
-        },
-    ),
-    "gdfq": Method(
-        _gdfq_generator_loss,
-        _gdfq_student_loss,
-        {
-            "game.alpha_ds": None,
-            "game.alpha_as": None,
-            "game.lambda_l": None,
-            "game.lambda_u": None,
-            "game.gamma": 0.1,
-            "game.temperature": 20.0,  # whatever the network
-        },
-    ),
+_ADADFQ = {
+    "game.alpha_ds": 0.2,
+    "game.alpha_as": 0.1,
+    "game.lambda_l": 0.1,
+    "game.lambda_u": 0.8,
+    "game.gamma": 1.0,
 }
+_ADASG = {
+    "game.alpha_ds": 0.1,
+    "game.alpha_as": 0.1,
+    "game.lambda_l": 0.3,
+    "game.lambda_u": 0.8,
+    "game.gamma": 1.0,
+}
+_GDFQ = {
+    "game.alpha_ds": None,
+    "game.alpha_as": None,
+    "game.lambda_l": None,
+    "game.lambda_u": None,
+    "game.gamma": 0.1,
+}
+# H' lies in [0, 1]: that margin is none. Both boundaries in the middle of AdaDFQ's are a fixed aim.
+_ABLATIONS = {
+    "adadfq_without_l_ds": {"game.alpha_ds": 0.0},
+    "adadfq_without_l_as": {"game.alpha_as": 0.0},
+    "adadfq_without_margin": {"game.lambda_l": 0.0, "game.lambda_u": 1.0},
+    "adadfq_without_l_bns": {"game.gamma": 0.0},
+    "adadfq_fixed_lambda": {"game.lambda_l": 0.45, "game.lambda_u": 0.45},
+}
+
+
+def _adaptive(constants: Mapping[str, float], fixed: Mapping[str, float]) -> Method:
+    return Method(_adaptive_generator_loss, _adaptive_student_loss, constants, fixed)
+
+
+METHODS: dict[str, Method] = {
+    "adadfq": _adaptive(_ADADFQ, {}),
+    "adasg": _adaptive(_ADASG, _ADASG),
+    "gdfq": Method(
+        _gdfq_generator_loss, _gdfq_student_loss, _GDFQ, _GDFQ | {"game.temperature": 20.0}
+    ),
+} | {name: _adaptive(_ADADFQ | fixed, fixed) for name, fixed in _ABLATIONS.items()}

@@ -3,8 +3,10 @@
 They fill the fields that a configuration leaves open (`config.FROM_TEACHER` in
 `configs/teacher.py`, `config.FROM_METHOD` everywhere) for AdaDFQ; what another method fixes
 (`methods.py`) goes over them.
-Qian et al., CVPR 2023, and the authors' program: 400 epochs of 200 steps. In a shorter or longer
-schedule, milestones and warm-up keep their share of it.
+Qian et al., CVPR 2023, and the authors' program: 400 epochs of 200 steps. A shorter schedule is the
+beginning of theirs: the warm-up is shortened with it, so that something is left to play, but the
+learning rates do not fall before their epochs, since a student that has just begun to learn would
+be left where it stands.
 """
 
 from typing import Any
@@ -67,8 +69,7 @@ def recipe(architecture: str, image_size: int, bits: int, method: str = "adadfq"
       method: its name in `methods.METHODS`.
     """
     found = _adadfq(architecture, image_size, bits)
-    if method != "adadfq":
-        found |= METHODS[method].constants
+    found |= METHODS[method].fixed
     if method == "gdfq" and image_size > _SMALL:
         found |= _GDFQ_IMAGENET
     return found
@@ -92,11 +93,8 @@ def fill_in(config: ml_collections.ConfigDict, architecture: str, image_size: in
       image_size: side of its images in pixels.
     """
     found = recipe(architecture, image_size, config.quant.weight_bits, config.game.method)
-    share = config.epochs / _EPOCHS
-    # A milestone before the first epoch's end, or twice the same, is none.
-    milestones = {round(epoch * share) for epoch in found.pop("milestones")} - {0}
-    found["generator.milestones"] = found["student.milestones"] = tuple(sorted(milestones))
-    warmup = round(found["warmup_epochs"] * share)
+    found["generator.milestones"] = found["student.milestones"] = found.pop("milestones")
+    warmup = round(found["warmup_epochs"] * min(1, config.epochs / _EPOCHS))
     found["warmup_epochs"] = max(config.calibration_epochs, warmup)
     for field in (*FROM_TEACHER, *FROM_METHOD):
         section, _, name = field.rpartition(".")

@@ -75,7 +75,8 @@ def load_student_at(workdir: str | Path, checkpoint: str | None) -> Student:
 
     Args:
       workdir: the run's folder.
-      checkpoint: "last" or the number of a step; None for the end of a finished run.
+      checkpoint: "last", "best" (the healthiest that was kept, see `health.py`) or the number of a
+        step; None for the end of a finished run.
 
     Raises:
       ConfigError: it is something else, or None and the run is not finished.
@@ -89,8 +90,18 @@ def load_student_at(workdir: str | Path, checkpoint: str | None) -> Student:
                 "is of it."
             )
         return student
+    if checkpoint == "best":
+        step = Checkpoints(Path(workdir)).healthiest()
+        if step is None:
+            raise ConfigError(
+                f"the run in {str(workdir)!r} has not measured the health of a student that it "
+                "kept; --checkpoint=last takes the newest."
+            )
+        return load_student(workdir, step)
     if not checkpoint.isdecimal():
-        raise ConfigError(f"--checkpoint must be last or the number of a step, not {checkpoint!r}.")
+        raise ConfigError(
+            f"--checkpoint must be last, best or the number of a step, not {checkpoint!r}."
+        )
     return load_student(workdir, int(checkpoint))
 
 

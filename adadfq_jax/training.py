@@ -13,18 +13,25 @@ import jax
 import ml_collections
 import numpy as np
 
-from adadfq_jax import parallel, recipes, samples
+from adadfq_jax import health, parallel, recipes, samples
 from adadfq_jax.checkpoint import Checkpoints
 from adadfq_jax.config import EXPORT_FORMATS, export_formats, to_json, validate
 from adadfq_jax.data import Dataset, check_fits, load_dataset
 from adadfq_jax.errors import ConfigError, DivergedError, StoppedError
-from adadfq_jax.evaluation import agreement, evaluate
+from adadfq_jax.evaluation import evaluate
 from adadfq_jax.exporting import export, require
 from adadfq_jax.game import Game, GameState, Phase
 from adadfq_jax.progress import Progress
 from adadfq_jax.student import Student, generate, load_student, student_of
 from adadfq_jax.teachers import Teacher, load_teacher, save_teacher
-from adadfq_jax.workdir import RESULT, SAMPLES, TEACHER, MetricLog, Workdir
+from adadfq_jax.workdir import (
+    RESULT,
+    SAMPLES,
+    SAMPLES_OVER_TIME,
+    TEACHER,
+    MetricLog,
+    Workdir,
+)
 
 # XLA's CPU backend runs convolutions inside a loop 30 to 50 times slower than outside.
 _STEPS_PER_DISPATCH = {"cpu": 1}
@@ -34,6 +41,8 @@ _STEPS_PER_DISPATCH_ELSEWHERE = 50
 _BNS_ALARM_FACTOR, _BNS_ALARM_STEPS = 10.0, 200
 
 _SAMPLES_PER_CLASS = 10
+# Pictures on the way: quarters of play, few images of few classes, as many at once as memory holds.
+_PICTURES_OF_PLAY, _PICTURED_PER_CLASS, _PICTURED_CLASSES, _MOST_PICTURED = 4, 2, 16, 256
 
 
 @dataclasses.dataclass
@@ -42,7 +51,8 @@ class _Record:
 
     seconds: float = 0.0  # wall time of the run so far: compiling and measuring included
     calibrated: dict[str, Any] = dataclasses.field(default_factory=dict)
-    best: dict[str, Any] = dataclasses.field(default_factory=dict)
+    best: dict[str, Any] = dataclasses.field(default_factory=dict)  # by top-1
+    healthiest: dict[str, Any] = dataclasses.field(default_factory=dict)  # without data
     widths: list[float] = dataclasses.field(default_factory=list)  # of ranges, summed by epoch
     bns_sum: float = 0.0
     bns_steps: int = 0
@@ -160,7 +170,9 @@ def _run(
     def checkpoint():
         if checkpoints is not None:
             record.seconds = watch.seconds()
-            checkpoints.save(step, parallel.fetch(state), dataclasses.asdict(record))
+            known = record.healthiest.get("step") == step
+            score = record.healthiest["health"] if known else None
+            checkpoints.save(step, parallel.fetch(state), dataclasses.asdict(record), score)
 
     saved = time.monotonic()
     measured: dict[str, Any] = {}
@@ -181,6 +193,8 @@ def _run(
                         measured = _measure(config, game, host, teacher, dataset, devices)
                         _note(record, step, epoch, config, measured)
                         watch.show(step, phase, measured)
+                    if folder is not None and epoch in _pictured_epochs(config):
+                        _picture(folder, game, parallel.fetch(state), teacher, step)
 
                 stop = should_stop()
                 due = config.checkpoint.every_steps
@@ -188,6 +202,7 @@ def _run(
                 if (
                     stop
                     or step == total
+                    or record.healthiest.get("step") == step
                     or (due and step // due > (step - count) // due)
                     or (interval and time.monotonic() - saved > interval)
                 ):
@@ -223,6 +238,9 @@ def _run(
         "top5": measured["top5"],
         "best_top1": record.best.get("top1"),
         "best_step": record.best.get("step"),
+        "healthiest_top1": record.healthiest.get("top1"),
+        "healthiest_step": record.healthiest.get("step"),
+        "health": measured["health"],
         "agreement": measured["agreement"],
         "calibrated_agreement": record.calibrated.get("agreement"),
         "range_change": _range_change(record.widths),
@@ -468,38 +486,57 @@ def _range_change(widths: list[float]) -> float | None:
 # ---- Measuring --------------------------------------------------------------------------------
 
 
+def _pictured_epochs(config) -> set[int]:
+    """Returns the epochs after which a picture is taken: the first, the warm-up, parts of play."""
+    played = config.epochs - config.warmup_epochs
+    parts = range(_PICTURES_OF_PLAY + 1)
+    return {1} | {config.warmup_epochs + played * part // _PICTURES_OF_PLAY for part in parts}
+
+
+def _picture(folder: Workdir, game: Game, host: GameState, teacher: Teacher, step: int) -> None:
+    """Draws a few of the images that the generator makes now, the same noise every time."""
+    # A batch of all classes, since the generator normalises by it.
+    count = min(_PICTURED_PER_CLASS * teacher.classes, _MOST_PICTURED)
+    images, labels = generate(game, host, count, count)
+    shown = labels < _PICTURED_CLASSES
+    picture = samples.grid(images[shown], labels[shown], teacher.mean, teacher.std)
+    (folder.path / SAMPLES_OVER_TIME).mkdir(exist_ok=True)
+    folder.write_bytes(f"{SAMPLES_OVER_TIME}/{step:09}.png", picture)
+
+
 def _evaluation_is_due(epoch: int, config: ml_collections.ConfigDict) -> bool:
     if epoch <= config.warmup_epochs:
         return epoch == config.warmup_epochs  # calibrated only: what playing has to beat
     return epoch % config.evaluation.every_epochs == 0 or epoch == config.epochs
 
 
-def _accuracy(config, network, dataset: Dataset | None, devices) -> dict[str, float | None]:
+def _accuracy(config, network, dataset: Dataset | None, devices) -> dict[str, Any]:
     if dataset is None:
-        return {"top1": None, "top5": None}
+        return {"top1": None, "top5": None, "loss": None}
     return evaluate(network, dataset, config.evaluation.batch_size, devices)
 
 
-def _measure(config, game, host: GameState, teacher, dataset, devices) -> dict[str, float | None]:
-    """Measures the student: accuracy where there are images, and agreement on held-out ones."""
+def _measure(config, game, host: GameState, teacher, dataset, devices) -> dict[str, Any]:
+    """Measures the student: accuracy where there are images, and health on held-out ones."""
     student = student_of(game, host, teacher, {})
     accuracy = _accuracy(config, student, dataset, devices)
     batch = config.evaluation.batch_size
-    images, _ = generate(game, host, config.evaluation.generated_images, batch)
-    return {
-        "top1": accuracy["top1"],
-        "top5": accuracy["top5"],
-        "agreement": agreement(teacher, student, images, batch),
-    }
+    images, labels = generate(game, host, config.evaluation.generated_images, batch)
+    answers = health.ask(teacher, student, images, labels, config.batch_size, batch)
+    known = {name: accuracy[name] for name in ("top1", "top5", "loss")}
+    return known | answers.numbers() | {"h_prime_histogram": answers.histogram()}
 
 
 def _note(record: _Record, step: int, epoch: int, config, measured: dict[str, Any]) -> None:
-    noted = measured | {"step": step}
+    noted = {name: measured[name] for name in ("top1", "top5", "agreement", "health")}
+    noted["step"] = step
     if epoch == config.warmup_epochs:
         record.calibrated = noted
     top1 = measured["top1"]
     if top1 is not None and top1 > record.best.get("top1", -1.0):
         record.best = noted
+    if measured["health"] > record.healthiest.get("health", -1.0):
+        record.healthiest = noted
 
 
 def table(result: dict[str, Any]) -> str:

@@ -13,11 +13,12 @@ import ml_collections
 from adadfq_jax.config import differences, to_json
 from adadfq_jax.errors import ConfigError, WorkdirInUseError
 
-CONFIG, TEACHER, METRICS, SAMPLES, RESULT = (
+CONFIG, TEACHER, METRICS, SAMPLES, SAMPLES_OVER_TIME, RESULT = (
     "config.json",
     "teacher.safetensors",
     "metrics.jsonl",
     "samples.png",
+    "samples",
     "result.json",
 )
 

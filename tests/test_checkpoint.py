@@ -78,6 +78,15 @@ def test_two_newest_are_kept(saved, tmp_path):
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "3"]
 
 
+def test_the_healthiest_is_kept_too(opened, tmp_path):
+    checkpoints = opened()
+    assert checkpoints.healthiest() is None
+    for step, health in enumerate((0.25, None, 0.75, 0.5, None, 0.125, None), start=1):
+        checkpoints.save(step, make_state(step), RECORD, health)
+    assert checkpoints.healthiest() == opened().healthiest() == 3
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["3", "6", "7"]
+
+
 def test_a_step_is_saved_once(saved):
     checkpoints = saved()
     checkpoints.save(3, make_state(7), RECORD)

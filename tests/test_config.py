@@ -145,7 +145,7 @@ def test_validate_wants_exactly_the_known_fields(break_it, message):
     ("field", "value", "message"),
     [
         ("game.method", "adafdq", "did you mean adadfq"),
-        ("game.method", "zeroq", "known: adadfq, adasg, gdfq"),
+        ("game.method", "zeroq", "known: adadfq, adadfq_fixed_lambda, adadfq_without_l_as"),
         ("game.kl_reduction", "batches", "did you mean batch?"),
     ],
 )

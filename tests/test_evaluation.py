@@ -8,7 +8,7 @@ from PIL import Image
 from adadfq_jax import evaluation, models
 from adadfq_jax.data import Dataset, from_arrays, load_dataset
 from adadfq_jax.errors import DataError
-from adadfq_jax.evaluation import agreement, count_hits, evaluate, table
+from adadfq_jax.evaluation import count_hits, evaluate, table
 from tests.conftest import SIZE, make_teacher
 
 random = np.random.default_rng(0)
@@ -28,6 +28,11 @@ def _counted(network, images, labels):
     return np.mean(hits, axis=0)
 
 
+def _loss(network, images, labels):
+    z = np.asarray(network(images), np.float64)
+    return np.mean(np.log(np.exp(z).sum(-1)) - z[np.arange(len(labels)), labels])
+
+
 @pytest.mark.parametrize("devices", [1, 4])
 @pytest.mark.parametrize("batch_size", [8, 10, 37, 256])  # 8, 12, 40 and 40 over 4 devices
 def test_every_image_is_counted_once(teacher, devices, batch_size):
@@ -36,6 +41,7 @@ def test_every_image_is_counted_once(teacher, devices, batch_size):
     assert 0 < top1 < top5 < 1  # the test can tell them apart
     assert (result["top1"], result["top5"]) == pytest.approx((top1, top5), abs=1e-12)
     assert result["images"] == 37
+    assert result["loss"] == pytest.approx(_loss(teacher, IMAGES, LABELS), rel=1e-5)
     assert result["images_per_second"] > 0
 
 
@@ -82,15 +88,6 @@ def test_other_image_size(teacher):
         evaluate(teacher, (IMAGES[:, 1:, 1:], LABELS))
 
 
-def test_agreement_with_itself_and_another(teacher):
-    images = random.normal(size=(37, SIZE, SIZE, 3)).astype(np.float32)
-    other = make_teacher(seed=1)
-    same = np.asarray(teacher(images)).argmax(-1) == np.asarray(other(images)).argmax(-1)
-    assert 0 < same.mean() < 1
-    assert agreement(teacher, teacher, images, 16) == 1
-    assert agreement(teacher, other, images, 16) == pytest.approx(same.mean())
-
-
 def _of_each_class(network, images, labels):
     best = np.argsort(-np.asarray(network(images)), axis=-1)[:, :5]
     counts = np.zeros((10, 3), int)
@@ -127,13 +124,15 @@ def test_two_processes_count_each_image_once(teacher, count, share):
 
     records = Records(zip(IMAGES[:count], LABELS[:count], strict=True))
     dataset = Dataset("files", records, encoded=True)
-    total = 0
+    total, losses = 0, 0.0
     for shard in (0, 1):
         devices = jax.devices()[2 * shard : 2 * shard + 2]
-        counts, rate = count_hits(teacher, dataset, share, devices, 2, shard, 2)
+        counts, loss, rate = count_hits(teacher, dataset, share, devices, 2, shard, 2)
         assert rate > 0
-        total = total + counts
+        total, losses = total + counts, losses + loss
     np.testing.assert_array_equal(total, _of_each_class(teacher, IMAGES[:count], LABELS[:count]))
+    expected = count * _loss(teacher, IMAGES[:count], LABELS[:count])
+    assert losses == pytest.approx(expected, rel=1e-5)
     assert sorted(reads) == list(range(count))
 
 
@@ -142,7 +141,7 @@ def test_processes_take_the_same_number_of_steps(teacher, count, monkeypatch):
     """Or those that are done would leave the others waiting."""
     steps = []
     monkeypatch.setattr(
-        evaluation.parallel, "fetch", lambda value: steps.append(1) or np.zeros((10, 3), int)
+        evaluation.parallel, "fetch", lambda value: steps.append(1) or (np.zeros((10, 3), int), 0.0)
     )
     dataset = from_arrays(IMAGES[:count], LABELS[:count])
     numbers = []

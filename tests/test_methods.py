@@ -44,7 +44,9 @@ def log_softmax(z):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_says_what_it_fixes(method):
-    assert set(FROM_METHOD) <= METHODS[method].constants.keys()
+    assert set(FROM_METHOD) == METHODS[method].constants.keys()
+    for field, value in METHODS[method].fixed.items():
+        assert METHODS[method].constants.get(field, value) == value
 
 
 @pytest.mark.usefixtures("x64")
@@ -66,6 +68,17 @@ def test_an_ablation_takes_away_its_term_and_nothing_else(batch, method, field, 
     np.testing.assert_allclose(ablated, whole - lost, rtol=1e-12)
     for name in ("l_ds", "l_as", "l_margin"):  # what it would have been is still measured
         assert still[name] == terms[name]
+
+
+@pytest.mark.usefixtures("x64")
+def test_ablations_of_the_margin(batch):
+    _, terms = generator_loss(batch)[0]
+    (_, none), _ = generator_loss(batch, method="adadfq_without_margin")
+    (_, fixed), _ = generator_loss(batch, method="adadfq_fixed_lambda")
+    assert terms["l_margin"] > 0
+    assert none["l_margin"] == 0
+    h_prime = np.asarray(losses.normalized_entropy(*batch[:2]))
+    np.testing.assert_allclose(fixed["l_margin"], np.abs(h_prime - 0.45).mean(), rtol=1e-12)
 
 
 @pytest.mark.usefixtures("x64")

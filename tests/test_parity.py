@@ -171,6 +171,14 @@ FAMILY = {
         {"method": "gdfq", "kl_reduction": "batch"},
         {"method": "gdfq", "temperature": 20.0, "kl_reduction": "batch"},
     ),
+    "without L_ds": ({"method": "adadfq_without_l_ds"}, {"alpha_ds": 0.0}),
+    "without L_as": ({"method": "adadfq_without_l_as"}, {"alpha_as": 0.0}),
+    "without margin": (
+        {"method": "adadfq_without_margin"},
+        {"lambda_l": -np.inf, "lambda_u": np.inf},
+    ),
+    "without L_BNS": ({"method": "adadfq_without_l_bns"}, {"gamma": 0.0}),
+    "fixed lambda": ({"method": "adadfq_fixed_lambda"}, {"lambda_l": 0.45, "lambda_u": 0.45}),
 }
 
 

@@ -110,6 +110,9 @@ def test_what_a_method_fixes_goes_over_the_networks():
 
     assert play("adasg") == (1e-5, (350, 400), 5, 50, 0.3, 0.1)
     assert play("gdfq") == (1e-6, (100, 200, 300), 20, 50, None, None)
+    # An ablation takes its term away and leaves the network's own settings.
+    assert play("adadfq_without_l_as") == (1e-5, (350, 400), 5, 50, 0.3, 0.3)
+    assert play("adadfq_without_l_ds") == (1e-5, (350, 400), 5, 50, 0.3, 0.0)
 
 
 @pytest.mark.parametrize("architecture", sorted(models.ARCHITECTURES))
@@ -128,16 +131,11 @@ def test_cifar_is_the_default():
     assert found.to_dict() == default.to_dict()
 
 
-def test_a_shorter_schedule_keeps_its_shares():
-    config = filled("w4a4", "resnet50_stride1x1", 224, epochs=40)
-    assert config.student.milestones == config.generator.milestones == (20, 30, 40)
-    assert config.warmup_epochs == 5
-    config = filled("w4a4", "resnet20_cifar", 32, epochs=40)
-    assert (config.student.milestones, config.warmup_epochs) == ((10, 20, 30), 4)
-    config = filled("w4a4", "resnet20_cifar", 32, epochs=4, calibration_epochs=1)
-    assert (config.student.milestones, config.warmup_epochs) == ((1, 2, 3), 1)
-    config = filled("w4a4", "resnet20_cifar", 32, epochs=1, calibration_epochs=1)
-    assert config.student.milestones == (1,)
+@pytest.mark.parametrize(("epochs", "warmup"), [(40, 5), (400, 50), (800, 50), (4, 4)])
+def test_a_shorter_schedule_is_the_beginning_of_the_whole(epochs, warmup):
+    config = filled("w4a4", "resnet50_stride1x1", 224, epochs=epochs)
+    assert config.student.milestones == config.generator.milestones == (200, 300, 400)
+    assert config.warmup_epochs == warmup
 
 
 def test_what_is_set_stays():
@@ -224,7 +222,7 @@ def test_with_and_without_data_the_student_is_the_same(files, tmp_path, capfd):
         list(teacher.mean),
         list(teacher.std),
     )
-    assert config["student"]["milestones"] == config["generator"]["milestones"] == [1, 2, 3]
+    assert config["student"]["milestones"] == config["generator"]["milestones"] == [100, 200, 300]
     assert config["student"]["learning_rate"] == 1e-4
     assert config["warmup_epochs"] == 2
 

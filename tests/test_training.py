@@ -75,7 +75,18 @@ def test_a_run_leaves_its_files_and_is_read_when_called_again(
     assert [line["step"] for line in lines if "evaluation" in line] == [6, 9, 12]
     assert {line["phase"] for line in lines if "phase" in line} == {"calibrate", "warmup", "play"}
     assert (workdir / "samples.png").read_bytes().startswith(b"\x89PNG")
-    assert sorted(int(p.name) for p in (workdir / "checkpoints").iterdir()) == [TOTAL]
+    kept = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    assert kept[-1] == TOTAL
+    assert result["healthiest_step"] in kept
+    evaluated = [line for line in lines if "evaluation" in line]
+    healthiest = max(evaluated, key=lambda line: line["health"])
+    assert healthiest["step"] == result["healthiest_step"]
+    assert healthiest["top1"] == result["healthiest_top1"]
+    assert evaluated[-1]["health"] == result["health"]
+    assert all(sum(line["h_prime_histogram"]) == 40 for line in evaluated)
+    pictures = sorted((workdir / "samples").iterdir())
+    assert [int(path.stem) for path in pictures] == [3, 6, 9, 12]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
 
     before = {p: p.stat().st_mtime_ns for p in workdir.iterdir() if p.is_file()}
     again = run(small_config, teacher, workdir)
@@ -92,6 +103,7 @@ def test_without_data_and_workdir(small_config, teacher, tmp_path, monkeypatch):
     student = run(small_config, teacher)
     for name in ("teacher_top1", "top1", "calibrated_top1", "best_top1", "best_step"):
         assert student.result[name] is None
+    assert student.result["healthiest_step"] in (6, 9, 12)
     assert 0 <= student.result["agreement"] <= 1
     assert list(tmp_path.iterdir()) == []
     assert "not measured" in training.table(student.result)

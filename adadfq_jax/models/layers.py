@@ -8,11 +8,15 @@ What a layer does is decided by the variable collections that a caller hands to 
   ranges                the activations' quantization ranges. Updated, then used, exactly when the
                         caller makes the collection mutable (calibration).
   statistics            mean and variance of each BatchNorm's input over this device's share of the
-                        batch, written when mutable (L_BNS); see `unite_moments`.
+                        batch, written when mutable (L_BNS); see `input_moments` and
+                        `unite_moments`.
 
 `init` creates all but the last. With `axis_name`, ranges are those of the global batch over that
 mapped axis.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -206,3 +210,20 @@ def unite_moments(means: jax.Array, variances: jax.Array) -> tuple[jax.Array, ja
     """
     mean = means.mean(0)
     return mean, (variances + (means - mean) ** 2).mean(0)
+
+
+def input_moments(statistics: Any) -> list[tuple[jax.Array, jax.Array]]:
+    """Returns (mean, variance) of each BatchNorm's input: the `statistics` that a call wrote."""
+    return leaves_by_layer(statistics, lambda layer: layer["input"])
+
+
+def stored_statistics(variables: Any) -> list[tuple[jax.Array, jax.Array]]:
+    """Returns the running (mean, variance) of each BatchNorm, in the order of `input_moments`."""
+    return leaves_by_layer(variables["batch_stats"], lambda layer: (layer["mean"], layer["var"]))
+
+
+def leaves_by_layer(tree: Any, read: Callable[[Any], Any]) -> list[Any]:
+    """Reads every innermost dict of a collection, in the order of the layers' names."""
+    if not any(isinstance(child, dict) for child in tree.values()):
+        return [read(tree)]
+    return [value for name in sorted(tree) for value in leaves_by_layer(tree[name], read)]

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from adadfq_jax import samples
-from adadfq_jax.reporting.behaviour import Behaviour
+from adadfq_jax.health import Answers
 from adadfq_jax.reporting.history import History
 from adadfq_jax.reporting.layers import QuantizedActivation, QuantizedWeight
 
@@ -141,12 +141,10 @@ def h_prime(
     return _drawn("h_prime", "H' over training", f"{alt} {_margin(lambda_l, lambda_u)}", figure)
 
 
-def h_prime_histogram(
-    behaviour: Behaviour, lambda_l: float | None, lambda_u: float | None
-) -> Drawing:
+def h_prime_histogram(answers: Answers, lambda_l: float | None, lambda_u: float | None) -> Drawing:
     """Draws how H' of held-out images is spread at the end."""
     figure, axes = _one_panel(2.9)
-    values = behaviour.h_prime[np.isfinite(behaviour.h_prime)]
+    values = answers.h_prime[np.isfinite(answers.h_prime)]
     axes.hist(values, bins=np.linspace(0, 1, 26), color=_BLUE)
     for value in (lambda_l, lambda_u):
         if value is not None:
@@ -191,11 +189,11 @@ def generated(images: np.ndarray, labels: np.ndarray, mean, std) -> Drawing:
     )
 
 
-def agreement(behaviour: Behaviour) -> Drawing:
+def agreement(answers: Answers) -> Drawing:
     """Draws teacher and student's agreement by class."""
-    images, recognised, agreed = behaviour.per_class()
+    images, recognised, agreed = answers.per_class()
     figure, axes = _one_panel(2.9)
-    places = np.arange(behaviour.classes)
+    places = np.arange(answers.classes)
     shares = []
     for counts, label, colour, offset in (
         (agreed, "student agrees with the teacher", _BLUE, -0.2),
@@ -215,7 +213,7 @@ def agreement(behaviour: Behaviour) -> Drawing:
         "Agreement by class",
         f"Teacher and student agree least on class {worst} ({shares[0][worst]:.0f} percent of "
         f"{images[worst]:.0f} images) and most on class {best} ({shares[0][best]:.0f} percent); "
-        f"{behaviour.agreement:.1%} over all.",
+        f"{answers.agreement:.1%} over all.",
         figure,
     )
 

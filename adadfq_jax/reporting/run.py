@@ -9,9 +9,10 @@ import jax
 import matplotlib
 
 import adadfq_jax
+from adadfq_jax import health
 from adadfq_jax.config import to_json
 from adadfq_jax.errors import CheckpointError
-from adadfq_jax.reporting import behaviour, figures, findings, history, layers, page
+from adadfq_jax.reporting import figures, findings, history, layers, page
 from adadfq_jax.reporting.command import command_to_repeat
 from adadfq_jax.student import load_state, student_of
 from adadfq_jax.sweep import DIVERGED
@@ -43,7 +44,7 @@ def report_run(workdir: Path) -> tuple[str, list[findings.Finding], list[figures
     # ---- What the student does ----------------------------------------------------------------
     student = student_of(game, state, teacher, result)
     images, labels = student.draw(config["evaluation"]["generated_images"])
-    seen = behaviour.observe(teacher, student, images, labels, config["batch_size"])
+    seen = health.ask(teacher, student, images, labels, config["batch_size"])
     weights = layers.measure_weights(student)
     activations = layers.measure_activations(student, images)
 
