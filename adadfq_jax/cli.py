@@ -327,22 +327,35 @@ def _sample(argv: Sequence[str]) -> None:
 
 def _sweep(argv: Sequence[str]) -> None:
     """play every game of a grid, and tabulate them"""
+    _play_grid("sweep", argv, None, report=False)
+
+
+def _surface(argv: Sequence[str]) -> None:
+    """play a game for every lambda_l and lambda_u of a grid, and draw their accuracy"""
+    _play_grid("surface", argv, _SURFACE, report=True)
+
+
+_SURFACE = "game.lambda_l=0,0.1,0.2,0.3,0.4;game.lambda_u=0.6,0.7,0.8,0.9,1"
+
+
+def _play_grid(verb: str, argv: Sequence[str], grid: str | None, report: bool) -> None:
     values = flags.FlagValues()
-    _define_config(values, "sweep", argv)
+    _define_config(values, verb, argv)
     flags.DEFINE_string(
         "grid",
-        None,
-        "fields and their values: 'bits=w3a3,w4a4;seed=0..4;game.method=gdfq,adadfq'",
+        grid,
+        "fields and their values: 'bits=w3a3,w4a4;seed=0..4;game.method=gdfq,adadfq'"
+        + (f"; by default {grid!r}" if grid else ""),
         flag_values=values,
     )
     flags.DEFINE_string("workdir", None, "folder of the sweep", flag_values=values)
     flags.DEFINE_integer("jobs", 1, "processes to play in, on this machine", 1, flag_values=values)
-    flags.DEFINE_bool("table", True, "print the table at the end", flag_values=values)
+    flags.DEFINE_bool("table", True, "end with the table", flag_values=values)
     _define_cache(values)
     if _asks_for_help(argv):
-        print(_help(values, "sweep", ("config", "grid", "workdir", "jobs", "table", "cache")))
+        print(_help(values, verb, ("config", "grid", "workdir", "jobs", "table", "cache")))
         return
-    config = _parse_config(values, "sweep", argv)
+    config = _parse_config(values, verb, argv)
     for name, what in (
         ("grid", "'FIELD=VALUE,VALUE;FIELD=LOWEST..HIGHEST' is missing: what to play."),
         ("workdir", "DIR is missing: where the games' folders should go."),
@@ -352,9 +365,11 @@ def _sweep(argv: Sequence[str]) -> None:
 
     import jax
 
-    from adadfq_jax import parallel, sweep, sweep_table
+    from adadfq_jax import parallel, reporting, sweep, sweep_table
     from adadfq_jax.grid import plan
 
+    if report:
+        reporting.require_packages()
     points = plan(config, values.grid)
     _keep_compiled_programs(values.cache)
     if values.jobs > 1:
@@ -363,7 +378,7 @@ def _sweep(argv: Sequence[str]) -> None:
     games = sweep.Sweep(points, values.workdir)
     with _listening() as received:
         if values.jobs > 1:
-            command = [sys.executable, "-m", "adadfq_jax", "sweep", *argv, "--jobs=1", "--notable"]
+            command = [sys.executable, "-m", "adadfq_jax", verb, *argv, "--jobs=1", "--notable"]
             games.play_in_processes(command, values.jobs, lambda: received[-1])
         else:
             games.play(lambda: received[-1], show_progress=sys.stderr.isatty())
@@ -371,6 +386,9 @@ def _sweep(argv: Sequence[str]) -> None:
     if values.table:
         print(sweep_table.markdown(table), end="")
         print(f"\nfiles: {Path(values.workdir, 'table.md')}, .csv, .json")
+        if report:
+            reporting.write_report(values.workdir, overwrite=True, games=False)
+            print(f"report: {Path(values.workdir, reporting.REPORT)}")
     if table["diverged"]:
         raise DivergedError(
             f"{len(table['diverged'])} of {len(points)} games diverged: "
@@ -407,6 +425,7 @@ _VERBS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "benchmark": (_benchmark, _benchmark.__doc__),
     "sample": (_sample, _sample.__doc__),
     "sweep": (_sweep, _sweep.__doc__),
+    "surface": (_surface, _surface.__doc__),
     "report": (_report, _report.__doc__),
 }
 

@@ -1,12 +1,14 @@
 """Pictures of what the generator makes."""
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 _MARGIN = 2
 _LABEL_WIDTH = 28
+_HEADING_HEIGHT = 16
 _SMALLEST_SIDE = 48  # small images are enlarged, pixel by pixel, to be seen
 
 
@@ -41,4 +43,33 @@ def grid(images: np.ndarray, labels: np.ndarray, mean, std, columns: int = 10) -
             picture.paste(tile, (_LABEL_WIDTH + column * cell, row * cell))
     file = io.BytesIO()
     picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def side_by_side(pictures: Sequence[tuple[str, bytes]]) -> bytes:
+    """Joins grids of equal rows, each under its heading, with the rows' labels on the left alone.
+
+    Args:
+      pictures: (heading, a file of `grid`).
+
+    Returns:
+      A PNG file.
+    """
+    parts = []
+    for index, (heading, png) in enumerate(pictures):
+        picture = Image.open(io.BytesIO(png)).convert("RGB")
+        left = _LABEL_WIDTH if index else 0
+        parts.append((heading, picture.crop((left, 0, picture.width, picture.height))))
+    gap = 4 * _MARGIN
+    width = sum(picture.width + gap for _, picture in parts)
+    height = max(picture.height for _, picture in parts) + _HEADING_HEIGHT
+    joined = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(joined)
+    place = 0
+    for index, (heading, picture) in enumerate(parts):
+        draw.text((place + (0 if index else _LABEL_WIDTH), 2), heading, fill="black")
+        joined.paste(picture, (place, _HEADING_HEIGHT))
+        place += picture.width + gap
+    file = io.BytesIO()
+    joined.save(file, "PNG")
     return file.getvalue()

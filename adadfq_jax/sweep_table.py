@@ -15,12 +15,15 @@ _MEASURED = {
     "calibrated_top1": "calibrated only",
     "top1": "last",
     "best_top1": "best¹",
+    "healthiest_top1": "healthiest²",
     "agreement": "agreement",
 }
 NOTES = """Top-1 in percent, mean ± sample standard deviation over the seeds. Agreement with the
 teacher is on generated images that no student was trained on.
 
-¹ the best evaluation, chosen on the images that it is measured on"""
+¹ the best evaluation, chosen on the images that it is measured on
+
+² the evaluation of the highest health score, chosen without data"""
 
 
 def line(result: dict[str, Any]) -> str:
@@ -60,7 +63,7 @@ def rows(games: Sequence[tuple[Point, dict[str, Any] | None]]) -> list[dict[str,
             "diverged": len(members) - len(results),
         }
         for name in (*_MEASURED, "seconds"):
-            values = [result[name] for result in results if result[name] is not None]
+            values = [result[name] for result in results if result.get(name) is not None]
             row[name] = {
                 "values": values,
                 "mean": statistics.fmean(values) if values else None,

@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
 
 from adadfq_jax import cli, reporting, sweep_table, training
 from adadfq_jax.grid import plan
@@ -34,8 +36,10 @@ FIGURES = {
     "losses",
     "h_prime",
     "h_prime_histogram",
+    "generalisation",
     "agreement",
     "samples",
+    "samples_over_time",
     "weight_sqnr",
     "activation_sqnr",
 }
@@ -169,6 +173,10 @@ def test_numbers_are_those_of_the_run(reported):
         assert shown[row] == [f"{result[name]:.2%}"], row
     best = f"{result['best_top1']:.2%} at step {result['best_step']}"
     assert shown["student top-1, best (chosen on these images)"] == [best]
+    assert shown["health, last"] == [f"{result['health']:.3f}"]
+    healthiest = shown["healthiest student (chosen without data)"][0]
+    assert healthiest.startswith(f"step {result['healthiest_step']}, ")
+    assert healthiest.endswith(f"top-1 {result['healthiest_top1']:.2%}")
     assert set(shown) >= {"stem_conv", "stage3_block1/relu2", "classifier", "play", "warm-up"}
 
 
@@ -350,6 +358,10 @@ def facts(**changes):
         "top1": 0.91,
         "best_top1": 0.915,
         "best_step": 900,
+        "health": 0.4,
+        "healthiest": 0.43,
+        "healthiest_step": 800,
+        "healthiest_top1": 0.912,
         "weights": WEIGHTS,
         "activations": [activation()],
     }
@@ -384,6 +396,7 @@ def facts(**changes):
         ),
         ({"top1": 0.7, "best_top1": 0.7}, PROBLEM, "80.00% (calibrated only) to 70.00%, less"),
         ({"top1": 0.85, "best_top1": 0.85}, NOTE, "8.0 points below the teacher's 93.00%"),
+        ({"healthiest": 0.5}, NOTE, "healthier at step 800 (0.500, now 0.400): --checkpoint=best"),
         ({"best_top1": 0.93}, NOTE, "fell from 93.00% at step 900 to 91.00%"),
         ({"activations": [activation(largest=0.0)]}, PROBLEM, "Always 0 on held-out images: relu"),
         ({"activations": [activation(dead=2)]}, PROBLEM, "relu most (2 of 16)"),
@@ -465,7 +478,9 @@ def test_seconds_by_phase(tmp_path):
     path.write_text("\n".join(map(json.dumps, records)))
     read = history.read_history(path)
     assert read.seconds == {"calibrate": 3.0, "play": 10.0}
-    assert read.evaluations == [{"step": 20, "top1": 0.5, "top5": None, "agreement": 0.25}]
+    (evaluation,) = read.evaluations
+    measured = {name: value for name, value in evaluation.items() if value is not None}
+    assert measured == {"step": 20, "top1": 0.5, "agreement": 0.25}
     assert set(read.curves) == {"l_g"}
 
 
@@ -522,8 +537,63 @@ def test_a_run_without_a_checkpoint_is_one_sentence(run, capfd):
     assert not (run / "report.html").exists()
 
 
-def test_without_matplotlib_the_command_to_install_it(run, capfd, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+def test_early_and_late_are_told_apart(run):
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    evaluations = [record for record in records if "evaluation" in record]
+    evaluations[0]["h_prime_histogram"] = [40] + 24 * [0]
+    evaluations[1]["h_prime_histogram"] = 24 * [0] + [40]
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
+    reporting.write_report(run)
+    page = Page(run / "report.html")
+    alt = page.images["h_prime_histogram"][0]
+    assert "Step 6 the mean is 0.02. " in alt
+    assert re.search(r"Now the mean is 0\.\d\d\. ", alt)
+    assert "after steps 3, 6, 9, 12," in page.images["samples_over_time"][0]
+    wide, narrow = (
+        Image.open(io.BytesIO(page.images[name][1])).width
+        for name in ("samples_over_time", "samples")
+    )
+    assert wide > 200
+    assert narrow > 200
+
+
+def test_tensorboard_events_are_the_log(reported):
+    (file,) = (reported / "with" / "tensorboard").iterdir()
+    seen = {}
+    for event in _events(file.read_bytes()):
+        for value in event.summary.value:
+            seen.setdefault(value.tag, []).append((event.step, value))
+    records = [
+        json.loads(line) for line in (reported / "with" / "metrics.jsonl").read_text().splitlines()
+    ]
+    for tag, kind, name in (
+        ("training/l_g", "phase", "l_g"),
+        ("evaluation/top1", "evaluation", "top1"),
+        ("evaluation/health", "evaluation", "health"),
+    ):
+        expected = [(record["step"], record[name]) for record in records if kind in record]
+        found = [(step, value.simple_value) for step, value in seen[tag]]
+        assert [step for step, _ in found] == [step for step, _ in expected]
+        np.testing.assert_allclose(*([v for _, v in pairs] for pairs in (found, expected)))
+    assert [step for step, _ in seen["generated"]] == [3, 6, 9, 12]
+    step, value = seen["generated"][-1]
+    picture = (reported / "with" / "samples" / f"{step:09}.png").read_bytes()
+    assert value.image.height == Image.open(io.BytesIO(picture)).height
+
+
+def _events(content):
+    """Reads TensorBoard's records: length, its checksum, event, its checksum."""
+    place = 0
+    while place < len(content):
+        (length,) = struct.unpack_from("<Q", content, place)
+        yield Event.FromString(content[place + 12 : place + 12 + length])
+        place += length + 16
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "tensorboardX"])
+def test_without_a_package_the_command_to_install_it(run, capfd, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
     assert cli.run(["report", f"--workdir={run}", "--cache="]) == 2
     assert "pip install 'adadfq_jax[report]'" in capfd.readouterr().err
     assert not (run / "report.html").exists()
@@ -532,6 +602,7 @@ def test_without_matplotlib_the_command_to_install_it(run, capfd, monkeypatch):
 # ---- Sweeps -----------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("default:.* gets no report")
 def test_a_sweep_is_its_table_and_the_way_to_its_games(tmp_path, capfd):
     points = plan(make_small_config(), "bits=w3a3,w4a4;seed=0..1")
     results = [
@@ -550,10 +621,11 @@ def test_a_sweep_is_its_table_and_the_way_to_its_games(tmp_path, capfd):
     for name, result in zip(names, results, strict=False):
         (tmp_path / name).mkdir()
         (tmp_path / name / "result.json").write_text(json.dumps(result))
-    (tmp_path / names[0] / "report.html").write_text("")
+    (tmp_path / names[0] / "report.html").write_text("mine")
     (tmp_path / "sweep.json").write_text(json.dumps({"games": {name: {} for name in names}}))
     argv = ["report", f"--workdir={tmp_path}", "--cache="]
     assert cli.run(argv) == 0
+    assert f"warning: {names[1]} gets no report: " in capfd.readouterr().err
     assert "not finished: it has no table yet" in (tmp_path / "report.html").read_text()
 
     (tmp_path / names[3]).mkdir()
@@ -569,9 +641,89 @@ def test_a_sweep_is_its_table_and_the_way_to_its_games(tmp_path, capfd):
     assert "50.50 ± 0.71" in rows["w3a3"]
     assert rows[names[2]] == ["finished", "52.00%", "25.00%", "75.00%", "3"]
     assert rows[names[3]][0] == "diverged"
-    assert page.references == [
+    links = [link for link in page.references if not link.startswith("data:")]
+    assert links == [
         f"{names[0]}/report.html",
         f"{names[1]}/result.json",
         f"{names[2]}/result.json",
     ]
-    assert all((tmp_path / reference).exists() for reference in page.references)
+    assert all((tmp_path / link).exists() for link in links)
+
+
+def make_sweep(folder, grid, health=lambda top1: top1 / 2):
+    """A sweep that nobody played, whose games differ in top-1 from place to place."""
+    points = plan(make_small_config(), grid)
+    games = []
+    for place, point in enumerate(points):
+        game = folder / point.name
+        game.mkdir()
+        top1 = [0.3 + place / 100, 0.4 + place / 100]
+        result = {
+            "teacher_top1": 0.9,
+            "calibrated_top1": 0.25,
+            "top1": top1[1],
+            "best_top1": 0.6,
+            "healthiest_top1": 0.5,
+            "agreement": 0.75,
+            "seconds": 3.0,
+            "steps": 12,
+        }
+        records = [
+            {"step": 6, "phase": "play", "steps_per_second": 1.0, "h_prime": 0.1 + place / 100},
+            {"step": 12, "phase": "play", "steps_per_second": 1.0, "h_prime": 0.5 + place / 100},
+        ] + [
+            {
+                "step": step,
+                "evaluation": True,
+                "top1": value,
+                "loss": 2.0,
+                "held_out_loss": 1.0,
+                "agreement": 0.5,
+                "in_margin": 0.5,
+                "held_out_l_bns": 1 - value,
+                "health": health(value),
+            }
+            for step, value in zip((6, 12), top1, strict=True)
+        ]
+        (game / "result.json").write_text(json.dumps(result))
+        (game / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
+        (game / "report.html").write_text("")
+        games.append((point, result))
+    table = {"rows": sweep_table.rows(games), "diverged": [], "outside": []}
+    (folder / "table.json").write_text(json.dumps(table))
+    values = {point.name: dict(point.values) for point in points}
+    (folder / "sweep.json").write_text(json.dumps({"games": values}))
+    reporting.write_report(folder)
+    return Page(folder / "report.html")
+
+
+@pytest.mark.parametrize(("sign", "rank"), [(1, "1.00"), (-1, "-1.00")])
+def test_how_well_the_score_ranks_accuracy(tmp_path, sign, rank):
+    page = make_sweep(tmp_path, "bits=w3a3,w4a4;seed=0..1", lambda top1: 0.5 + sign * top1 / 4)
+    assert set(page.images) == {"accuracy", "h_prime", "generalisation", "health"}
+    assert f"is {rank} over 4 last students and {rank} over all 8" in page.images["health"][0]
+    rows = page.table()
+    assert rows["health score"][:2] == [rank, rank]
+    assert rows["L_BNS alone, negated"][:2] == ["1.00", "1.00"]
+    assert rows["agreement alone"] == ["not known"] * 3  # all alike
+    assert "w3a3: 40.50. w4a4: 42.50." in page.images["accuracy"][0]
+    alt = page.images["h_prime"][0]
+    assert re.search(r"w4a4: 0\.1[23] at first, 0\.5[23] in the end\.", alt)
+
+
+def test_two_numbers_are_a_heat_map(tmp_path):
+    page = make_sweep(tmp_path, "game.lambda_l=0,0.1,0.4;game.lambda_u=0.6,0.8,1")
+    alt = page.images["surface"][0]
+    assert "from 40.00 to 48.00 percent" in alt
+    assert "The frame is the region that the paper reports" in alt
+    assert (
+        "the lowest, the middle and the highest in the end"
+        in (tmp_path / "report.html").read_text()
+    )
+    assert alt.startswith("Top-1 over game.lambda_u and game.lambda_l, ")
+
+
+def test_methods_are_no_heat_map(tmp_path):
+    page = make_sweep(tmp_path, "game.method=adadfq,gdfq;game.gamma=0.5,1")
+    assert "surface" not in page.images
+    assert "adadfq, gamma 0.5: 40.00." in page.images["accuracy"][0]

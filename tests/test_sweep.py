@@ -321,3 +321,39 @@ def test_the_exit_code_tells_of_a_diverged_game(command, tmp_path, played, capfd
     out, err = capfd.readouterr()
     assert "| games | teacher |" in out
     assert "1 of 3 games diverged: seed1; the others are in the table." in err
+
+
+def test_the_surface_is_a_sweep_and_its_heat_map(tmp_path, played, capfd):
+    path = tmp_path / "teacher.safetensors"
+    save_teacher(TEACHER, path)
+    (tmp_path / "config.py").write_text(
+        "from tests.conftest import make_small_config\n"
+        "def get_config():\n"
+        "    config = make_small_config()\n"
+        f"    config.teacher.path = {str(path)!r}\n"
+        "    return config\n"
+    )
+    command = [
+        "surface",
+        f"--config={tmp_path / 'config.py'}",
+        f"--workdir={tmp_path / 'surface'}",
+        "--cache=",
+    ]
+    assert cli.run(command) == 0
+    assert len(played) == 25
+    assert "game.lambda_l=0.2_game.lambda_u=0.7" in played
+    out = capfd.readouterr().out
+    assert out.endswith(f"report: {tmp_path / 'surface' / 'report.html'}\n")
+    assert (tmp_path / "surface" / "report" / "surface.png").exists()
+    assert not list((tmp_path / "surface").glob("*/report.html"))
+    assert cli.run([*command, "--grid=game.lambda_l=0.05,0.1;game.lambda_u=0.7,0.9"]) == 0
+    assert len(played) == 27  # two of four were there
+
+
+def test_the_surface_asks_for_its_packages_before_it_plays(tmp_path, played, capfd, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    (tmp_path / "config.py").write_text("from configs.digits_resnet20 import get_config\n")
+    command = ["surface", f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'x'}"]
+    assert cli.run(command) == 2
+    assert "pip install 'adadfq_jax[report]'" in capfd.readouterr().err
+    assert played == []

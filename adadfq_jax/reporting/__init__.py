@@ -1,31 +1,52 @@
 """The report of a run: what happened and whether it went well, on one page that needs no network.
 
 The verb is `adadfq report`. Behind it, each with one concept: `history` reads what was logged,
-`behaviour` and `layers` measure the student on held-out generated images, `findings` says in words
-what is wrong, `figures` draws, `page` is the HTML, `run` and `games` put it together.
+`layers` measures the student on held-out generated images, `findings` says in words what is wrong,
+`figures` draws a run and `comparison` a sweep (`drawing` is what they share), `page` is the HTML,
+`events` are TensorBoard's, `run` and `games` put it together.
 """
 
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from adadfq_jax.errors import CheckpointError, ConfigError
+from adadfq_jax.errors import CheckpointError, ConfigError, TeacherError
 from adadfq_jax.reporting.findings import Finding
-from adadfq_jax.workdir import CONFIG, SWEEP, write_whole
+from adadfq_jax.workdir import (
+    CONFIG,
+    METRICS,
+    RESULT,
+    SAMPLES_OVER_TIME,
+    SWEEP,
+    read_json,
+    write_whole,
+)
 
-REPORT, FIGURES = "report.html", "report"
+if TYPE_CHECKING:  # drawing needs matplotlib
+    from adadfq_jax.reporting.drawing import Drawing
+
+REPORT, FIGURES, EVENTS = "report.html", "report", "tensorboard"
 
 
-def write_report(workdir: str | Path, *, overwrite: bool = False) -> list[Finding]:
-    """Writes `report.html` into a run's or a sweep's folder, and a run's figures into `report/`.
+def write_report(
+    workdir: str | Path, *, overwrite: bool = False, games: bool = True
+) -> list[Finding]:
+    """Writes `report.html` into a run's or a sweep's folder, and its figures into `report/`.
+
+    Beside a run's, TensorBoard events go into `tensorboard/`. Of a sweep, every finished game that
+    has no report gets its own.
 
     Args:
       workdir: the folder.
-      overwrite: whether to replace an earlier report.
+      overwrite: whether to replace an earlier report; those of a sweep's games stay.
+      games: whether to report a sweep's games too.
 
     Returns:
       What the report says in words, the worst first; nothing of a sweep.
 
     Raises:
-      ConfigError: there is a report already, or matplotlib is not installed.
+      ConfigError: there is a report already, or a package for reports is not installed.
       CheckpointError: there is no run, or no checkpoint that can be read.
       TeacherError: the run's teacher cannot be read.
     """
@@ -39,24 +60,57 @@ def write_report(workdir: str | Path, *, overwrite: bool = False) -> list[Findin
         )
     if target.exists() and not overwrite:
         raise ConfigError(f"{str(target)!r} exists; --overwrite replaces it.")
-    if not single:
-        from adadfq_jax.reporting.games import sweep_page
-
-        write_whole(target, sweep_page(workdir, REPORT).encode())
-        return []
-    _require_matplotlib()
-    from adadfq_jax.reporting.run import report_run
-
-    text, found, drawings = report_run(workdir)
-    (workdir / FIGURES).mkdir(exist_ok=True)
-    for drawing in drawings:
-        write_whole(workdir / FIGURES / f"{drawing.name}.png", drawing.png)
-    write_whole(target, text.encode())
+    require_packages()
+    if single:
+        found = _report_run(workdir)
+    else:
+        _report_sweep(workdir, games)
+        found = []
     return found
 
 
-def _require_matplotlib() -> None:
+def _report_run(workdir: Path) -> list[Finding]:
+    from adadfq_jax.reporting.events import write_events
+    from adadfq_jax.reporting.history import read_history
+    from adadfq_jax.reporting.run import report_run
+
+    text, found, drawings = report_run(workdir)
+    write_events(workdir / EVENTS, read_history(workdir / METRICS), workdir / SAMPLES_OVER_TIME)
+    _write(workdir, text, drawings)
+    return found
+
+
+def _report_sweep(workdir: Path, games: bool) -> None:
+    from adadfq_jax.reporting.games import report_sweep
+
+    names = (read_json(workdir / SWEEP) or {}).get("games", {}) if games else ()
+    missing = [
+        name
+        for name in names
+        if (workdir / name / RESULT).exists() and not (workdir / name / REPORT).exists()
+    ]
+    for number, name in enumerate(missing, start=1):
+        print(f"[{number}/{len(missing)}] {name}", flush=True)
+        try:
+            _report_run(workdir / name)
+        except (CheckpointError, TeacherError) as error:
+            warnings.warn(f"{name} gets no report: {error}", stacklevel=2)
+    _write(workdir, *report_sweep(workdir, REPORT))
+
+
+def _write(workdir: Path, text: str, drawings: Sequence["Drawing"]) -> None:
+    (workdir / FIGURES).mkdir(exist_ok=True)
+    for drawing in drawings:
+        write_whole(workdir / FIGURES / f"{drawing.name}.png", drawing.png)
+    write_whole(workdir / REPORT, text.encode())
+
+
+def require_packages() -> None:
+    """Raises ConfigError, with the command that installs it, where a package is missing."""
     try:
-        import matplotlib  # noqa: F401 (only whether it is there)
+        import matplotlib  # noqa: F401
+        import tensorboardX  # noqa: F401 (only whether they are there)
     except ImportError as error:
-        raise ConfigError("a report needs matplotlib: pip install 'adadfq_jax[report]'.") from error
+        raise ConfigError(
+            f"a report needs {error.name}: pip install 'adadfq_jax[report]'."
+        ) from error

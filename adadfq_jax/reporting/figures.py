@@ -1,24 +1,21 @@
-"""The figures of a report: PNG files with the words for those who do not see them."""
+"""The figures of a run's report."""
 
 import dataclasses
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 
 from adadfq_jax import samples
 from adadfq_jax.health import Answers
+from adadfq_jax.reporting.drawing import BLUE, GREEN, GREY, ORANGE, Drawing, blank, drawn, one_panel
 from adadfq_jax.reporting.history import History
 from adadfq_jax.reporting.layers import QuantizedActivation, QuantizedWeight
 
-# Drawn as wide as a phone shows it, so that its letters stay readable there.
-_WIDTH, _RESOLUTION = 4.6, 160
-_BLUE, _ORANGE, _GREY = "#1f5fa8", "#c8590a", "#666666"
 _PHASE_COLOURS = {"calibration": "#e3ecf7", "warm-up": "#fbeedd", "play": "#ffffff"}
 _LOSSES = {
     "l_g": "L_G, generator",
@@ -31,24 +28,8 @@ _LOSSES = {
     "l_bns": "L_BNS, statistics",
 }
 _MOST_CLASSES = 16  # in the picture of samples
+_MOST_MOMENTS = 6
 _LARGEST_PICTURE = (900, 1200)
-
-
-@dataclasses.dataclass(frozen=True)
-class Drawing:
-    """A figure.
-
-    Attributes:
-      name: of its file, without suffix.
-      title: heading.
-      alt: what it shows, in words.
-      png: the file.
-    """
-
-    name: str
-    title: str
-    alt: str
-    png: bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,13 +48,14 @@ class Schedule:
 
 
 def progress(history: History, schedule: Schedule, teacher_top1: float | None) -> Drawing:
-    """Draws top-1, where it was measured, and agreement over the steps."""
-    figure, axes = _one_panel(2.9)
+    """Draws top-1, where it was measured, agreement and health over the steps."""
+    figure, axes = one_panel(2.9)
     steps = [record["step"] for record in history.evaluations]
     alt = []
     for name, label, colour in (
-        ("top1", "student, top-1", _BLUE),
-        ("agreement", "agreement on generated images", _ORANGE),
+        ("top1", "student, top-1", BLUE),
+        ("agreement", "agreement on generated images", ORANGE),
+        ("health", "health, without data", GREEN),
     ):
         values = [record[name] for record in history.evaluations]
         numbers = np.array([np.nan if value is None else value for value in values], float)
@@ -81,51 +63,53 @@ def progress(history: History, schedule: Schedule, teacher_top1: float | None) -
             axes.plot(steps, 100 * numbers, "o-", color=colour, label=label, markersize=3)
             alt.append(_ends(f"{label}, in percent", np.array(steps), 100 * numbers))
     if teacher_top1 is not None:
-        axes.axhline(100 * teacher_top1, color=_GREY, linestyle="--", label="teacher, top-1")
+        axes.axhline(100 * teacher_top1, color=GREY, linestyle="--", label="teacher, top-1")
         alt.append(f"The teacher's top-1 is {teacher_top1:.2%}.")
     axes.set_ylabel("percent")
     _over_steps(axes, schedule)
     if alt:
         axes.legend(loc="best", fontsize=8)
     measured = any(record["top1"] is not None for record in history.evaluations)
-    title = "Top-1 and agreement" if measured else "Agreement (accuracy not measured)"
-    return _drawn("progress", title, " ".join(alt) or "No evaluation was logged.", figure)
+    title = "Top-1, agreement and health"
+    if not measured:
+        title = "Agreement and health (accuracy not measured)"
+    return drawn("progress", title, " ".join(alt) or "No evaluation was logged.", figure)
 
 
 def losses(history: History, schedule: Schedule) -> Drawing:
     """Draws every logged loss over the steps, each on a scale of its own."""
     known = [name for name in _LOSSES if name in history.curves]
     rows = max(1, -(-len(known) // 2))
-    figure = _figure(1.6 * rows + 0.6)
+    figure = blank(1.6 * rows + 0.6)
     alt = []
     for place, name in enumerate(known, start=1):
         axes = figure.add_subplot(rows, 2, place)
         axes.set_title(_LOSSES[name], fontsize=9)
         steps, values = history.curves[name]
-        axes.plot(steps, values, color=_BLUE, linewidth=1)
+        axes.plot(steps, values, color=BLUE, linewidth=1)
         _over_steps(axes, schedule, small=True)
         alt.append(_ends(_LOSSES[name], steps, values))
     phases = [
-        Patch(facecolor=_PHASE_COLOURS[name], edgecolor=_GREY, label=name)
+        Patch(facecolor=_PHASE_COLOURS[name], edgecolor=GREY, label=name)
         for name, _, _ in schedule.phases()
     ]
     figure.legend(handles=phases, loc="outside lower center", ncols=3, fontsize=8)
-    return _drawn("losses", "Losses", " ".join(alt) or "No loss was logged.", figure)
+    return drawn("losses", "Losses", " ".join(alt) or "No loss was logged.", figure)
 
 
 def h_prime(
     history: History, schedule: Schedule, lambda_l: float | None, lambda_u: float | None
 ) -> Drawing:
     """Draws the mean H' of the training batches over the steps, and the margin."""
-    figure, axes = _one_panel(2.9)
+    figure, axes = one_panel(2.9)
     alt = "H' was not logged."
     if "h_prime" in history.curves:
         steps, values = history.curves["h_prime"]
-        axes.plot(steps, values, color=_BLUE, linewidth=1.2)
+        axes.plot(steps, values, color=BLUE, linewidth=1.2)
         alt = _ends("mean H' of the training batches", steps, values)
     for value, name in ((lambda_l, "λ_l"), (lambda_u, "λ_u")):
         if value is not None:
-            axes.axhline(value, color=_ORANGE, linestyle="--")
+            axes.axhline(value, color=ORANGE, linestyle="--")
             axes.annotate(
                 f"{name} = {value:g}",
                 (1, value),
@@ -138,28 +122,69 @@ def h_prime(
     axes.set_ylim(0, 1.05)
     axes.set_ylabel("H': 0 disagree, 1 agree")
     _over_steps(axes, schedule)
-    return _drawn("h_prime", "H' over training", f"{alt} {_margin(lambda_l, lambda_u)}", figure)
+    return drawn("h_prime", "H' over training", f"{alt} {_margin(lambda_l, lambda_u)}", figure)
 
 
-def h_prime_histogram(answers: Answers, lambda_l: float | None, lambda_u: float | None) -> Drawing:
-    """Draws how H' of held-out images is spread at the end."""
-    figure, axes = _one_panel(2.9)
-    values = answers.h_prime[np.isfinite(answers.h_prime)]
-    axes.hist(values, bins=np.linspace(0, 1, 26), color=_BLUE)
-    for value in (lambda_l, lambda_u):
-        if value is not None:
-            axes.axvline(value, color=_ORANGE, linestyle="--")
-    axes.set_xlim(0, 1)
-    axes.set_xlabel("H': 0 disagree, 1 agree")
-    axes.set_ylabel("held-out images")
-    alt = f"Histogram of H' of {len(values)} held-out generated images. "
-    if len(values):
-        low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
-        alt += f"The median is {middle:.2f}; half of them lie between {low:.2f} and {high:.2f}. "
-    return _drawn(
+def h_prime_histogram(
+    history: History, answers: Answers, lambda_l: float | None, lambda_u: float | None
+) -> Drawing:
+    """Draws how H' of held-out images is spread: at the first evaluation, half-way, now."""
+    logged = [
+        (f"step {record['step']}", np.array(record["h_prime_histogram"]))
+        for record in history.evaluations[:-1]
+        if record["h_prime_histogram"]
+    ]
+    moments = [logged[0]] if logged else []
+    if len(logged) > 2:
+        moments.append(logged[len(logged) // 2])
+    moments.append(("now", np.array(answers.histogram())))
+
+    figure = blank(1.1 * len(moments) + 0.9)
+    alt = f"Histograms of H' of {len(answers.h_prime)} held-out generated images. "
+    panels = figure.subplots(len(moments), sharex=True, squeeze=False).ravel()
+    for axes, (name, counts) in zip(panels, moments, strict=True):
+        edges = np.linspace(0, 1, len(counts) + 1)
+        axes.bar(edges[:-1], counts, width=edges[1], align="edge", color=BLUE)
+        for value in (lambda_l, lambda_u):
+            if value is not None:
+                axes.axvline(value, color=ORANGE, linestyle="--")
+        axes.set_title(name, fontsize=8, loc="left")
+        axes.tick_params(labelsize=8)
+        mean = np.average(edges[:-1] + edges[1] / 2, weights=counts) if counts.any() else np.nan
+        alt += f"{name[0].upper()}{name[1:]} the mean is {mean:.2f}. "
+    panels[-1].set_xlim(0, 1)
+    panels[-1].set_xlabel("H': 0 disagree, 1 agree")
+    figure.supylabel("held-out images", fontsize=9)
+    return drawn(
         "h_prime_histogram",
-        "H' of held-out images at the end",
+        "H' of held-out images: early, half-way, now",
         alt + _margin(lambda_l, lambda_u),
+        figure,
+    )
+
+
+def generalisation(history: History) -> Drawing:
+    """Draws the student's loss on generated images, and on real ones where there are any."""
+    figure, axes = one_panel(2.6)
+    alt = []
+    steps = np.array([record["step"] for record in history.evaluations])
+    for name, label, colour in (
+        ("held_out_loss", "generated images", ORANGE),
+        ("loss", "evaluation images", BLUE),
+    ):
+        values = [record[name] for record in history.evaluations]
+        numbers = np.array([np.nan if value is None else value for value in values], float)
+        if np.isfinite(numbers).any():
+            axes.plot(steps, numbers, "o-", color=colour, label=label, markersize=3)
+            alt.append(_ends(f"cross entropy on {label}", steps, numbers))
+    axes.set_xlabel("step")
+    axes.set_ylabel("cross entropy")
+    if alt:
+        axes.legend(fontsize=8)
+    return drawn(
+        "generalisation",
+        "The student's loss on generated and real images",
+        " ".join(alt) or "No loss was measured.",
         figure,
     )
 
@@ -173,30 +198,54 @@ def generated(images: np.ndarray, labels: np.ndarray, mean, std) -> Drawing:
       mean, std: the normalisation, per channel of pixels in [0, 1].
     """
     shown = labels < _MOST_CLASSES
-    png = samples.grid(images[shown], labels[shown], mean, std)
-    picture = Image.open(io.BytesIO(png))
-    if picture.width > _LARGEST_PICTURE[0] or picture.height > _LARGEST_PICTURE[1]:
-        picture.thumbnail(_LARGEST_PICTURE)
-        file = io.BytesIO()
-        picture.save(file, "PNG")
-        png = file.getvalue()
     classes = len(np.unique(labels[shown]))
     return Drawing(
         "samples",
-        "Generated images",
+        "Generated images, now",
         f"Held-out images of the generator, {classes} labelled rows of one class each.",
-        png,
+        _small_enough(samples.grid(images[shown], labels[shown], mean, std)),
     )
+
+
+def over_time(folder: Path) -> Drawing | None:
+    """Puts the pictures that a run took on its way side by side; None where there are none.
+
+    Args:
+      folder: of STEP.png.
+    """
+    files = sorted(file for file in folder.glob("*.png") if file.stem.isdecimal())
+    if not files:
+        return None
+    places = np.linspace(0, len(files) - 1, min(len(files), _MOST_MOMENTS)).round().astype(int)
+    files = [files[place] for place in places]
+    pictures = [(f"step {int(file.stem)}", file.read_bytes()) for file in files]
+    steps = ", ".join(str(int(file.stem)) for file in files)
+    return Drawing(
+        "samples_over_time",
+        "Generated images over time",
+        f"Images of the same noise by the generator after steps {steps}, a row of each class.",
+        _small_enough(samples.side_by_side(pictures)),
+    )
+
+
+def _small_enough(png: bytes) -> bytes:
+    picture = Image.open(io.BytesIO(png))
+    if picture.width <= _LARGEST_PICTURE[0] and picture.height <= _LARGEST_PICTURE[1]:
+        return png
+    picture.thumbnail(_LARGEST_PICTURE)
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
 
 
 def agreement(answers: Answers) -> Drawing:
     """Draws teacher and student's agreement by class."""
     images, recognised, agreed = answers.per_class()
-    figure, axes = _one_panel(2.9)
+    figure, axes = one_panel(2.9)
     places = np.arange(answers.classes)
     shares = []
     for counts, label, colour, offset in (
-        (agreed, "student agrees with the teacher", _BLUE, -0.2),
+        (agreed, "student agrees with the teacher", BLUE, -0.2),
         (recognised, "teacher sees the intended class", "#9db8d9", 0.2),
     ):
         share = 100 * counts / np.maximum(images, 1)
@@ -208,7 +257,7 @@ def agreement(answers: Answers) -> Drawing:
     axes.set_ylabel("percent of its images")
     figure.legend(loc="outside upper center", fontsize=8)
     worst, best = int(np.nanargmin(shares[0])), int(np.nanargmax(shares[0]))
-    return _drawn(
+    return drawn(
         "agreement",
         "Agreement by class",
         f"Teacher and student agree least on class {worst} ({shares[0][worst]:.0f} percent of "
@@ -225,11 +274,11 @@ def sqnr(kind: str, layers: Sequence[QuantizedWeight | QuantizedActivation]) -> 
       kind: "weight" or "activation".
       layers: in the network's order.
     """
-    figure, axes = _one_panel(0.17 * len(layers) + 0.8)
+    figure, axes = one_panel(0.17 * len(layers) + 0.8)
     values = np.array([layer.sqnr for layer in layers])
     # Without error, the bar would have no end; without a value, it has no length.
-    drawn = np.where(np.isfinite(values), values, 0)
-    axes.barh(np.arange(len(layers)), drawn, color=_BLUE)
+    lengths = np.where(np.isfinite(values), values, 0)
+    axes.barh(np.arange(len(layers)), lengths, color=BLUE)
     axes.set_yticks(
         np.arange(len(layers)), [f"{layer.name} ({layer.bits} bit)" for layer in layers], fontsize=7
     )
@@ -246,26 +295,7 @@ def sqnr(kind: str, layers: Sequence[QuantizedWeight | QuantizedActivation]) -> 
             f"{high.sqnr:.1f} dB."
         )
     title = f"Quantization error of {kind}s"
-    return _drawn(f"{kind}_sqnr", title, alt, figure)
-
-
-def _figure(height: float) -> Figure:
-    figure = Figure(figsize=(_WIDTH, height), dpi=_RESOLUTION, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _one_panel(height: float) -> tuple[Figure, Axes]:
-    figure = _figure(height)
-    axes = figure.add_subplot()
-    axes.tick_params(labelsize=8)
-    return figure, axes
-
-
-def _drawn(name: str, title: str, alt: str, figure: Figure) -> Drawing:
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return Drawing(name, title, alt.strip(), file.getvalue())
+    return drawn(f"{kind}_sqnr", title, alt, figure)
 
 
 def _over_steps(axes: Axes, schedule: Schedule, small: bool = False) -> None:
@@ -282,7 +312,7 @@ def _over_steps(axes: Axes, schedule: Schedule, small: bool = False) -> None:
                 ha="center",
                 va="bottom",
                 fontsize=7,
-                color=_GREY,
+                color=GREY,
                 rotation=90 if end - start < 0.2 * schedule.total else 0,
             )
     axes.set_xlim(0, schedule.total)

@@ -18,6 +18,8 @@ _LEAST_AGREEMENT = 0.5
 # Single evaluations of top-1 differ by as much.
 _USUAL_FALL = 0.01
 _MOST_LOST = 0.05
+# Scores of single evaluations differ by as much.
+_MUCH_HEALTHIER = 1.1
 _MOST_CLIPPED = 0.01
 _MOST_DEAD = 0.1
 # The error has a quarter of the signal's energy.
@@ -55,6 +57,9 @@ class Facts:
       calibrated_agreement: the same before play; None unknown.
       teacher_top1, calibrated_top1, top1, best_top1: fractions; None where not measured.
       best_step: of best_top1.
+      health: of the newest student, 0 to 1, see `health.py`.
+      healthiest, healthiest_step, healthiest_top1: the highest score of all evaluations, its step
+        and the top-1 there; None unknown.
       weights, activations: by layer.
     """
 
@@ -77,6 +82,10 @@ class Facts:
     top1: float | None
     best_top1: float | None
     best_step: int | None
+    health: float
+    healthiest: float | None
+    healthiest_step: int | None
+    healthiest_top1: float | None
     weights: Sequence[QuantizedWeight]
     activations: Sequence[QuantizedActivation]
 
@@ -204,6 +213,12 @@ def _what_play_brought(facts: Facts) -> Iterator[Finding]:
             GOOD if rose else NOTE,
             f"Play {'raised' if rose else 'did not raise'} the agreement on generated images: "
             f"{before:.1%} calibrated, {facts.agreement:.1%} at the end.",
+        )
+    if facts.healthiest is not None and facts.healthiest > _MUCH_HEALTHIER * facts.health:
+        yield Finding(
+            NOTE,
+            f"The student was healthier at step {facts.healthiest_step} ({facts.healthiest:.3f}, "
+            f"now {facts.health:.3f}): --checkpoint=best exports that one.",
         )
     if facts.top1 is None:
         yield Finding(

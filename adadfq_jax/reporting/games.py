@@ -1,20 +1,26 @@
-"""The report of a sweep: its table, and the way to its games."""
+"""The report of a sweep: its table, its games side by side, and the way to each of them."""
 
 from pathlib import Path
 from typing import Any
 
 from adadfq_jax import sweep_table
-from adadfq_jax.reporting import page
+from adadfq_jax.grid import SEED
+from adadfq_jax.reporting import comparison, page
+from adadfq_jax.reporting.drawing import Drawing
+from adadfq_jax.reporting.history import read_history
 from adadfq_jax.sweep import DIVERGED
 from adadfq_jax.workdir import CONFIG, METRICS, RESULT, SWEEP, read_json
 
 
-def sweep_page(workdir: Path, report: str) -> str:
+def report_sweep(workdir: Path, report: str) -> tuple[str, list[Drawing]]:
     """Describes a sweep.
 
     Args:
       workdir: the sweep's folder.
       report: name of a report's file, to link where a game has one.
+
+    Returns:
+      (the page; its figures).
 
     Raises:
       ConfigError: a file of the sweep is damaged.
@@ -24,28 +30,88 @@ def sweep_page(workdir: Path, report: str) -> str:
     if table is None:
         parts.append(page.paragraph("The sweep is not finished: it has no table yet."))
     else:
-        heading, *rows = sweep_table.cells(table)
+        heading, *cells = sweep_table.cells(table)
         parts += [
-            page.table("Means over the seeds", heading, rows),
+            page.table("Means over the seeds", heading, cells),
             page.paragraph(sweep_table.NOTES),
         ]
-    rows, links = [], []
+    sections = [page.section("Table", *parts)]
+
+    rows = _rows(workdir, games)
+    drawings = []
+    if rows:
+        figures = (
+            comparison.surface(rows),
+            comparison.accuracy(rows),
+            comparison.h_prime(rows),
+            comparison.generalisation(rows),
+        )
+        drawings += [figure for figure in figures if figure is not None]
+        sections.append(page.section("The games side by side", page.figures(drawings)))
+        if (found := comparison.health(rows)) is not None:
+            drawing, lines = found
+            drawings.append(drawing)
+            heading = ["score", "last students", "all evaluations", "within a game"]
+            sections.append(
+                page.section(
+                    "Choosing without data",
+                    page.paragraph(
+                        "How well scores that need no data rank true top-1: Spearman's rank "
+                        "correlation, 1 where they order the students alike, 0 where they tell "
+                        "nothing. Within a game it is of that game's evaluations, the median of "
+                        "all games."
+                    ),
+                    page.figures([drawing]),
+                    page.table("Rank correlation with top-1", heading, lines),
+                )
+            )
+
+    cells, links = [], []
     for name in games:
         folder = workdir / name
         result = read_json(folder / RESULT)
-        rows.append([name, *_game(result, (folder / DIVERGED).exists())])
+        cells.append([name, *_game(result, (folder / DIVERGED).exists())])
         # The best that there is to read of it; a game that nobody has begun has nothing.
         files = (report, RESULT, METRICS, CONFIG)
         links.append(next((f"{name}/{file}" for file in files if (folder / file).exists()), None))
     heading = ["game", "state", "top-1, last", "calibrated only", "agreement", "seconds"]
-    return page.page(
-        f"Report of {workdir.absolute().name}",
-        f"A sweep of {len(games)} games; `adadfq report --workdir={workdir}/GAME` reports one.",
-        [
-            page.section("Table", *parts),
-            page.section("Games", page.table("Every game", heading, rows, links)),
-        ],
+    sections.append(page.section("Games", page.table("Every game", heading, cells, links)))
+    text = page.page(
+        f"Report of {workdir.absolute().name}", f"A sweep of {len(games)} games.", sections
     )
+    return text, drawings
+
+
+def _rows(workdir: Path, games: dict[str, dict[str, Any]]) -> list[comparison.Row]:
+    """Gathers the finished games that differ in their seed alone."""
+    groups: dict[str, list[str]] = {}
+    fields = {}
+    for name, values in games.items():
+        if (workdir / name / RESULT).exists() and not (workdir / name / DIVERGED).exists():
+            common = {key: value for key, value in values.items() if key != SEED}
+            label = ", ".join(_word(key, value) for key, value in common.items()) or "all"
+            groups.setdefault(label, []).append(name)
+            fields[label] = common
+    rows = []
+    for label, names in groups.items():
+        results = [read_json(workdir / name / RESULT) for name in names]
+        rows.append(
+            comparison.Row(
+                label,
+                fields[label],
+                *(
+                    [result[name] for result in results if result[name] is not None]
+                    for name in ("top1", "calibrated_top1")
+                ),
+                [read_history(workdir / name / METRICS) for name in names],
+            )
+        )
+    return rows
+
+
+def _word(key: str, value: Any) -> str:
+    """Says a field in few letters: methods and bit-widths speak for themselves."""
+    return str(value) if key in ("game.method", "bits") else f"{key.rpartition('.')[2]} {value}"
 
 
 def _game(result: dict[str, Any] | None, diverged: bool) -> list[str]:

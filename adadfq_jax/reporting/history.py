@@ -9,6 +9,18 @@ from typing import Any
 
 import numpy as np
 
+_EVALUATED = (
+    "top1",
+    "top5",
+    "loss",
+    "agreement",
+    "in_margin",
+    "held_out_l_bns",
+    "held_out_loss",
+    "health",
+    "h_prime_histogram",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class History:
@@ -42,7 +54,7 @@ def read_history(path: Path) -> History:
             if not math.isfinite(value):
                 not_finite.setdefault(name, step)
         if record.get("evaluation"):
-            measured = {name: record.get(name) for name in ("top1", "top5", "agreement")}
+            measured = {name: record.get(name) for name in _EVALUATED}
             evaluations.append({"step": step} | measured)
         elif isinstance(phase := record.get("phase"), str):
             rate = numbers.pop("steps_per_second", math.nan)

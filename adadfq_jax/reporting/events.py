@@ -1,0 +1,34 @@
+"""TensorBoard events of a run: its log again, for those who compare runs there."""
+
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tensorboardX import SummaryWriter
+
+from adadfq_jax.reporting.history import History
+
+
+def write_events(folder: Path, history: History, pictures: Path) -> None:
+    """Writes curves, evaluations and pictures into a folder of their own, which is made anew.
+
+    Args:
+      folder: where the events go.
+      history: what the run logged.
+      pictures: folder of STEP.png.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    with SummaryWriter(str(folder)) as writer:
+        for name, (steps, values) in history.curves.items():
+            for step, value in zip(steps, values, strict=True):
+                writer.add_scalar(f"training/{name}", value, int(step))
+        for record in history.evaluations:
+            for name, value in record.items():
+                if name != "step" and isinstance(value, float):
+                    writer.add_scalar(f"evaluation/{name}", value, record["step"])
+        for file in sorted(pictures.glob("*.png")):
+            if file.stem.isdecimal():
+                picture = np.asarray(Image.open(io.BytesIO(file.read_bytes())).convert("RGB"))
+                writer.add_image("generated", picture, int(file.stem), dataformats="HWC")
