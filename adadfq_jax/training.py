@@ -499,7 +499,9 @@ def _picture(folder: Workdir, game: Game, host: GameState, teacher: Teacher, ste
     count = min(_PICTURED_PER_CLASS * teacher.classes, _MOST_PICTURED)
     images, labels = generate(game, host, count, count)
     shown = labels < _PICTURED_CLASSES
-    picture = samples.grid(images[shown], labels[shown], teacher.mean, teacher.std)
+    picture = samples.grid(
+        images[shown], labels[shown], teacher.mean, teacher.std, columns=_PICTURED_PER_CLASS
+    )
     (folder.path / SAMPLES_OVER_TIME).mkdir(exist_ok=True)
     folder.write_bytes(f"{SAMPLES_OVER_TIME}/{step:09}.png", picture)
 
