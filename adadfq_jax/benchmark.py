@@ -181,8 +181,8 @@ def _check(against: str | None, profile: str | Path | None, teacher: Teacher, ba
 
     if not serves(teacher.module):
         raise ConfigError(
-            "--against=torch knows the CIFAR ResNets with option-A shortcuts (such as "
-            f"resnet20_cifar), not {teacher.architecture}; leave it out to time ours alone."
+            "--against=torch knows the ResNets of basic blocks (such as resnet20_cifar and "
+            f"resnet18), not {teacher.architecture}; leave it out to time ours alone."
         )
     if backend == "tpu" or (backend == "gpu" and not torch.cuda.is_available()):
         raise ConfigError(f"--against=torch: this PyTorch cannot use the {backend} that JAX uses.")

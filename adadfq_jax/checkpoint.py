@@ -16,7 +16,25 @@ from adadfq_jax.digests import digest
 from adadfq_jax.errors import CheckpointError
 
 _NEWEST = 2  # kept, besides the healthiest
-_HEALTH = "health"
+
+
+class _HealthiestToo(policies.PreservationPolicy):
+    """Keeps the newest checkpoints, and one that is named.
+
+    orbax would keep the best by a metric that it stores beside the state, where no digest protects
+    it; ours is in the record.
+    """
+
+    def __init__(self):
+        self.healthiest: int | None = None
+        self._newest = policies.LatestN(_NEWEST)
+
+    def should_preserve(self, checkpoints, *, context):
+        newest = self._newest.should_preserve(checkpoints, context=context)
+        return [
+            keep or checkpoint.step == self.healthiest
+            for keep, checkpoint in zip(newest, checkpoints, strict=True)
+        ]
 
 
 class Checkpoints:
@@ -30,41 +48,33 @@ class Checkpoints:
         """Opens the folder; nothing is written before the first `save`."""
         self._workdir = workdir
         self._first_save = True
+        self._kept = _HealthiestToo()
         logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells every save at length
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(
             (self._workdir / "checkpoints").absolute(),
-            options=ocp.CheckpointManagerOptions(
-                best_fn=_health_of,
-                preservation_policy=policies.AnyPreservationPolicy(
-                    [
-                        policies.LatestN(_NEWEST),
-                        policies.BestN(
-                            get_metric_fn=_health_of, n=1, keep_checkpoints_without_metrics=False
-                        ),
-                    ]
-                ),
-            ),
+            options=ocp.CheckpointManagerOptions(preservation_policy=self._kept),
         )
 
     def save(
-        self, step: int, state: Any, record: dict[str, Any], health: float | None = None
+        self, step: int, state: Any, record: dict[str, Any], healthiest: int | None = None
     ) -> None:
         """Starts writing a checkpoint; it appears under its final name once it is whole.
 
-        Kept are the newest two, and the healthiest of those whose health is known.
+        Kept are the newest two, and the one of the healthiest student.
 
         Args:
           step: its number; one that exists already is left as it is.
           state: a tree of NumPy arrays.
           record: what else a resumed run must know, as JSON.
-          health: the student's score, see `health.py`.
+          healthiest: step of the healthiest student so far, see `health.py`.
         """
         if step in self._manager.all_steps():
             return
         self._remove_partial()
+        self._kept.healthiest = healthiest
         arrays = _by_name(state)
         self._manager.save(
             step,
@@ -72,16 +82,7 @@ class Checkpoints:
                 state=ocp.args.StandardSave(arrays),
                 record=ocp.args.JsonSave(record | {"digest": _digest(arrays, record)}),
             ),
-            metrics=None if health is None else {_HEALTH: health},
         )
-
-    def healthiest(self) -> int | None:
-        """Returns the step of the healthiest student that was kept; None where none is known."""
-        self._manager.wait_until_finished()
-        known = [
-            step for step in self._manager.all_steps() if self._manager.metrics(step) is not None
-        ]
-        return max(known, key=lambda step: _health_of(self._manager.metrics(step)), default=None)
 
     def _remove_partial(self) -> None:
         """Removes what a kill during a save left; only a run's owner saves, so it was its own."""
@@ -108,7 +109,8 @@ class Checkpoints:
         """
         self._manager.wait_until_finished()
         steps = sorted(self._manager.all_steps(), reverse=True)
-        if step is not None:
+        only = step is not None
+        if only:
             if step not in steps:
                 raise CheckpointError(
                     f"there is no checkpoint of step {step} in {self._workdir / 'checkpoints'}; "
@@ -119,6 +121,11 @@ class Checkpoints:
             try:
                 return step, *self._read(step, template)
             except Exception as error:  # orbax and tensorstore raise many kinds for damaged files
+                if only:
+                    raise CheckpointError(
+                        f"checkpoint {step} in {self._workdir / 'checkpoints'} is damaged "
+                        f"({_first_line(error)})."
+                    ) from error
                 moved = f"it was moved to {self._set_aside(step)}, and " if set_aside else ""
                 warnings.warn(
                     f"checkpoint {step} is damaged ({_first_line(error)}); {moved}the one before "
@@ -162,10 +169,6 @@ class Checkpoints:
     def close(self) -> None:
         """Waits until every checkpoint is on disk."""
         self._manager.close()
-
-
-def _health_of(metrics: dict[str, float]) -> float:
-    return metrics[_HEALTH]
 
 
 def _digest(arrays: dict[str, np.ndarray], record: dict[str, Any]) -> str:

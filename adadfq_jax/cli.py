@@ -117,6 +117,8 @@ def _evaluate(argv: Sequence[str]) -> None:
         "mean": "normalisation, three numbers with commas between, or a preset: imagenet, "
         "cifar10, cifar10-pytorchcv; by default the file's",
         "std": "the same; a preset given for one of both stands for both",
+        "checkpoint": "of a run: last (by default), best (the healthiest, chosen without data), or "
+        "the number of a step",
         "architecture": "name of the network, where the file leaves two open",
         "entry": "which entry of a PyTorch checkpoint holds the weights",
     }
@@ -153,6 +155,7 @@ def _evaluate(argv: Sequence[str]) -> None:
         values.teacher,
         values.workdir,
         values.model,
+        checkpoint=values.checkpoint,
         architecture=values.architecture,
         mean=mean,
         std=std,
@@ -247,14 +250,14 @@ def _export(argv: Sequence[str]) -> None:
         raise ConfigError("--checkpoint is of a run; a teacher has none.")
 
     from adadfq_jax import exporting
-    from adadfq_jax.student import load_student_at
+    from adadfq_jax.student import load_finished_student
     from adadfq_jax.teachers import load_teacher
 
     _keep_compiled_programs(values.cache)
     options = {name: values[name].value for name in switches}
     exporting.check_output(Path(values.output), values.format, **options)
     report = exporting.export(
-        load_student_at(values.workdir, values.checkpoint)
+        load_finished_student(values.workdir, values.checkpoint)
         if values.workdir
         else load_teacher(values.teacher),
         values.output,
@@ -368,9 +371,10 @@ def _play_grid(verb: str, argv: Sequence[str], grid: str | None, report: bool) -
     from adadfq_jax import parallel, reporting, sweep, sweep_table
     from adadfq_jax.grid import plan
 
+    points = plan(config, values.grid)
     if report:
         reporting.require_packages()
-    points = plan(config, values.grid)
+        reporting.check_surface(points)
     _keep_compiled_programs(values.cache)
     if values.jobs > 1:
         jax.config.update("jax_platforms", "cpu")  # this process leaves the devices to the others
@@ -388,7 +392,7 @@ def _play_grid(verb: str, argv: Sequence[str], grid: str | None, report: bool) -
         print(f"\nfiles: {Path(values.workdir, 'table.md')}, .csv, .json")
         if report:
             reporting.write_report(values.workdir, overwrite=True, games=False)
-            print(f"report: {Path(values.workdir, reporting.REPORT)}")
+            print(f"heat map: {Path(values.workdir, reporting.REPORT)}")
     if table["diverged"]:
         raise DivergedError(
             f"{len(table['diverged'])} of {len(points)} games diverged: "

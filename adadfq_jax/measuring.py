@@ -59,6 +59,7 @@ def open_network(
     workdir: str | Path | None,
     model: str | Path | None = None,
     *,
+    checkpoint: str | None = None,
     architecture: str | None = None,
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
@@ -71,6 +72,7 @@ def open_network(
       teacher: a teacher's file, or
       workdir: the folder of a run, or
       model: a file of `adadfq export`.
+      checkpoint: which one of the run's, as of `load_student`.
       architecture, mean, std, image_size, entry: of `load_teacher`; what else is given must agree.
 
     Returns:
@@ -84,10 +86,12 @@ def open_network(
         raise ConfigError(
             "give one of --teacher=FILE, --workdir=DIR and --model=FILE: what to measure."
         )
+    if checkpoint and not workdir:
+        raise ConfigError("--checkpoint is of a run: give --workdir=DIR.")
     if teacher:
         given = {"mean": mean, "std": std, "image_size": image_size, "entry": entry}
         return load_teacher(teacher, architecture, **given), "none", None
-    found = load_exported(model) if model else load_student(workdir)
+    found = load_exported(model) if model else load_student(workdir, checkpoint)
     for name, value in {
         "architecture": architecture,
         "mean": tuple(mean),
@@ -162,6 +166,8 @@ def _described(network: Network | ExportedModel) -> str:
     if not isinstance(network, Student):
         return f"{network.architecture}, exported"
     if not network.result:
-        return f"{network.architecture}, student of a run that is not finished"
+        return (
+            f"{network.architecture}, student of a run that is not finished, or of an earlier step"
+        )
     bits = f"w{network.result['weight_bits']}a{network.result['activation_bits']}"
     return f"{network.architecture}, {bits}, after {network.result['steps']} steps"

@@ -1,7 +1,7 @@
 """The family: what each method makes the two players minimise, and the constants that it fixes.
 
 All play the same game (`game.py`) and differ in the losses of generator and student alone. To add
-a method, write its two losses here, enter it in `METHODS`, and add it to `tests/test_methods.py`.
+a method, write its two losses here, enter it in `METHODS`, and its twin in `tests/test_parity.py`.
 
 An ablation is a method as well: AdaDFQ with one constant that takes a term away (`_ABLATIONS`).
 
@@ -35,7 +35,7 @@ class Method:
       student_loss: gives L_Q, a scalar; only its gradient by z_Q is used.
       constants: what fields are where a configuration leaves them open, all of
         `config.FROM_METHOD`; None for one that the losses do not have.
-      fixed: fields that are so whatever the network (`recipes.py`).
+      fixed: those that no network's settings (`recipes.py`) change; a configuration still can.
     """
 
     generator_loss: GeneratorLoss

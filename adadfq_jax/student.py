@@ -55,71 +55,64 @@ def student_of(game: Game, state: GameState, teacher: Teacher, result: dict[str,
     )
 
 
-def load_student(workdir: str | Path, step: int | None = None) -> Student:
+def load_student(workdir: str | Path, checkpoint: int | str | None = None) -> Student:
     """Reads a run's student; needs nothing but its workdir.
 
     Args:
       workdir: the run's folder.
-      step: of which checkpoint; by default of the newest that is whole.
+      checkpoint: which one: "last" or None for the newest that is whole, "best" for that of the
+        healthiest student (see `health.py`; chosen without data), or the number of a step.
 
     Raises:
+      ConfigError: `checkpoint` is something else.
       CheckpointError: there is no run in the folder, or no such checkpoint that can be read.
     """
-    game, state, teacher, step = load_state(workdir, step)
+    game, state, teacher, step = load_state(workdir, checkpoint)
     result = read_json(Path(workdir) / RESULT) or {}
     return student_of(game, state, teacher, result if result.get("steps") == step else {})
 
 
-def load_student_at(workdir: str | Path, checkpoint: str | None) -> Student:
-    """Reads a run's student from the checkpoint that a command line names.
+def load_finished_student(workdir: str | Path, checkpoint: str | None) -> Student:
+    """Reads a student as a command line names it: by default, of a run that is finished.
 
     Args:
       workdir: the run's folder.
-      checkpoint: "last", "best" (the healthiest that was kept, see `health.py`) or the number of a
-        step; None for the end of a finished run.
+      checkpoint: as of `load_student`.
 
     Raises:
-      ConfigError: it is something else, or None and the run is not finished.
+      ConfigError: `checkpoint` is none, or not given and the run is not finished.
       CheckpointError: as `load_student`.
     """
-    if checkpoint in (None, "last"):
-        student = load_student(workdir)
-        if checkpoint is None and not student.result:
-            raise ConfigError(
-                f"the run in {str(workdir)!r} is not finished; --checkpoint=last takes what there "
-                "is of it."
-            )
-        return student
-    if checkpoint == "best":
-        step = Checkpoints(Path(workdir)).healthiest()
-        if step is None:
-            raise ConfigError(
-                f"the run in {str(workdir)!r} has not measured the health of a student that it "
-                "kept; --checkpoint=last takes the newest."
-            )
-        return load_student(workdir, step)
-    if not checkpoint.isdecimal():
+    student = load_student(workdir, checkpoint)
+    if checkpoint is None and not student.result:
+        lost = (Path(workdir) / RESULT).exists()
+        state = "has lost its last checkpoint" if lost else "is not finished"
         raise ConfigError(
-            f"--checkpoint must be last, best or the number of a step, not {checkpoint!r}."
+            f"the run in {str(workdir)!r} {state}; --checkpoint=last takes what there is of it."
         )
-    return load_student(workdir, int(checkpoint))
+    return student
 
 
 def load_state(
-    workdir: str | Path, step: int | None = None
+    workdir: str | Path, checkpoint: int | str | None = None
 ) -> tuple[Game, GameState, Teacher, int]:
     """Reads both players of a run; needs nothing but its workdir.
 
     Args:
       workdir: the run's folder.
-      step: of which checkpoint; by default of the newest that is whole.
+      checkpoint: as of `load_student`.
 
     Returns:
       (the rules; the state, arrays without a device axis; the teacher; the step).
 
     Raises:
-      CheckpointError: as `load_student`.
+      ConfigError, CheckpointError: as `load_student`.
     """
+    named = str(checkpoint)
+    if checkpoint is not None and named not in ("last", "best") and not named.isdecimal():
+        raise ConfigError(
+            f"--checkpoint must be last, best or the number of a step, not {checkpoint!r}."
+        )
     workdir = Path(workdir)
     written = read_json(workdir / CONFIG)
     if written is None:
@@ -127,11 +120,19 @@ def load_state(
     teacher = load_teacher(workdir / TEACHER)
     config = ml_collections.ConfigDict(written)
     game = Game.create(config, teacher.module, teacher.image_size)
+    template = game.init(config, teacher.variables)
     checkpoints = Checkpoints(workdir)
     try:
-        restored = checkpoints.restore(
-            game.init(config, teacher.variables), set_aside=False, step=step
-        )
+        only = int(named) if named.isdecimal() else None
+        restored = checkpoints.restore(template, set_aside=False, step=only)
+        if named == "best" and restored is not None:
+            best = restored[2].get("healthiest", {}).get("step")
+            if best is None:
+                raise ConfigError(
+                    f"the run in {str(workdir)!r} has not measured its student's health yet; "
+                    "--checkpoint=last takes the newest."
+                )
+            restored = checkpoints.restore(template, set_aside=False, step=best)
     finally:
         checkpoints.close()
     if restored is None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from adadfq_jax.grid import SEED, Point
 
+TABLE = "table.json"
 # What is averaged, and its heading; "best" is chosen on the images that it is measured on.
 _MEASURED = {
     "teacher_top1": "teacher",
@@ -31,10 +32,10 @@ def line(result: dict[str, Any]) -> str:
     if result["top1"] is None:
         text = f"agreement {result['agreement']:.2%}"
     else:
-        text = (
-            f"top-1 {result['top1']:.2%} (calibrated {result['calibrated_top1']:.2%}, "
-            f"teacher {result['teacher_top1']:.2%})"
-        )
+        others = (("calibrated", "calibrated_top1"), ("teacher", "teacher_top1"))
+        # A game that began without evaluation images has not measured all of them.
+        known = [f"{word} {result[name]:.2%}" for word, name in others if result[name] is not None]
+        text = f"top-1 {result['top1']:.2%} ({', '.join(known)})"
     return f"{text}, {result['seconds']:.0f} s"
 
 
@@ -78,7 +79,7 @@ def forms(table: dict[str, Any]) -> dict[str, str]:
     return {
         "table.md": markdown(table),
         "table.csv": _csv(table),
-        "table.json": json.dumps(table, indent=2) + "\n",
+        TABLE: json.dumps(table, indent=2) + "\n",
     }
 
 

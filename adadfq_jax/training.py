@@ -40,9 +40,11 @@ _STEPS_PER_DISPATCH_ELSEWHERE = 50
 # When the game runs away, L_BNS rises before anything else shows it.
 _BNS_ALARM_FACTOR, _BNS_ALARM_STEPS = 10.0, 200
 
-_SAMPLES_PER_CLASS = 10
-# Pictures on the way: quarters of play, few images of few classes, as many at once as memory holds.
-_PICTURES_OF_PLAY, _PICTURED_PER_CLASS, _PICTURED_CLASSES, _MOST_PICTURED = 4, 2, 16, 256
+# The picture at the end, and smaller ones on the way, at so many moments of play.
+_SAMPLES_PER_CLASS, _SAMPLED_CLASSES = 10, 100
+_PICTURES_OF_PLAY, _PICTURED_PER_CLASS, _PICTURED_CLASSES = 4, 2, 16
+# Of images made at once: the generator has 64 channels of as many values, in float32.
+_MOST_PIXELS = 2**24
 
 
 @dataclasses.dataclass
@@ -170,9 +172,12 @@ def _run(
     def checkpoint():
         if checkpoints is not None:
             record.seconds = watch.seconds()
-            known = record.healthiest.get("step") == step
-            score = record.healthiest["health"] if known else None
-            checkpoints.save(step, parallel.fetch(state), dataclasses.asdict(record), score)
+            checkpoints.save(
+                step,
+                parallel.fetch(state),
+                dataclasses.asdict(record),
+                record.healthiest.get("step"),
+            )
 
     saved = time.monotonic()
     measured: dict[str, Any] = {}
@@ -194,7 +199,15 @@ def _run(
                         _note(record, step, epoch, config, measured)
                         watch.show(step, phase, measured)
                     if folder is not None and epoch in _pictured_epochs(config):
-                        _picture(folder, game, parallel.fetch(state), teacher, step)
+                        (folder.path / SAMPLES_OVER_TIME).mkdir(exist_ok=True)
+                        picture = _picture(
+                            game,
+                            parallel.fetch(state),
+                            teacher,
+                            _PICTURED_PER_CLASS,
+                            _PICTURED_CLASSES,
+                        )
+                        folder.write_bytes(f"{SAMPLES_OVER_TIME}/{step:09}.png", picture)
 
                 stop = should_stop()
                 due = config.checkpoint.every_steps
@@ -258,9 +271,8 @@ def _run(
         "jax_version": jax.__version__,
     }
     if folder is not None:
-        count = _SAMPLES_PER_CLASS * teacher.classes
-        images, labels = generate(game, host, count, count)
-        folder.write_bytes(SAMPLES, samples.grid(images, labels, teacher.mean, teacher.std))
+        picture = _picture(game, host, teacher, _SAMPLES_PER_CLASS, _SAMPLED_CLASSES)
+        folder.write_bytes(SAMPLES, picture)
         folder.write_text(RESULT, to_json(result))
     return student_of(game, host, teacher, result)
 
@@ -385,6 +397,9 @@ class _Watch:
         self._config, self._record, self._log, self._progress = config, record, log, progress
         self._pending: tuple[int, Phase, Any] | None = None
         self._since_log: list[dict[str, float]] = []
+        # A line of the log is of one phase, and the last steps have one too.
+        epochs = (config.calibration_epochs, config.warmup_epochs, config.epochs)
+        self._ends = {epoch * config.steps_per_epoch for epoch in epochs}
         self._began, self._seconds_before = time.monotonic(), record.seconds
         self._rate_from = (step, self._began)
         self._rate = 0.0
@@ -414,7 +429,7 @@ class _Watch:
             self._check(step + offset, phase, values)
             self._since_log.append(values)
             done = step + offset + 1
-            if done % self._config.log_every_steps == 0:
+            if done % self._config.log_every_steps == 0 or done in self._ends:
                 self._write(done, phase)
 
     def show(self, step: int, phase: Phase, measured: dict[str, Any]) -> None:
@@ -493,17 +508,14 @@ def _pictured_epochs(config) -> set[int]:
     return {1} | {config.warmup_epochs + played * part // _PICTURES_OF_PLAY for part in parts}
 
 
-def _picture(folder: Workdir, game: Game, host: GameState, teacher: Teacher, step: int) -> None:
-    """Draws a few of the images that the generator makes now, the same noise every time."""
-    # A batch of all classes, since the generator normalises by it.
-    count = min(_PICTURED_PER_CLASS * teacher.classes, _MOST_PICTURED)
+def _picture(game: Game, host: GameState, teacher: Teacher, per_class: int, classes: int) -> bytes:
+    """Draws images that the generator makes now, of the first classes; always of the same noise."""
+    # One batch of all classes, as far as memory goes, since the generator normalises by it.
+    most = _MOST_PIXELS // teacher.image_size**2
+    count = min(per_class * teacher.classes, max(most, 1))
     images, labels = generate(game, host, count, count)
-    shown = labels < _PICTURED_CLASSES
-    picture = samples.grid(
-        images[shown], labels[shown], teacher.mean, teacher.std, columns=_PICTURED_PER_CLASS
-    )
-    (folder.path / SAMPLES_OVER_TIME).mkdir(exist_ok=True)
-    folder.write_bytes(f"{SAMPLES_OVER_TIME}/{step:09}.png", picture)
+    shown = labels < classes
+    return samples.grid(images[shown], labels[shown], teacher.mean, teacher.std, columns=per_class)
 
 
 def _evaluation_is_due(epoch: int, config: ml_collections.ConfigDict) -> bool:

@@ -149,10 +149,11 @@ def test_without_torch_it_names_the_command(config, monkeypatch):
 
 def test_a_network_that_the_reference_lacks(config):
     config.teacher.architecture = "mobilenet_v2"
-    with pytest.raises(ConfigError, match=r"option-A shortcuts.*not mobilenet_v2"):
+    with pytest.raises(ConfigError, match=r"basic blocks.*not mobilenet_v2"):
         benchmark.benchmark(config, against="torch")
-    config.teacher.architecture = "resnet8_cifar_projection"
-    with pytest.raises(ConfigError, match="not resnet8_cifar_projection"):
+    config.teacher.architecture = "resnet50_stride1x1_x0.125"
+    config.teacher.image_size = 32
+    with pytest.raises(ConfigError, match="not resnet50_stride1x1"):
         benchmark.benchmark(config, against="torch")
 
 

@@ -79,12 +79,22 @@ def test_two_newest_are_kept(saved, tmp_path):
 
 
 def test_the_healthiest_is_kept_too(opened, tmp_path):
-    checkpoints = opened()
-    assert checkpoints.healthiest() is None
-    for step, health in enumerate((0.25, None, 0.75, 0.5, None, 0.125, None), start=1):
-        checkpoints.save(step, make_state(step), RECORD, health)
-    assert checkpoints.healthiest() == opened().healthiest() == 3
+    for first, last in ((1, 4), (5, 7)):  # in two processes
+        checkpoints = opened()
+        for step in range(first, last + 1):
+            checkpoints.save(step, make_state(step), RECORD, 3 if step >= 3 else 1)
+    opened()
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["3", "6", "7"]
+
+
+def test_a_damaged_one_that_was_asked_for_is_called_so(saved, tmp_path):
+    saved()
+    _flip_bit(tmp_path / "checkpoints" / "2")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(CheckpointError, match=r"^checkpoint 2 in .* is damaged \("):
+        saved().restore(make_state(0), set_aside=False, step=2)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert_restored(saved(), 3)
 
 
 def test_a_step_is_saved_once(saved):

@@ -32,6 +32,7 @@ from adadfq_jax.exporting import (
     quantized,
     verification,
 )
+from adadfq_jax.health import Answers
 from adadfq_jax.student import load_student
 from adadfq_jax.teachers import NORMALISATIONS
 from adadfq_jax.untrained import calibrated_on
@@ -306,6 +307,7 @@ def test_bad_input(run_folder, tmp_path, verb):
         ([good, "--output=x.pth", "--fold_norms"], "options of onnx, not of pytorch"),
         ([good, "--output=x.onnx", "--checkpoint=newest"], "last, best or the number of"),
         ([good, "--output=x.onnx", "--checkpoint=7"], "no checkpoint of step 7"),
+        ([f"--workdir={tmp_path}/typo", "--output=x.onnx", "--checkpoint=best"], "no run"),
         ([f"--workdir={tmp_path}", "--output=x.onnx"], "holds no run"),
         (["--teacher=t", "--checkpoint=last", "--output=x.onnx"], "--checkpoint is of a run"),
     ):
@@ -316,21 +318,22 @@ def test_bad_input(run_folder, tmp_path, verb):
     assert there.read_text() == "mine"
 
 
-def test_the_healthiest_student_is_exported(tmp_path, verb):
+def test_the_healthiest_student_is_exported(tmp_path, verb, monkeypatch):
+    scores = iter([0.5, 0.9, 0.1])  # after steps 6, 9 and 12
+    monkeypatch.setattr(Answers, "health", property(lambda _: next(scores)))
     workdir = tmp_path / "run"
     config = make_small_config()
     config.checkpoint.every_steps = 1
     result = training.quantize(config, make_teacher(), workdir, show_progress=False).result
     output = tmp_path / "best.safetensors"
-    code, _, err = verb(
-        "export", f"--workdir={workdir}", "--checkpoint=best", f"--output={output}"
-    )
+    code, _, err = verb("export", f"--workdir={workdir}", "--checkpoint=best", f"--output={output}")
     assert (code, err) == (0, "")
     images = make_images(SIZE)
-    best = load_student(workdir, result["healthiest_step"])
+    assert (result["healthiest_step"], result["steps"]) == (9, 12)
+    best = load_student(workdir, 9)
     np.testing.assert_array_equal(adadfq_jax.load_exported(output)(images), best(images))
     with pytest.raises(CheckpointError, match="no checkpoint of step 10"):
-        load_student(workdir, 10)  # neither among the newest nor the healthiest
+        load_student(workdir, "10")  # neither among the newest nor the healthiest
 
 
 def test_a_run_that_is_not_finished(run_folder, tmp_path, verb):

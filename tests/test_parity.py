@@ -1,5 +1,9 @@
 """A whole two-player step agrees with the independent PyTorch transcription in `reference/`."""
 
+import dataclasses
+import functools
+
+import flax.linen
 import jax
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from adadfq_jax.game import Game, Phase
 from adadfq_jax.network import flatten
 from adadfq_jax.reference import game as reference
 from adadfq_jax.reference import networks
+from adadfq_jax.reference.opponents import twin
 from adadfq_jax.teachers import load_teacher
 from tests.conftest import make_teacher
 
@@ -36,7 +41,7 @@ def classifier_key(name: str) -> str:
     layer = {"stem_conv": "conv1", "stem_norm": "norm1", "classifier": "linear"}.get(
         layers[-1], layers[-1]
     )
-    kind = NORM[leaf] if layer.startswith("norm") else "bias" if leaf == "bias" else "weight"
+    kind = NORM[leaf] if "norm" in layer else "bias" if leaf == "bias" else "weight"
     return f"{prefix}{layer.replace('norm', 'bn')}.{kind}"
 
 
@@ -93,24 +98,25 @@ def torch_ranges(student: networks.Classifier) -> dict[str, np.ndarray]:
     return found
 
 
-def play(dtype, procedure, steps, *, ours=None, theirs=None, small=False):
+def play(dtype, procedure, steps, *, ours=None, theirs=None, small=False, teacher=None):
     """Yields (phase, our metrics, reference's result, our state, the reference) step by step.
 
     `ours` are fields of `config.game`, `theirs` arguments of the reference that say the same.
-    A small game is one of ResNet-8, in play alone, with ranges from 0 to 3.
+    A small game is one of ResNet-8, or of a teacher, in play alone, with ranges from 0 to 3.
     """
     config = default_config("w4a4").copy_and_resolve_references()
     config.batch_size = BATCH
     config.game.update(ours or {})
     # The built-in teacher: with a random one L_BNS is so large that rounding noise passes 1e-9.
-    teacher = make_teacher() if small else load_teacher(DIGITS_TEACHER)
+    if teacher is None:
+        teacher = make_teacher() if small else load_teacher(DIGITS_TEACHER)
     size = teacher.image_size if small else SIZE
     recipes.fill_in(config, teacher.architecture, size)
     variables = jax.tree.map(lambda leaf: leaf.astype(dtype), teacher.variables)
     game = Game.create(config, teacher.module, size)
     state = jax.tree.map(np.asarray, game.init(config, variables))
 
-    p = networks.Classifier(teacher.module.stage_sizes)
+    p = twin(teacher.module)
     p = p.to(torch.from_numpy(np.zeros(1, dtype)).dtype)
     p.load_state_dict(classifier_state(variables), strict=False)
     q = p.quantized((4, 4))
@@ -189,6 +195,27 @@ def test_step_of_the_family_in_float64(name):
     ours, theirs = FAMILY[name]
     steps = play(np.float64, "lean", 2, ours=ours, theirs=theirs, small=True)
     for _, metrics, result, state, (g, q) in steps:
+        compare(metrics, result, state, g, q)
+
+
+def settled(teacher):
+    """With the statistics of its inputs: else L_BNS is so large that rounding noise passes 1e-9."""
+    module = teacher.module.clone(
+        norm=functools.partial(flax.linen.BatchNorm, use_running_average=False, momentum=0.0)
+    )
+    images = np.random.default_rng(0).normal(size=(16, *3 * [teacher.image_size]))[..., :3]
+    _, written = module.apply(teacher.variables, images, mutable=["batch_stats"])
+    return dataclasses.replace(teacher, variables=teacher.variables | written)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("procedure", reference.PROCEDURES)
+def test_step_of_imagenets_resnet_in_float64(procedure):
+    """As precise; a 7x7 stem, a max-pool and projections, with an eighth of the channels."""
+    teacher = settled(make_teacher(architecture="resnet18_x0.125", size=32))
+    for _, metrics, result, state, (g, q) in play(
+        np.float64, procedure, 2, small=True, teacher=teacher
+    ):
         compare(metrics, result, state, g, q)
 
 

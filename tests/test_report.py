@@ -5,6 +5,7 @@ import html.parser
 import io
 import itertools
 import json
+import os
 import re
 import shlex
 import shutil
@@ -57,7 +58,7 @@ def runs(tmp_path_factory):
     np.savez(folder / "test.npz", x=images, y=np.arange(40) % 10)
     for name in ("with", "without"):
         config = make_small_config()
-        config.checkpoint.every_steps = 6
+        config.checkpoint.every_steps, config.evaluation.batch_size = 6, 16
         if name == "with":
             config.data.source, config.data.path = "npz", str(folder / "test.npz")
         training.quantize(config, make_teacher(), folder / name, show_progress=False)
@@ -173,6 +174,10 @@ def test_numbers_are_those_of_the_run(reported):
         assert shown[row] == [f"{result[name]:.2%}"], row
     best = f"{result['best_top1']:.2%} at step {result['best_step']}"
     assert shown["student top-1, best (chosen on these images)"] == [best]
+    # The run measures by batches of its own; these are not those that `draw` makes.
+    assert (
+        json.loads((reported / "with" / "config.json").read_text())["evaluation"]["batch_size"] < 40
+    )
     assert shown["health, last"] == [f"{result['health']:.3f}"]
     healthiest = shown["healthiest student (chosen without data)"][0]
     assert healthiest.startswith(f"step {result['healthiest_step']}, ")
@@ -381,10 +386,13 @@ def facts(**changes):
         ({"h_prime": [0.9, 0.85, 0.5]}, PROBLEM, "above lambda_u = 0.8 for 67%"),
         ({"h_prime": [float("nan"), 0.5]}, PROBLEM, "H' of 1 of 2 held-out images is not finite"),
         ({"h_prime": [float("nan")]}, PROBLEM, "H' of 1 of 1 held-out images is not finite"),
-        (
-            {"lambda_l": None, "lambda_u": None, "h_prime": [0.97, 0.95]},
-            NOTE,
-            "Mean H' of held-out images is 0.96",
+        *(
+            (
+                {"lambda_l": lower, "lambda_u": upper, "h_prime": [0.97, 0.95]},
+                NOTE,
+                "Mean H' of held-out images is 0.96",
+            )
+            for lower, upper in ((None, None), (0.0, 1.0), (0.45, 0.45))
         ),
         ({"student_milestones": (2, 4, 9)}, PROBLEM, "had fallen at 2 of its 3 milestones"),
         ({"agreement": 0.341}, PROBLEM, "agree on only 34.1%"),
@@ -394,6 +402,7 @@ def facts(**changes):
             NOTE,
             "Accuracy is not measured",
         ),
+        ({"top1": 0.795, "best_top1": 0.795}, NOTE, "to 79.50%, no gain that these images"),
         ({"top1": 0.7, "best_top1": 0.7}, PROBLEM, "80.00% (calibrated only) to 70.00%, less"),
         ({"top1": 0.85, "best_top1": 0.85}, NOTE, "8.0 points below the teacher's 93.00%"),
         ({"healthiest": 0.5}, NOTE, "healthier at step 800 (0.500, now 0.400): --checkpoint=best"),
@@ -424,6 +433,7 @@ def test_a_rule_speaks_when_it_should(changes, level, words):
         {"agreement": 0.61, "teacher_top1": 0.96, "top1": 0.912, "best_top1": 0.92},
         {"epochs": 4, "student_milestones": (2,)},
         {"lambda_l": None, "lambda_u": None, "h_prime": [0.9]},
+        {"lambda_l": 0.45, "lambda_u": 0.45, "h_prime": [0.1, 0.9]},
         {"weights": [QuantizedWeight("conv", 8, float("inf"), 200)]},
     ],
 )
@@ -440,6 +450,8 @@ def test_metrics_that_are_not_finite_or_cut_short(run):
     path = run / "metrics.jsonl"
     lines = path.read_text().splitlines()
     records = [json.loads(line) for line in lines]
+    evaluations = [record for record in records if "evaluation" in record]
+    evaluations[0]["health"] = evaluations[-1]["top1"] = float("nan")
     trained = [record for record in records if "l_g" in record]
     trained[4]["l_g"] = float("nan")
     trained[5]["l_q"] = float("-inf")
@@ -451,7 +463,7 @@ def test_metrics_that_are_not_finite_or_cut_short(run):
     assert "-Infinity" in text
     path.write_text(f'[1]\n{{"phase": "play"}}\n{text}\n{{"step": 99, "l_')
     found = reporting.write_report(run)
-    words = f"l_bns, l_g, l_q not finite, first at step {trained[0]['step']}"
+    words = f"health, l_bns, l_g, l_q, top1 not finite, first at step {trained[0]['step']}"
     assert [one.level for one in found if words in one.text] == [PROBLEM]
     page = Page(run / "report.html")
     assert set(page.images) == FIGURES
@@ -485,10 +497,12 @@ def test_seconds_by_phase(tmp_path):
 
 
 def test_a_run_that_is_not_finished(run):
+    newest, before = sorted(map(int, os.listdir(run / "checkpoints")), reverse=True)[:2]
+    assert newest == 12
     shutil.rmtree(run / "checkpoints" / "12")
     (run / "result.json").unlink()
     found = reporting.write_report(run)
-    assert "the newest checkpoint is of step 6 of 12" in found[0].text
+    assert f"the newest checkpoint is of step {before} of 12" in found[0].text
     assert set(Page(run / "report.html").images) == FIGURES
     (run / "diverged.json").write_text('{"message": "the game diverged: l_q is nan at step 7."}')
     found = reporting.write_report(run, overwrite=True)
@@ -656,7 +670,7 @@ def make_sweep(folder, grid, health=lambda top1: top1 / 2):
     games = []
     for place, point in enumerate(points):
         game = folder / point.name
-        game.mkdir()
+        game.mkdir(exist_ok=True)
         top1 = [0.3 + place / 100, 0.4 + place / 100]
         result = {
             "teacher_top1": 0.9,
@@ -693,7 +707,7 @@ def make_sweep(folder, grid, health=lambda top1: top1 / 2):
     (folder / "table.json").write_text(json.dumps(table))
     values = {point.name: dict(point.values) for point in points}
     (folder / "sweep.json").write_text(json.dumps({"games": values}))
-    reporting.write_report(folder)
+    reporting.write_report(folder, overwrite=True)
     return Page(folder / "report.html")
 
 
@@ -723,7 +737,28 @@ def test_two_numbers_are_a_heat_map(tmp_path):
     assert alt.startswith("Top-1 over game.lambda_u and game.lambda_l, ")
 
 
+@pytest.mark.filterwarnings("default:.*damaged")
+def test_a_damaged_game_stops_nobody(tmp_path):
+    make_sweep(tmp_path, "bits=w3a3,w4a4;seed=0..1")
+    (tmp_path / "w3a3_seed0" / "result.json").write_text("{")
+    (tmp_path / "w4a4_seed1" / "result.json").write_text("{}")
+    for name in ("w3a3_seed0", "w4a4_seed1"):
+        (tmp_path / name / "report.html").write_text("")
+    table = json.loads((tmp_path / "table.json").read_text())
+    table["rows"].pop()
+    (tmp_path / "table.json").write_text(json.dumps(table | {"outside": ["w5a5_seed0"]}))
+    reporting.write_report(tmp_path, overwrite=True)
+    page = Page(tmp_path / "report.html")
+    assert page.table()["w3a3_seed0"][0] == "not finished"
+    assert page.table()["w4a4_seed0"][:2] == ["finished", "42.00%"]
+    text = (tmp_path / "report.html").read_text()
+    assert "This table is of an earlier grid" in text
+    assert "not in this grid: w5a5_seed0" in text
+
+
 def test_methods_are_no_heat_map(tmp_path):
+    page = make_sweep(tmp_path, "student.milestones=(1,2),(3,);game.gamma=0.5,1")
+    assert "surface" not in page.images
     page = make_sweep(tmp_path, "game.method=adadfq,gdfq;game.gamma=0.5,1")
     assert "surface" not in page.images
     assert "adadfq, gamma 0.5: 40.00." in page.images["accuracy"][0]

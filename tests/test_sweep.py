@@ -37,6 +37,7 @@ def outcome(config):
         "calibrated_top1": 0.25,
         "top1": top1,
         "best_top1": top1 + 0.01,
+        "healthiest_top1": top1 + 0.005,
         "agreement": 0.75,
         "seconds": 3.0,
         "steps": config.epochs * config.steps_per_epoch,
@@ -85,7 +86,10 @@ def test_every_game_is_played_once_and_averaged(small_config, tmp_path, played, 
     assert three["top1"]["std"] == pytest.approx(0.1)  # n - 1
     assert four["best_top1"]["mean"] == pytest.approx(0.55)
     text = (tmp_path / "table.md").read_text()
-    assert "| w3a3 | 3 | 90.00 ± 0.00 | 25.00 ± 0.00 | 53.00 ± 10.00 | 54.00 ± 10.00 |" in text
+    assert (
+        "| w3a3 | 3 | 90.00 ± 0.00 | 25.00 ± 0.00 | 53.00 ± 10.00 | 54.00 ± 10.00 | 53.50 ± 10.00 |"
+        in text
+    )
     with open(tmp_path / "table.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["bits"] for row in rows] == ["w3a3", "w4a4"]
@@ -98,6 +102,17 @@ def test_every_game_is_played_once_and_averaged(small_config, tmp_path, played, 
     assert run(small_config, tmp_path) == table
     assert played == []
     assert capfd.readouterr().out == ""
+
+
+def test_a_game_that_began_without_images(small_config, tmp_path, played, capfd, monkeypatch):
+    monkeypatch.setattr(
+        sys.modules[__name__],
+        "outcome",
+        lambda config, known=outcome: known(config) | {"calibrated_top1": None},
+    )
+    table = run(small_config, tmp_path, "seed=0")
+    assert "seed0: top-1 54.00% (teacher 90.00%), 3 s" in capfd.readouterr().out
+    assert table["rows"][0]["calibrated_top1"]["mean"] is None
 
 
 def test_a_changed_grid_keeps_adds_and_lists(small_config, tmp_path, played):
@@ -140,7 +155,8 @@ def test_a_diverged_game_is_noted_and_the_others_are_played(small_config, tmp_pa
 
 
 def test_nothing_measured_and_one_seed(small_config, tmp_path, played, monkeypatch, capfd):
-    blind = {name: None for name in ("teacher_top1", "calibrated_top1", "top1", "best_top1")}
+    names = ("teacher_top1", "calibrated_top1", "top1", "best_top1", "healthiest_top1")
+    blind = dict.fromkeys(names)
     monkeypatch.setattr(
         sys.modules[__name__], "outcome", lambda config, known=outcome: known(config) | blind
     )
@@ -331,6 +347,7 @@ def test_the_surface_is_a_sweep_and_its_heat_map(tmp_path, played, capfd):
         "def get_config():\n"
         "    config = make_small_config()\n"
         f"    config.teacher.path = {str(path)!r}\n"
+        "    config.data.source, config.data.path = 'npz', 'unread.npz'\n"
         "    return config\n"
     )
     command = [
@@ -343,7 +360,7 @@ def test_the_surface_is_a_sweep_and_its_heat_map(tmp_path, played, capfd):
     assert len(played) == 25
     assert "game.lambda_l=0.2_game.lambda_u=0.7" in played
     out = capfd.readouterr().out
-    assert out.endswith(f"report: {tmp_path / 'surface' / 'report.html'}\n")
+    assert out.endswith(f"heat map: {tmp_path / 'surface' / 'report.html'}\n")
     assert (tmp_path / "surface" / "report" / "surface.png").exists()
     assert not list((tmp_path / "surface").glob("*/report.html"))
     assert cli.run([*command, "--grid=game.lambda_l=0.05,0.1;game.lambda_u=0.7,0.9"]) == 0
@@ -357,3 +374,21 @@ def test_the_surface_asks_for_its_packages_before_it_plays(tmp_path, played, cap
     assert cli.run(command) == 2
     assert "pip install 'adadfq_jax[report]'" in capfd.readouterr().err
     assert played == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--grid=bits=w3a3,w4a4;seed=0..1"], "two fields of numbers (and seeds), not over bits;"),
+        (["--grid=seed=0..1"], "not over none;"),
+        (["--grid=game.gamma=1,2;game.beta=1,2;game.lambda_l=0,0.1"], "not over game.beta, game."),
+        (["--config.data.source=none"], "a surface is of accuracy: it needs evaluation images"),
+    ],
+)
+def test_what_is_no_surface_is_not_played(tmp_path, played, capfd, argv, words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    command = ["surface", "--config=configs/digits_resnet20.py", f"--workdir={tmp_path / 'x'}"]
+    assert cli.run([*command, *argv]) == 2
+    assert words in capfd.readouterr().err
+    assert played == []
+    assert not (tmp_path / "x").exists()

@@ -1,4 +1,4 @@
-"""The quantizer, the CIFAR ResNet (teacher and student) and the CIFAR-size generator.
+"""The quantizer, the ResNets of basic blocks (teacher and student) and the CIFAR-size generator.
 
 Images and activations are (B, channels, H, W), whatever their memory format.
 """
@@ -40,10 +40,10 @@ def _quantize_weight(weight, bits):
 
 
 class Conv2d(nn.Conv2d):
-    """3x3 convolution, padding (1, 1), no bias; fake-quantizes its weight if bits are set."""
+    """Convolution padded by half its size, no bias; fake-quantizes its weight if bits are set."""
 
-    def __init__(self, inputs, outputs, stride, bits):
-        super().__init__(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+    def __init__(self, inputs, outputs, stride, bits, size=3):
+        super().__init__(inputs, outputs, size, stride=stride, padding=size // 2, bias=False)
         self.bits = bits
 
     def forward(self, x):
@@ -153,9 +153,13 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 class Block(nn.Module):
-    """Two convolutions and the option-A shortcut: stride-2 subsampling and zero channels."""
+    """Two convolutions and a shortcut.
 
-    def __init__(self, inputs, outputs, stride, weight_bits, activation_bits):
+    Where the shape changes, the shortcut is a 1x1 convolution if ``projection``, else option A:
+    stride-2 subsampling and zero channels.
+    """
+
+    def __init__(self, inputs, outputs, stride, weight_bits, activation_bits, projection=False):
         super().__init__()
         self.conv1 = Conv2d(inputs, outputs, stride, weight_bits)
         self.bn1 = BatchNorm2d(outputs)
@@ -164,6 +168,10 @@ class Block(nn.Module):
         self.bn2 = BatchNorm2d(outputs)
         self.act2 = Activation(activation_bits)
         self.stride = stride
+        self.projection = projection and (stride != 1 or inputs != outputs)
+        if self.projection:
+            self.shortcut_conv = Conv2d(inputs, outputs, stride, weight_bits, size=1)
+            self.shortcut_bn = BatchNorm2d(outputs)
         missing = outputs - inputs
         self.channel_padding = (missing // 2, missing - missing // 2)
 
@@ -171,24 +179,39 @@ class Block(nn.Module):
         """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
         y = self.act1(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
-        if self.stride != 1 or any(self.channel_padding):
+        if self.projection:
+            x = self.shortcut_bn(self.shortcut_conv(x))
+        elif self.stride != 1 or any(self.channel_padding):
             x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, *self.channel_padding))
         y += x
         return self.act2(y)
 
 
 class Classifier(nn.Module):
-    """The original CIFAR ResNet: (B, 3, H, W) images -> (B, classes) logits.
+    """A ResNet of basic blocks: (B, 3, H, W) images -> (B, classes) logits.
 
-    ``blocks`` and ``widths`` have one entry a stage; (3, 3, 3) is ResNet-20. ``bits`` is None or
-    (weight bits, activation bits).
+    ``blocks`` and ``widths`` have one entry a stage; (3, 3, 3) is CIFAR's ResNet-20. ImageNet's
+    have ``projection`` shortcuts, a stem of ``stem_size`` 7 (of stride 2, then) and a max-``pool``.
+    ``bits`` is None or (weight bits, activation bits).
     """
 
-    def __init__(self, blocks=(3, 3, 3), widths=(16, 32, 64), classes=10, bits=None):
+    def __init__(
+        self,
+        blocks=(3, 3, 3),
+        widths=(16, 32, 64),
+        classes=10,
+        bits=None,
+        *,
+        projection=False,
+        stem_size=3,
+        pool=False,
+    ):
         super().__init__()
         self.blocks, self.widths, self.classes = tuple(blocks), tuple(widths), classes
+        self.shape = {"projection": projection, "stem_size": stem_size, "pool": pool}
         weight_bits, activation_bits = bits or (None, None)
-        self.conv1 = Conv2d(3, widths[0], 1, weight_bits)
+        stem_stride = 2 if stem_size == 7 else 1
+        self.conv1 = Conv2d(3, widths[0], stem_stride, weight_bits, stem_size)
         self.bn1 = BatchNorm2d(widths[0])
         self.act1 = Activation(activation_bits)
         inputs = widths[0]
@@ -196,7 +219,9 @@ class Classifier(nn.Module):
             stage = []
             for j in range(count):
                 stride = 2 if i > 0 and j == 0 else 1
-                stage.append(Block(inputs, outputs, stride, weight_bits, activation_bits))
+                stage.append(
+                    Block(inputs, outputs, stride, weight_bits, activation_bits, projection)
+                )
                 inputs = outputs
             self.add_module(f"layer{i + 1}", nn.Sequential(*stage))
         self.linear = Linear(inputs, classes, weight_bits)
@@ -204,13 +229,16 @@ class Classifier(nn.Module):
     def forward(self, x):
         """(B, 3, H, W) -> (B, classes)."""
         x = self.act1(self.bn1(self.conv1(x)))
+        if self.shape["pool"]:
+            x = F.max_pool2d(x, 3, stride=2, padding=1)
         for i in range(len(self.blocks)):
             x = getattr(self, f"layer{i + 1}")(x)
         return self.linear(x.mean(dim=(2, 3)))
 
     def quantized(self, bits):
         """A quantized copy of this network (the student of this teacher), not yet calibrated."""
-        student = Classifier(self.blocks, self.widths, self.classes, bits).to(self.linear.weight)
+        student = Classifier(self.blocks, self.widths, self.classes, bits, **self.shape)
+        student = student.to(self.linear.weight)
         unexpected = student.load_state_dict(self.state_dict(), strict=False).unexpected_keys
         if unexpected:
             raise ValueError(f"only a network without bits can be quantized; found {unexpected}")

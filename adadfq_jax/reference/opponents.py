@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from adadfq_jax.game import Game
+from adadfq_jax.models.resnet import ResNet
 from adadfq_jax.models.resnet_cifar import ResNetCifar
 from adadfq_jax.network import flatten
 from adadfq_jax.reference import game as reference
@@ -19,7 +20,16 @@ _WARM_UP = 2
 
 def serves(module: Any) -> bool:
     """Tells whether there is a PyTorch twin of a classifier."""
-    return isinstance(module, ResNetCifar) and not module.projection
+    return isinstance(module, ResNetCifar) or (
+        isinstance(module, ResNet) and module.stride_first is None
+    )
+
+
+def twin(module: Any) -> networks.Classifier:
+    """Returns the PyTorch twin of a classifier that `serves` knows, with weights of its own."""
+    own = {"projection": True, "stem_size": 3, "pool": False}
+    shape = {name: getattr(module, name, value) for name, value in own.items()}
+    return networks.Classifier(module.stage_sizes, module.widths, module.classes, **shape)
 
 
 def opponents(
@@ -47,7 +57,7 @@ def opponents(
 
     def ready(procedure):
         shape = game.classifier
-        teacher = networks.Classifier(shape.stage_sizes, shape.widths, shape.classes)
+        teacher = twin(shape)
         teacher.load_state_dict(weights, strict=False)
         generator = networks.Generator(shape.classes, game.generator.image_size).to(device)
         teacher = teacher.to(device)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adadfq_jax.errors import CheckpointError, ConfigError, TeacherError
+from adadfq_jax.grid import SEED, Point
 from adadfq_jax.reporting.findings import Finding
 from adadfq_jax.workdir import (
     CONFIG,
@@ -35,11 +36,11 @@ def write_report(
     """Writes `report.html` into a run's or a sweep's folder, and its figures into `report/`.
 
     Beside a run's, TensorBoard events go into `tensorboard/`. Of a sweep, every finished game that
-    has no report gets its own.
+    has no report since then gets its own.
 
     Args:
       workdir: the folder.
-      overwrite: whether to replace an earlier report; those of a sweep's games stay.
+      overwrite: whether to replace an earlier report.
       games: whether to report a sweep's games too.
 
     Returns:
@@ -87,15 +88,20 @@ def _report_sweep(workdir: Path, games: bool) -> None:
     missing = [
         name
         for name in names
-        if (workdir / name / RESULT).exists() and not (workdir / name / REPORT).exists()
+        if (result := workdir / name / RESULT).exists()
+        and not _is_newer(workdir / name / REPORT, result)
     ]
     for number, name in enumerate(missing, start=1):
         print(f"[{number}/{len(missing)}] {name}", flush=True)
         try:
             _report_run(workdir / name)
-        except (CheckpointError, TeacherError) as error:
+        except (ConfigError, CheckpointError, TeacherError) as error:
             warnings.warn(f"{name} gets no report: {error}", stacklevel=2)
     _write(workdir, *report_sweep(workdir, REPORT))
+
+
+def _is_newer(path: Path, other: Path) -> bool:
+    return path.exists() and path.stat().st_mtime_ns > other.stat().st_mtime_ns
 
 
 def _write(workdir: Path, text: str, drawings: Sequence["Drawing"]) -> None:
@@ -103,6 +109,23 @@ def _write(workdir: Path, text: str, drawings: Sequence["Drawing"]) -> None:
     for drawing in drawings:
         write_whole(workdir / FIGURES / f"{drawing.name}.png", drawing.png)
     write_whole(workdir / REPORT, text.encode())
+
+
+def check_surface(points: Sequence[Point]) -> None:
+    """Raises ConfigError where the games of a grid would not make a heat map of accuracy."""
+    fields = {key: {point.values[key] for point in points} for key in points[0].values}
+    varied = {key: values for key, values in fields.items() if key != SEED and len(values) > 1}
+    numbers = all(isinstance(value, int | float) for values in varied.values() for value in values)
+    if len(varied) != 2 or not numbers:
+        raise ConfigError(
+            "a surface is over two fields of numbers (and seeds), not over "
+            f"{', '.join(varied) or 'none'}; `adadfq sweep` plays any grid."
+        )
+    if any(point.config.data.source == "none" for point in points):
+        raise ConfigError(
+            "a surface is of accuracy: it needs evaluation images, --config.data.source and "
+            "--config.data.path."
+        )
 
 
 def require_packages() -> None:

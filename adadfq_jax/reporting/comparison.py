@@ -16,7 +16,7 @@ _COLOURS = ("#1f5fa8", "#c8590a", "#2e7d32", "#8e3a9d", "#b57b00", "#555555")
 # What is reported as robust by Qian et al., CVPR 2023.
 _ROBUST = {"game.lambda_l": (0.0, 0.2), "game.lambda_u": (0.7, 0.9)}
 # Known without data: by name, its sign of what is good.
-SCORES = {
+_SCORES = {
     "health": ("health score", 1),
     "agreement": ("agreement alone", 1),
     "in_margin": ("share inside the margin alone", 1),
@@ -69,7 +69,7 @@ def surface(rows: Sequence[Row]) -> Drawing | None:
     names = {
         name: values
         for name in rows[0].fields
-        if len(values := {row.fields[name] for row in rows}) > 1
+        if len(values := {_hashable(row.fields[name]) for row in rows}) > 1
     }
     if len(names) != 2 or not all(
         isinstance(value, int | float) for values in names.values() for value in values
@@ -120,6 +120,10 @@ def surface(rows: Sequence[Row]) -> Drawing | None:
             alt += " The frame is the region that the paper reports as robust."
     figure.colorbar(image, label="top-1 in percent, last step")
     return drawn("surface", f"Top-1 over {horizontal} and {vertical}", alt, figure)
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def h_prime(rows: Sequence[Row]) -> Drawing | None:
@@ -200,7 +204,7 @@ def health(rows: Sequence[Row]) -> tuple[Drawing, list[list[str]]] | None:
     for number, _, record in evaluations:
         by_game.setdefault(number, []).append(record)
     lines = []
-    for name, (label, sign) in SCORES.items():
+    for name, (label, sign) in _SCORES.items():
         within = [_rank(records, name, sign) for records in by_game.values()]
         within = [value for value in within if np.isfinite(value)]
         cells = [_rank(last, name, sign), _rank(everything, name, sign)]

@@ -213,7 +213,9 @@ def over_time(folder: Path) -> Drawing | None:
     Args:
       folder: of STEP.png.
     """
-    files = sorted(file for file in folder.glob("*.png") if file.stem.isdecimal())
+    files = sorted(
+        file for file in folder.glob("*.png") if file.stem.isdecimal() and _is_whole(file)
+    )
     if not files:
         return None
     places = np.linspace(0, len(files) - 1, min(len(files), _MOST_MOMENTS)).round().astype(int)
@@ -226,6 +228,14 @@ def over_time(folder: Path) -> Drawing | None:
         f"Images of the same noise by the generator after steps {steps}, a row of each class.",
         _small_enough(samples.side_by_side(pictures)),
     )
+
+
+def _is_whole(file: Path) -> bool:
+    try:
+        Image.open(file).load()
+    except OSError:
+        return False
+    return True
 
 
 def _small_enough(png: bytes) -> bytes:

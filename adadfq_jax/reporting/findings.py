@@ -161,7 +161,8 @@ def _margin(facts: Facts) -> Iterator[Finding]:
         return
     mean = sum(values) / len(values)
     lower, upper = facts.lambda_l, facts.lambda_u
-    if lower is None or upper is None:
+    # Without one, with one that holds everything, or with an aim instead.
+    if lower is None or upper is None or (lower, upper) == (0, 1) or lower == upper:
         if mean > _HIGHEST_H_PRIME:
             yield Finding(
                 NOTE,
@@ -212,7 +213,7 @@ def _what_play_brought(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             GOOD if rose else NOTE,
             f"Play {'raised' if rose else 'did not raise'} the agreement on generated images: "
-            f"{before:.1%} calibrated, {facts.agreement:.1%} at the end.",
+            f"{before:.1%} calibrated, {facts.agreement:.1%} now.",
         )
     if facts.healthiest is not None and facts.healthiest > _MUCH_HEALTHIER * facts.health:
         yield Finding(
@@ -235,10 +236,15 @@ def _what_play_brought(facts: Facts) -> Iterator[Finding]:
             "game or more bits may win some back.",
         )
     if facts.calibrated_top1 is not None:
-        worse = facts.top1 < facts.calibrated_top1
-        verdict = "less than ranges alone gave: the game did harm" if worse else "by playing"
+        gain = facts.top1 - facts.calibrated_top1
+        if gain > 0:
+            level, verdict = GOOD, "by playing"
+        elif gain >= -_USUAL_FALL:
+            level, verdict = NOTE, "no gain that these images can tell"
+        else:
+            level, verdict = PROBLEM, "less than ranges alone gave: the game did harm"
         yield Finding(
-            PROBLEM if worse else GOOD,
+            level,
             f"Top-1 went from {facts.calibrated_top1:.2%} (calibrated only) to {facts.top1:.2%}, "
             f"{verdict}.",
         )
@@ -246,7 +252,7 @@ def _what_play_brought(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             NOTE,
             f"Top-1 fell from {facts.best_top1:.2%} at step {facts.best_step} to "
-            f"{facts.top1:.2%} at the end: the last steps did harm.",
+            f"{facts.top1:.2%} in the end: the last steps did harm.",
         )
 
 

@@ -1,14 +1,17 @@
 """The report of a sweep: its table, its games side by side, and the way to each of them."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 from adadfq_jax import sweep_table
-from adadfq_jax.grid import SEED
+from adadfq_jax.errors import ConfigError
+from adadfq_jax.grid import BITS, SEED
 from adadfq_jax.reporting import comparison, page
 from adadfq_jax.reporting.drawing import Drawing
 from adadfq_jax.reporting.history import read_history
 from adadfq_jax.sweep import DIVERGED
+from adadfq_jax.sweep_table import TABLE
 from adadfq_jax.workdir import CONFIG, METRICS, RESULT, SWEEP, read_json
 
 
@@ -26,15 +29,20 @@ def report_sweep(workdir: Path, report: str) -> tuple[str, list[Drawing]]:
       ConfigError: a file of the sweep is damaged.
     """
     games = (read_json(workdir / SWEEP) or {}).get("games", {})
-    parts, table = [], read_json(workdir / "table.json")
-    if table is None:
+    parts, table = [], read_json(workdir / TABLE) or {}
+    if not table.get("rows"):
         parts.append(page.paragraph("The sweep is not finished: it has no table yet."))
     else:
+        if sum(row["games"] for row in table["rows"]) != len(games):
+            parts.append(page.paragraph("This table is of an earlier grid; the sweep goes on."))
         heading, *cells = sweep_table.cells(table)
         parts += [
             page.table("Means over the seeds", heading, cells),
             page.paragraph(sweep_table.NOTES),
         ]
+        if table["outside"]:
+            outside = ", ".join(table["outside"])
+            parts.append(page.paragraph(f"Here, but not in this grid: {outside}"))
     sections = [page.section("Table", *parts)]
 
     rows = _rows(workdir, games)
@@ -69,7 +77,7 @@ def report_sweep(workdir: Path, report: str) -> tuple[str, list[Drawing]]:
     cells, links = [], []
     for name in games:
         folder = workdir / name
-        result = read_json(folder / RESULT)
+        result = _result(folder)
         cells.append([name, *_game(result, (folder / DIVERGED).exists())])
         # The best that there is to read of it; a game that nobody has begun has nothing.
         files = (report, RESULT, METRICS, CONFIG)
@@ -87,20 +95,20 @@ def _rows(workdir: Path, games: dict[str, dict[str, Any]]) -> list[comparison.Ro
     groups: dict[str, list[str]] = {}
     fields = {}
     for name, values in games.items():
-        if (workdir / name / RESULT).exists() and not (workdir / name / DIVERGED).exists():
+        if _result(workdir / name) is not None and not (workdir / name / DIVERGED).exists():
             common = {key: value for key, value in values.items() if key != SEED}
             label = ", ".join(_word(key, value) for key, value in common.items()) or "all"
             groups.setdefault(label, []).append(name)
             fields[label] = common
     rows = []
     for label, names in groups.items():
-        results = [read_json(workdir / name / RESULT) for name in names]
+        results = [_result(workdir / name) for name in names]
         rows.append(
             comparison.Row(
                 label,
                 fields[label],
                 *(
-                    [result[name] for result in results if result[name] is not None]
+                    [result[name] for result in results if result.get(name) is not None]
                     for name in ("top1", "calibrated_top1")
                 ),
                 [read_history(workdir / name / METRICS) for name in names],
@@ -109,9 +117,20 @@ def _rows(workdir: Path, games: dict[str, dict[str, Any]]) -> list[comparison.Ro
     return rows
 
 
+def _result(folder: Path) -> dict[str, Any] | None:
+    """Reads a game's result; one that is damaged stops nobody who asks about the others."""
+    try:
+        return read_json(folder / RESULT)
+    except ConfigError as error:
+        warnings.warn(str(error), stacklevel=2)
+        return None
+
+
 def _word(key: str, value: Any) -> str:
     """Says a field in few letters: methods and bit-widths speak for themselves."""
-    return str(value) if key in ("game.method", "bits") else f"{key.rpartition('.')[2]} {value}"
+    if key in ("game.method", BITS):
+        return str(value)
+    return f"{key.removeprefix('game.')} {value}"
 
 
 def _game(result: dict[str, Any] | None, diverged: bool) -> list[str]:
@@ -121,5 +140,5 @@ def _game(result: dict[str, Any] | None, diverged: bool) -> list[str]:
     return [
         "finished",
         *("not measured" if share is None else f"{share:.2%}" for share in shares),
-        f"{result['seconds']:.0f}",
+        f"{result['seconds']:.0f}" if "seconds" in result else "",
     ]

@@ -18,7 +18,6 @@ _EVALUATED = (
     "held_out_l_bns",
     "held_out_loss",
     "health",
-    "h_prime_histogram",
 )
 
 
@@ -28,7 +27,8 @@ class History:
 
     Attributes:
       curves: by metric (steps, values), each (N,); NaN where a value is not finite.
-      evaluations: the records of evaluations, in order; None where a number was not measured.
+      evaluations: the records of evaluations, in order; None where a number was not measured, or is
+        not finite.
       not_finite: by metric, the first step at which it was infinite or not a number.
       seconds: wall time by phase, from the logged rates of steps.
     """
@@ -54,7 +54,12 @@ def read_history(path: Path) -> History:
             if not math.isfinite(value):
                 not_finite.setdefault(name, step)
         if record.get("evaluation"):
-            measured = {name: record.get(name) for name in _EVALUATED}
+            measured = {name: numbers.get(name) for name in _EVALUATED}
+            measured = {
+                name: value if value is not None and math.isfinite(value) else None
+                for name, value in measured.items()
+            }
+            measured["h_prime_histogram"] = record.get("h_prime_histogram")
             evaluations.append({"step": step} | measured)
         elif isinstance(phase := record.get("phase"), str):
             rate = numbers.pop("steps_per_second", math.nan)

@@ -4,7 +4,7 @@ import base64
 from collections.abc import Sequence
 from html import escape
 
-from adadfq_jax.reporting.figures import Drawing
+from adadfq_jax.reporting.drawing import Drawing
 from adadfq_jax.reporting.findings import GOOD, NOTE, PROBLEM, Finding
 
 _MARKS = {PROBLEM: "Problem", NOTE: "Note", GOOD: "Good"}

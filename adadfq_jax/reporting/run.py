@@ -15,7 +15,7 @@ from adadfq_jax.errors import CheckpointError
 from adadfq_jax.reporting import figures, findings, history, layers, page
 from adadfq_jax.reporting.command import command_to_repeat
 from adadfq_jax.reporting.drawing import Drawing
-from adadfq_jax.student import load_state, student_of
+from adadfq_jax.student import generate, load_state, student_of
 from adadfq_jax.sweep import DIVERGED
 from adadfq_jax.workdir import CONFIG, METRICS, RESULT, SAMPLES_OVER_TIME, read_json
 
@@ -44,8 +44,10 @@ def report_run(workdir: Path) -> tuple[str, list[findings.Finding], list[Drawing
 
     # ---- What the student does ----------------------------------------------------------------
     student = student_of(game, state, teacher, result)
-    images, labels = student.draw(config["evaluation"]["generated_images"])
-    seen = health.ask(teacher, student, images, labels, config["batch_size"])
+    # As the run measured it: images are made, and H' and L_BNS computed, by the batch.
+    together = config["evaluation"]["batch_size"]
+    images, labels = generate(game, state, config["evaluation"]["generated_images"], together)
+    seen = health.ask(teacher, student, images, labels, config["batch_size"], together)
     weights = layers.measure_weights(student)
     activations = layers.measure_activations(student, images)
 
