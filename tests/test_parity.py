@@ -216,11 +216,15 @@ def test_step_of_imagenets_resnet_in_float64(procedure):
     for _, metrics, result, state, (g, q) in play(
         np.float64, procedure, 2, small=True, teacher=teacher
     ):
-        compare(metrics, result, state, g, q)
+        compare(metrics, result, state, g, q, biases=1e-8)
 
 
-def compare(metrics, result, state, g, q):
-    """Losses to 1e-8 relative; parameters and ranges to 1e-9 absolute."""
+def compare(metrics, result, state, g, q, biases=1e-9):
+    """Losses to 1e-8 relative; parameters and ranges to 1e-9 absolute.
+
+    G's convolution biases before a BatchNorm to `biases`: their true gradient is 0, and Adam makes
+    steps of the rounding noise.
+    """
     named = [name for name in LOSSES if name in result]
     assert {"l_g", "l_q", "l_bns"} <= set(named)
     for name in named:
@@ -229,7 +233,8 @@ def compare(metrics, result, state, g, q):
     ours_g, ours_q, ranges = ours_as_torch(state)
     for ours, theirs in ((ours_g, g.state_dict()), (ours_q, q.state_dict())):
         for name, value in ours.items():
-            np.testing.assert_allclose(value, theirs[name], rtol=0, atol=1e-9, err_msg=name)
+            atol = biases if name in ("conv1.bias", "conv2.bias") else 1e-9
+            np.testing.assert_allclose(value, theirs[name], rtol=0, atol=atol, err_msg=name)
     for name, value in torch_ranges(q).items():
         np.testing.assert_allclose(ranges[name], value, rtol=0, atol=1e-9, err_msg=name)
 
