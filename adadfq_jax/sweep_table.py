@@ -93,7 +93,7 @@ def cells(table: dict[str, Any]) -> list[list[str]]:
             [
                 *(str(row["fields"][key]) for key in keys),
                 str(row["games"]),
-                *(_percent(row[name]) for name in _MEASURED),
+                *(_percent(row.get(name)) for name in _MEASURED),
                 str(row["diverged"]),
                 "" if seconds is None else f"{seconds:.0f}",
             ]
@@ -112,8 +112,8 @@ def markdown(table: dict[str, Any]) -> str:
     return text
 
 
-def _percent(measured: dict[str, Any]) -> str:
-    if measured["mean"] is None:
+def _percent(measured: dict[str, Any] | None) -> str:
+    if measured is None or measured["mean"] is None:  # None: an older table
         return "not measured"
     deviation = "" if measured["std"] is None else f" ± {100 * measured['std']:.2f}"
     return f"{100 * measured['mean']:.2f}{deviation}"
