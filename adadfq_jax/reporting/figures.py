@@ -49,7 +49,7 @@ class Schedule:
 
 def progress(history: History, schedule: Schedule, teacher_top1: float | None) -> Drawing:
     """Draws top-1, where it was measured, agreement and health over the steps."""
-    figure, axes = one_panel(2.9)
+    figure, axes = one_panel(3.2)
     steps = [record["step"] for record in history.evaluations]
     alt = []
     for name, label, colour in (
@@ -68,7 +68,7 @@ def progress(history: History, schedule: Schedule, teacher_top1: float | None) -
     axes.set_ylabel("percent")
     _over_steps(axes, schedule)
     if alt:
-        axes.legend(loc="best", fontsize=8)
+        figure.legend(loc="outside upper center", ncols=2, fontsize=7)
     measured = any(record["top1"] is not None for record in history.evaluations)
     title = "Top-1, agreement and health"
     if not measured:
