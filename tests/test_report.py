@@ -215,8 +215,13 @@ def test_the_command_plays_the_same_game(reported, monkeypatch, capfd):
 
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
-def test_a_browser_shows_it_without_overflow(reported, tmp_path, width):
-    text = (reported / "with" / "report.html").read_text()
+@pytest.mark.parametrize("what", ["run", "sweep"])
+def test_a_browser_shows_it_without_overflow(reported, tmp_path, width, what):
+    if what == "run":
+        text, figures = (reported / "with" / "report.html").read_text(), len(FIGURES)
+    else:
+        figures = len(make_sweep(tmp_path, "bits=w3a3,w4a4;seed=0..1").images)
+        text = (tmp_path / "report.html").read_text()
     tell = """<script>addEventListener("load", () => parent.postMessage([
       document.documentElement.scrollWidth,
       [...document.images].filter(image => image.naturalWidth > 0).length,
@@ -248,7 +253,7 @@ def test_a_browser_shows_it_without_overflow(reported, tmp_path, width):
     assert told, finished.stderr[-2000:]
     scroll_width, images, widest = map(int, told.groups())
     assert scroll_width <= width
-    assert images == len(FIGURES)
+    assert images == figures
     assert 200 < widest < width
     assert "CONSOLE" not in finished.stderr
 

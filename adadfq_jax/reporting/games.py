@@ -45,7 +45,8 @@ def report_sweep(workdir: Path, report: str) -> tuple[str, list[Drawing]]:
             parts.append(page.paragraph(f"Here, but not in this grid: {outside}"))
     sections = [page.section("Table", *parts)]
 
-    rows = _rows(workdir, games)
+    results = {name: _result(workdir / name) for name in games}
+    rows = _rows(workdir, games, results)
     drawings = []
     if rows:
         figures = (
@@ -77,8 +78,7 @@ def report_sweep(workdir: Path, report: str) -> tuple[str, list[Drawing]]:
     cells, links = [], []
     for name in games:
         folder = workdir / name
-        result = _result(folder)
-        cells.append([name, *_game(result, (folder / DIVERGED).exists())])
+        cells.append([name, *_game(results[name], (folder / DIVERGED).exists())])
         # The best that there is to read of it; a game that nobody has begun has nothing.
         files = (report, RESULT, METRICS, CONFIG)
         links.append(next((f"{name}/{file}" for file in files if (folder / file).exists()), None))
@@ -90,26 +90,31 @@ def report_sweep(workdir: Path, report: str) -> tuple[str, list[Drawing]]:
     return text, drawings
 
 
-def _rows(workdir: Path, games: dict[str, dict[str, Any]]) -> list[comparison.Row]:
+def _rows(
+    workdir: Path, games: dict[str, dict[str, Any]], results: dict[str, dict[str, Any] | None]
+) -> list[comparison.Row]:
     """Gathers the finished games that differ in their seed alone."""
     groups: dict[str, list[str]] = {}
     fields = {}
     for name, values in games.items():
-        if _result(workdir / name) is not None and not (workdir / name / DIVERGED).exists():
+        if results[name] is not None and not (workdir / name / DIVERGED).exists():
             common = {key: value for key, value in values.items() if key != SEED}
             label = ", ".join(_word(key, value) for key, value in common.items()) or "all"
             groups.setdefault(label, []).append(name)
             fields[label] = common
     rows = []
     for label, names in groups.items():
-        results = [_result(workdir / name) for name in names]
         rows.append(
             comparison.Row(
                 label,
                 fields[label],
                 *(
-                    [result[name] for result in results if result.get(name) is not None]
-                    for name in ("top1", "calibrated_top1")
+                    [
+                        results[name][number]
+                        for name in names
+                        if results[name].get(number) is not None
+                    ]
+                    for number in ("top1", "calibrated_top1")
                 ),
                 [read_history(workdir / name / METRICS) for name in names],
             )
