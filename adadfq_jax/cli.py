@@ -330,25 +330,25 @@ def _sample(argv: Sequence[str]) -> None:
 
 def _sweep(argv: Sequence[str]) -> None:
     """play every game of a grid, and tabulate them"""
-    _play_grid("sweep", argv, None, report=False)
+    _play_grid("sweep", argv)
 
 
 def _surface(argv: Sequence[str]) -> None:
     """play a game for every lambda_l and lambda_u of a grid, and draw their accuracy"""
-    _play_grid("surface", argv, _SURFACE, report=True)
+    _play_grid("surface", argv, surface=True)
 
 
 _SURFACE = "game.lambda_l=0,0.1,0.2,0.3,0.4;game.lambda_u=0.6,0.7,0.8,0.9,1"
 
 
-def _play_grid(verb: str, argv: Sequence[str], grid: str | None, report: bool) -> None:
+def _play_grid(verb: str, argv: Sequence[str], surface: bool = False) -> None:
     values = flags.FlagValues()
     _define_config(values, verb, argv)
     flags.DEFINE_string(
         "grid",
-        grid,
+        _SURFACE if surface else None,
         "fields and their values: 'bits=w3a3,w4a4;seed=0..4;game.method=gdfq,adadfq'"
-        + (f"; by default {grid!r}" if grid else ""),
+        + (f"; by default {_SURFACE!r}" if surface else ""),
         flag_values=values,
     )
     flags.DEFINE_string("workdir", None, "folder of the sweep", flag_values=values)
@@ -372,7 +372,7 @@ def _play_grid(verb: str, argv: Sequence[str], grid: str | None, report: bool) -
     from adadfq_jax.grid import plan
 
     points = plan(config, values.grid)
-    if report:
+    if surface:
         reporting.require_packages()
         reporting.check_surface(points)
     _keep_compiled_programs(values.cache)
@@ -390,7 +390,7 @@ def _play_grid(verb: str, argv: Sequence[str], grid: str | None, report: bool) -
     if values.table:
         print(sweep_table.markdown(table), end="")
         print(f"\nfiles: {Path(values.workdir, 'table.md')}, .csv, .json")
-        if report:
+        if surface:
             reporting.write_report(values.workdir, overwrite=True, games=False)
             print(f"heat map: {Path(values.workdir, reporting.REPORT)}")
     if table["diverged"]:

@@ -156,6 +156,11 @@ def _compiled(module: nn.Module, mean, std, devices: tuple[jax.Device, ...]):
     return parallel.map_over_devices(count, list(devices))
 
 
+def percent(value: float | None) -> str:
+    """Returns a fraction in percent, for people; or that it was not measured."""
+    return "not measured" if value is None else f"{value:.2%}"
+
+
 def table(result: dict[str, Any], class_names: Sequence[str] | None = None) -> str:
     """Returns a result of `evaluate` as a plain table, with one line a class where it has them.
 

@@ -165,6 +165,30 @@ def plan(config: ml_collections.ConfigDict, grid: str | Mapping[str, Sequence[An
     return points
 
 
+def without_seed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a game has in common with those that differ from it in their seed alone."""
+    return {key: value for key, value in values.items() if key != SEED}
+
+
+def varied(games: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Returns the fields of games that have several values, seeds aside, each with all of them."""
+    found = {}
+    for key in without_seed(games[0]):
+        values: list[Any] = []
+        for game in games:
+            if game[key] not in values:
+                values.append(game[key])
+        if len(values) > 1:
+            found[key] = values
+    return found
+
+
+def spans_surface(fields: Mapping[str, Sequence[Any]]) -> bool:
+    """Tells whether fields, of `varied`, are two and of numbers."""
+    values = [value for field in fields.values() for value in field]
+    return len(fields) == 2 and all(isinstance(value, int | float) for value in values)
+
+
 def _rank(key: str) -> tuple[int, str]:
     """Orders keys as a reader wants them: the method first, bits and seed last."""
     return _ORDER.get(key, 1), key

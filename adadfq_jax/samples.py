@@ -41,9 +41,7 @@ def grid(images: np.ndarray, labels: np.ndarray, mean, std, columns: int = 10) -
         for column, index in enumerate(np.flatnonzero(labels == label)[:columns]):
             tile = Image.fromarray(shown[index]).resize((side, side), Image.Resampling.NEAREST)
             picture.paste(tile, (_LABEL_WIDTH + column * cell, row * cell))
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return file.getvalue()
+    return to_png(picture)
 
 
 def side_by_side(pictures: Sequence[tuple[str, bytes]]) -> bytes:
@@ -70,6 +68,11 @@ def side_by_side(pictures: Sequence[tuple[str, bytes]]) -> bytes:
         draw.text((place + (0 if index else _LABEL_WIDTH), 2), heading, fill="black")
         joined.paste(picture, (place, _HEADING_HEIGHT))
         place += picture.width + gap
+    return to_png(joined)
+
+
+def to_png(picture: Image.Image) -> bytes:
+    """Returns a picture as a PNG file."""
     file = io.BytesIO()
-    joined.save(file, "PNG")
+    picture.save(file, "PNG")
     return file.getvalue()

@@ -132,7 +132,8 @@ def load_state(
                     f"the run in {str(workdir)!r} has not measured its student's health yet; "
                     "--checkpoint=last takes the newest."
                 )
-            restored = checkpoints.restore(template, set_aside=False, step=best)
+            if best != restored[0]:
+                restored = checkpoints.restore(template, set_aside=False, step=best)
     finally:
         checkpoints.close()
     if restored is None:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from adadfq_jax.grid import SEED, Point
+from adadfq_jax.grid import Point, without_seed
 
 TABLE = "table.json"
 # What is averaged, and its heading; "best" is chosen on the images that it is measured on.
@@ -52,8 +52,7 @@ def rows(games: Sequence[tuple[Point, dict[str, Any] | None]]) -> list[dict[str,
     """
     groups: dict[str, list[tuple[Point, dict[str, Any] | None]]] = {}
     for point, result in games:
-        fields = {key: value for key, value in point.values.items() if key != SEED}
-        groups.setdefault(json.dumps(fields), []).append((point, result))
+        groups.setdefault(json.dumps(without_seed(point.values)), []).append((point, result))
     found = []
     for fields, members in groups.items():
         results = [result for _, result in members if result is not None]

@@ -18,7 +18,7 @@ from adadfq_jax.checkpoint import Checkpoints
 from adadfq_jax.config import EXPORT_FORMATS, export_formats, to_json, validate
 from adadfq_jax.data import Dataset, check_fits, load_dataset
 from adadfq_jax.errors import ConfigError, DivergedError, StoppedError
-from adadfq_jax.evaluation import evaluate
+from adadfq_jax.evaluation import evaluate, percent
 from adadfq_jax.exporting import export, require
 from adadfq_jax.game import Game, GameState, Phase
 from adadfq_jax.progress import Progress
@@ -193,19 +193,18 @@ def _run(
                 if step % config.steps_per_epoch == 0:
                     watch.catch_up()
                     epoch = step // config.steps_per_epoch
-                    if _evaluation_is_due(epoch, config):
+                    evaluated = _evaluation_is_due(epoch, config)
+                    pictured = folder is not None and epoch in _pictured_epochs(config)
+                    if evaluated or pictured:
                         host = parallel.fetch(state)
+                    if evaluated:
                         measured = _measure(config, game, host, teacher, dataset, devices)
                         _note(record, step, epoch, config, measured)
                         watch.show(step, phase, measured)
-                    if folder is not None and epoch in _pictured_epochs(config):
+                    if pictured:
                         (folder.path / SAMPLES_OVER_TIME).mkdir(exist_ok=True)
                         picture = _picture(
-                            game,
-                            parallel.fetch(state),
-                            teacher,
-                            _PICTURED_PER_CLASS,
-                            _PICTURED_CLASSES,
+                            game, host, teacher, _PICTURED_PER_CLASS, _PICTURED_CLASSES
                         )
                         folder.write_bytes(f"{SAMPLES_OVER_TIME}/{step:09}.png", picture)
 
@@ -555,9 +554,6 @@ def _note(record: _Record, step: int, epoch: int, config, measured: dict[str, An
 
 def table(result: dict[str, Any]) -> str:
     """Returns a run's result as a plain table."""
-
-    def percent(value: float | None) -> str:
-        return "not measured" if value is None else f"{value:.2%}"
 
     bits = f"w{result['weight_bits']}a{result['activation_bits']}"
     if result["overrides"]:

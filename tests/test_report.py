@@ -476,6 +476,19 @@ def test_metrics_that_are_not_finite_or_cut_short(run):
     assert "play" not in page.table()
 
 
+def test_a_damaged_picture_is_passed_over(run):
+    pictures = sorted((run / "samples").iterdir())
+    pictures[1].write_bytes(pictures[1].read_bytes()[:200])
+    (run / "samples" / "mine.png").write_bytes(pictures[0].read_bytes())
+    reporting.write_report(run)
+    alt, _ = Page(run / "report.html").images["samples_over_time"]
+    assert "after steps 3, 9, 12," in alt
+    (file,) = (run / "tensorboard").iterdir()
+    events = _events(file.read_bytes())
+    tags = [(value.tag, event.step) for event in events for value in event.summary.value]
+    assert [step for tag, step in tags if tag == "generated"] == [3, 9, 12]
+
+
 def test_a_run_without_metrics(run):
     (run / "metrics.jsonl").unlink()
     reporting.write_report(run)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adadfq_jax.errors import CheckpointError, ConfigError, TeacherError
-from adadfq_jax.grid import SEED, Point
+from adadfq_jax.grid import Point, spans_surface, varied
 from adadfq_jax.reporting.findings import Finding
 from adadfq_jax.workdir import (
     CONFIG,
@@ -63,20 +63,20 @@ def write_report(
         raise ConfigError(f"{str(target)!r} exists; --overwrite replaces it.")
     require_packages()
     if single:
-        found = _report_run(workdir)
-    else:
-        _report_sweep(workdir, games)
-        found = []
-    return found
+        return _report_run(workdir)
+    _report_sweep(workdir, games)
+    return []
 
 
 def _report_run(workdir: Path) -> list[Finding]:
     from adadfq_jax.reporting.events import write_events
-    from adadfq_jax.reporting.history import read_history
+    from adadfq_jax.reporting.history import read_history, read_pictures
     from adadfq_jax.reporting.run import report_run
 
-    text, found, drawings = report_run(workdir)
-    write_events(workdir / EVENTS, read_history(workdir / METRICS), workdir / SAMPLES_OVER_TIME)
+    logged = read_history(workdir / METRICS)
+    pictures = read_pictures(workdir / SAMPLES_OVER_TIME)
+    text, found, drawings = report_run(workdir, logged, pictures)
+    write_events(workdir / EVENTS, logged, pictures)
     _write(workdir, text, drawings)
     return found
 
@@ -113,13 +113,11 @@ def _write(workdir: Path, text: str, drawings: Sequence["Drawing"]) -> None:
 
 def check_surface(points: Sequence[Point]) -> None:
     """Raises ConfigError where the games of a grid would not make a heat map of accuracy."""
-    fields = {key: {point.values[key] for point in points} for key in points[0].values}
-    varied = {key: values for key, values in fields.items() if key != SEED and len(values) > 1}
-    numbers = all(isinstance(value, int | float) for values in varied.values() for value in values)
-    if len(varied) != 2 or not numbers:
+    fields = varied([point.values for point in points])
+    if not spans_surface(fields):
         raise ConfigError(
             "a surface is over two fields of numbers (and seeds), not over "
-            f"{', '.join(varied) or 'none'}; `adadfq sweep` plays any grid."
+            f"{', '.join(fields) or 'none'}; `adadfq sweep` plays any grid."
         )
     if any(point.config.data.source == "none" for point in points):
         raise ConfigError(

@@ -8,11 +8,22 @@ import numpy as np
 from matplotlib.patches import Rectangle
 from scipy.stats import spearmanr
 
-from adadfq_jax.reporting.drawing import BLUE, GREY, ORANGE, Drawing, blank, drawn, one_panel
+from adadfq_jax.grid import spans_surface, varied
+from adadfq_jax.reporting.drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    LIGHT_BLUE,
+    ORANGE,
+    Drawing,
+    blank,
+    drawn,
+    one_panel,
+)
 from adadfq_jax.reporting.history import History
 
 _MOST_CURVES, _MOST_PANELS = 6, 8
-_COLOURS = ("#1f5fa8", "#c8590a", "#2e7d32", "#8e3a9d", "#b57b00", "#555555")
+_COLOURS = (BLUE, ORANGE, GREEN, "#8e3a9d", "#b57b00", "#555555")
 # What is reported as robust by Qian et al., CVPR 2023.
 _ROBUST = {"game.lambda_l": (0.0, 0.2), "game.lambda_u": (0.7, 0.9)}
 # Known without data: by name, its sign of what is good.
@@ -52,7 +63,7 @@ def accuracy(rows: Sequence[Row]) -> Drawing | None:
     alt = []
     for place, row in enumerate(measured):
         mean = 100 * np.mean(row.top1)
-        axes.barh(place, mean, color="#9db8d9")
+        axes.barh(place, mean, color=LIGHT_BLUE)
         axes.plot(100 * np.array(row.top1), [place] * len(row.top1), "o", color=BLUE, markersize=3)
         if row.calibrated:
             axes.plot(100 * np.mean(row.calibrated), place, "|", color=ORANGE, markersize=12)
@@ -66,14 +77,8 @@ def accuracy(rows: Sequence[Row]) -> Drawing | None:
 
 def surface(rows: Sequence[Row]) -> Drawing | None:
     """Draws top-1 over two fields as a heat map; None where not exactly two numbers vary."""
-    names = {
-        name: values
-        for name in rows[0].fields
-        if len(values := {_hashable(row.fields[name]) for row in rows}) > 1
-    }
-    if len(names) != 2 or not all(
-        isinstance(value, int | float) for values in names.values() for value in values
-    ):
+    names = varied([row.fields for row in rows])
+    if not spans_surface(names):
         return None
     names = {name: sorted(values) for name, values in names.items()}
     vertical, horizontal = names
@@ -120,10 +125,6 @@ def surface(rows: Sequence[Row]) -> Drawing | None:
             alt += " The frame is the region that the paper reports as robust."
     figure.colorbar(image, label="top-1 in percent, last step")
     return drawn("surface", f"Top-1 over {horizontal} and {vertical}", alt, figure)
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def h_prime(rows: Sequence[Row]) -> Drawing | None:
@@ -190,22 +191,15 @@ def health(rows: Sequence[Row]) -> tuple[Drawing, list[list[str]]] | None:
       (the figure; lines of name, Spearman over the last students, over all evaluations, median
       over the games of that within a game), None where fewer than three students have both.
     """
-    evaluations = [
-        (number, index == len(history.evaluations) - 1, record)
-        for number, history in enumerate(history for row in rows for history in row.histories)
-        for index, record in enumerate(history.evaluations)
-        if record["top1"] is not None and record["health"] is not None
-    ]
-    last = [record for _, is_last, record in evaluations if is_last]
+    games = [history.evaluations for row in rows for history in row.histories]
+    last = _known([record for game in games for record in game[-1:]])
     if len(last) < 3:
         return None
-    everything = [record for _, _, record in evaluations]
-    by_game: dict[int, list[dict[str, Any]]] = {}
-    for number, _, record in evaluations:
-        by_game.setdefault(number, []).append(record)
+    games = [_known(game) for game in games]
+    everything = [record for game in games for record in game]
     lines = []
     for name, (label, sign) in _SCORES.items():
-        within = [_rank(records, name, sign) for records in by_game.values()]
+        within = [_rank(game, name, sign) for game in games]
         within = [value for value in within if np.isfinite(value)]
         cells = [_rank(last, name, sign), _rank(everything, name, sign)]
         cells.append(np.median(within) if within else np.nan)
@@ -234,6 +228,12 @@ def health(rows: Sequence[Row]) -> tuple[Drawing, list[list[str]]] | None:
     return drawn("health", "What the health score tells of top-1", alt, figure), lines
 
 
+def _known(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        record for record in records if record["top1"] is not None and record["health"] is not None
+    ]
+
+
 def _rank(records: Sequence[Mapping[str, Any]], name: str, sign: int) -> float:
     pairs = [
         (sign * record[name], record["top1"]) for record in records if record[name] is not None
@@ -245,23 +245,19 @@ def _rank(records: Sequence[Mapping[str, Any]], name: str, sign: int) -> float:
 
 def _mean_curve(row: Row, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns a logged curve (steps, mean over the games), over the steps that all have."""
-    curves = [history.curves[name] for history in row.histories if name in history.curves]
-    return _mean([dict(zip(*map(np.ndarray.tolist, curve), strict=True)) for curve in curves])
+    return _mean([history.curves[name] for history in row.histories if name in history.curves])
 
 
 def _mean_evaluation(row: Row, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The same of a number that evaluations measure."""
-    return _mean(
-        [
-            {record["step"]: record[name] for record in history.evaluations if record[name]}
-            for history in row.histories
-        ]
-    )
+    """The same of a number that evaluations measure, where it was."""
+    curves = [history.evaluated(name) for history in row.histories]
+    return _mean([(steps[np.isfinite(v)], v[np.isfinite(v)]) for steps, v in curves])
 
 
-def _mean(curves: Sequence[Mapping[float, float]]) -> tuple[np.ndarray, np.ndarray]:
+def _mean(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     if not curves:
         return np.zeros(0), np.zeros(0)
-    steps = sorted(set.intersection(*map(set, curves)))
-    values = [np.mean([curve[step] for curve in curves]) for step in steps]
+    tables = [dict(zip(*map(np.ndarray.tolist, curve), strict=True)) for curve in curves]
+    steps = sorted(set.intersection(*map(set, tables)))
+    values = [np.mean([table[step] for table in tables]) for step in steps]
     return np.array(steps), np.array(values)

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 # Drawn as wide as a phone shows it, so that its letters stay readable there.
 _WIDTH, _RESOLUTION = 4.6, 160
 BLUE, ORANGE, GREEN, GREY = "#1f5fa8", "#c8590a", "#2e7d32", "#666666"
+LIGHT_BLUE = "#9db8d9"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,13 @@ from tensorboardX import SummaryWriter
 from adadfq_jax.reporting.history import History
 
 
-def write_events(folder: Path, history: History, pictures: Path) -> None:
+def write_events(folder: Path, history: History, pictures: Sequence[tuple[int, bytes]]) -> None:
     """Writes curves, evaluations and pictures into a folder of their own, which is made anew.
 
     Args:
       folder: where the events go.
       history: what the run logged.
-      pictures: folder of STEP.png.
+      pictures: (step, PNG).
     """
     shutil.rmtree(folder, ignore_errors=True)
     with SummaryWriter(str(folder)) as writer:
@@ -28,7 +29,6 @@ def write_events(folder: Path, history: History, pictures: Path) -> None:
             for name, value in record.items():
                 if name != "step" and isinstance(value, float):
                     writer.add_scalar(f"evaluation/{name}", value, record["step"])
-        for file in sorted(pictures.glob("*.png")):
-            if file.stem.isdecimal():
-                picture = np.asarray(Image.open(io.BytesIO(file.read_bytes())).convert("RGB"))
-                writer.add_image("generated", picture, int(file.stem), dataformats="HWC")
+        for step, png in pictures:
+            picture = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+            writer.add_image("generated", picture, step, dataformats="HWC")

@@ -3,7 +3,6 @@
 import dataclasses
 import io
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,7 +11,17 @@ from PIL import Image
 
 from adadfq_jax import samples
 from adadfq_jax.health import Answers
-from adadfq_jax.reporting.drawing import BLUE, GREEN, GREY, ORANGE, Drawing, blank, drawn, one_panel
+from adadfq_jax.reporting.drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    LIGHT_BLUE,
+    ORANGE,
+    Drawing,
+    blank,
+    drawn,
+    one_panel,
+)
 from adadfq_jax.reporting.history import History
 from adadfq_jax.reporting.layers import QuantizedActivation, QuantizedWeight
 
@@ -50,18 +59,16 @@ class Schedule:
 def progress(history: History, schedule: Schedule, teacher_top1: float | None) -> Drawing:
     """Draws top-1, where it was measured, agreement and health over the steps."""
     figure, axes = one_panel(3.2)
-    steps = [record["step"] for record in history.evaluations]
     alt = []
     for name, label, colour in (
         ("top1", "student, top-1", BLUE),
         ("agreement", "agreement on generated images", ORANGE),
         ("health", "health, without data", GREEN),
     ):
-        values = [record[name] for record in history.evaluations]
-        numbers = np.array([np.nan if value is None else value for value in values], float)
-        if np.isfinite(numbers).any():
-            axes.plot(steps, 100 * numbers, "o-", color=colour, label=label, markersize=3)
-            alt.append(_ends(f"{label}, in percent", np.array(steps), 100 * numbers))
+        steps, values = history.evaluated(name)
+        if np.isfinite(values).any():
+            axes.plot(steps, 100 * values, "o-", color=colour, label=label, markersize=3)
+            alt.append(_ends(f"{label}, in percent", steps, 100 * values))
     if teacher_top1 is not None:
         axes.axhline(100 * teacher_top1, color=GREY, linestyle="--", label="teacher, top-1")
         alt.append(f"The teacher's top-1 is {teacher_top1:.2%}.")
@@ -69,9 +76,8 @@ def progress(history: History, schedule: Schedule, teacher_top1: float | None) -
     _over_steps(axes, schedule)
     if alt:
         figure.legend(loc="outside upper center", ncols=2, fontsize=7)
-    measured = any(record["top1"] is not None for record in history.evaluations)
     title = "Top-1, agreement and health"
-    if not measured:
+    if not np.isfinite(history.evaluated("top1")[1]).any():
         title = "Agreement and health (accuracy not measured)"
     return drawn("progress", title, " ".join(alt) or "No evaluation was logged.", figure)
 
@@ -167,16 +173,14 @@ def generalisation(history: History) -> Drawing:
     """Draws the student's loss on generated images, and on real ones where there are any."""
     figure, axes = one_panel(2.6)
     alt = []
-    steps = np.array([record["step"] for record in history.evaluations])
     for name, label, colour in (
         ("held_out_loss", "generated images", ORANGE),
         ("loss", "evaluation images", BLUE),
     ):
-        values = [record[name] for record in history.evaluations]
-        numbers = np.array([np.nan if value is None else value for value in values], float)
-        if np.isfinite(numbers).any():
-            axes.plot(steps, numbers, "o-", color=colour, label=label, markersize=3)
-            alt.append(_ends(f"cross entropy on {label}", steps, numbers))
+        steps, values = history.evaluated(name)
+        if np.isfinite(values).any():
+            axes.plot(steps, values, "o-", color=colour, label=label, markersize=3)
+            alt.append(_ends(f"cross entropy on {label}", steps, values))
     axes.set_xlabel("step")
     axes.set_ylabel("cross entropy")
     if alt:
@@ -207,35 +211,24 @@ def generated(images: np.ndarray, labels: np.ndarray, mean, std) -> Drawing:
     )
 
 
-def over_time(folder: Path) -> Drawing | None:
+def over_time(pictures: Sequence[tuple[int, bytes]]) -> Drawing | None:
     """Puts the pictures that a run took on its way side by side; None where there are none.
 
     Args:
-      folder: of STEP.png.
+      pictures: (step, PNG), in order.
     """
-    files = sorted(
-        file for file in folder.glob("*.png") if file.stem.isdecimal() and _is_whole(file)
-    )
-    if not files:
+    if not pictures:
         return None
-    places = np.linspace(0, len(files) - 1, min(len(files), _MOST_MOMENTS)).round().astype(int)
-    files = [files[place] for place in places]
-    pictures = [(f"step {int(file.stem)}", file.read_bytes()) for file in files]
-    steps = ", ".join(str(int(file.stem)) for file in files)
+    count = min(len(pictures), _MOST_MOMENTS)
+    places = np.linspace(0, len(pictures) - 1, count).round().astype(int)
+    pictures = [pictures[place] for place in places]
+    steps = ", ".join(str(step) for step, _ in pictures)
     return Drawing(
         "samples_over_time",
         "Generated images over time",
         f"Images of the same noise by the generator after steps {steps}, a row of each class.",
-        _small_enough(samples.side_by_side(pictures)),
+        _small_enough(samples.side_by_side([(f"step {step}", png) for step, png in pictures])),
     )
-
-
-def _is_whole(file: Path) -> bool:
-    try:
-        Image.open(file).load()
-    except OSError:
-        return False
-    return True
 
 
 def _small_enough(png: bytes) -> bytes:
@@ -243,9 +236,7 @@ def _small_enough(png: bytes) -> bytes:
     if picture.width <= _LARGEST_PICTURE[0] and picture.height <= _LARGEST_PICTURE[1]:
         return png
     picture.thumbnail(_LARGEST_PICTURE)
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return file.getvalue()
+    return samples.to_png(picture)
 
 
 def agreement(answers: Answers) -> Drawing:
@@ -256,7 +247,7 @@ def agreement(answers: Answers) -> Drawing:
     shares = []
     for counts, label, colour, offset in (
         (agreed, "student agrees with the teacher", BLUE, -0.2),
-        (recognised, "teacher sees the intended class", "#9db8d9", 0.2),
+        (recognised, "teacher sees the intended class", LIGHT_BLUE, 0.2),
     ):
         share = 100 * counts / np.maximum(images, 1)
         axes.bar(places + offset, share, 0.4, color=colour, label=label)

@@ -6,12 +6,12 @@ from typing import Any
 
 from adadfq_jax import sweep_table
 from adadfq_jax.errors import ConfigError
-from adadfq_jax.grid import BITS, SEED
+from adadfq_jax.evaluation import percent
+from adadfq_jax.grid import BITS, without_seed
 from adadfq_jax.reporting import comparison, page
 from adadfq_jax.reporting.drawing import Drawing
 from adadfq_jax.reporting.history import read_history
 from adadfq_jax.sweep import DIVERGED
-from adadfq_jax.sweep_table import TABLE
 from adadfq_jax.workdir import CONFIG, METRICS, RESULT, SWEEP, read_json
 
 
@@ -29,7 +29,7 @@ def report_sweep(workdir: Path, report: str) -> tuple[str, list[Drawing]]:
       ConfigError: a file of the sweep is damaged.
     """
     games = (read_json(workdir / SWEEP) or {}).get("games", {})
-    parts, table = [], read_json(workdir / TABLE) or {}
+    parts, table = [], read_json(workdir / sweep_table.TABLE) or {}
     if not table.get("rows"):
         parts.append(page.paragraph("The sweep is not finished: it has no table yet."))
     else:
@@ -98,7 +98,7 @@ def _rows(
     fields = {}
     for name, values in games.items():
         if results[name] is not None and not (workdir / name / DIVERGED).exists():
-            common = {key: value for key, value in values.items() if key != SEED}
+            common = without_seed(values)
             label = ", ".join(_word(key, value) for key, value in common.items()) or "all"
             groups.setdefault(label, []).append(name)
             fields[label] = common
@@ -144,6 +144,6 @@ def _game(result: dict[str, Any] | None, diverged: bool) -> list[str]:
     shares = [result.get(name) for name in ("top1", "calibrated_top1", "agreement")]
     return [
         "finished",
-        *("not measured" if share is None else f"{share:.2%}" for share in shares),
+        *map(percent, shares),
         f"{result['seconds']:.0f}" if "seconds" in result else "",
     ]

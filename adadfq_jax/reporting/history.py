@@ -1,6 +1,8 @@
-"""A run's `metrics.jsonl`, read back as curves; what is damaged or not finite stops nobody."""
+"""What a run logged and pictured, read back; what is damaged or not finite stops nobody."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import math
 from collections.abc import Mapping
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 _EVALUATED = (
     "top1",
@@ -38,6 +41,11 @@ class History:
     not_finite: Mapping[str, int]
     seconds: Mapping[str, float]
 
+    def evaluated(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns a number of the evaluations as a curve (steps, values); NaN where it is None."""
+        steps = [record["step"] for record in self.evaluations]
+        return np.array(steps), np.array([record[name] for record in self.evaluations], float)
+
 
 def read_history(path: Path) -> History:
     """Reads `metrics.jsonl`; a file that is not there is an empty history."""
@@ -54,11 +62,8 @@ def read_history(path: Path) -> History:
             if not math.isfinite(value):
                 not_finite.setdefault(name, step)
         if record.get("evaluation"):
-            measured = {name: numbers.get(name) for name in _EVALUATED}
-            measured = {
-                name: value if value is not None and math.isfinite(value) else None
-                for name, value in measured.items()
-            }
+            finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
+            measured = {name: finite.get(name) for name in _EVALUATED}
             measured["h_prime_histogram"] = record.get("h_prime_histogram")
             evaluations.append({"step": step} | measured)
         elif isinstance(phase := record.get("phase"), str):
@@ -73,6 +78,17 @@ def read_history(path: Path) -> History:
         steps, values = np.array(pairs, float).T
         curves[name] = steps, np.where(np.isfinite(values), values, np.nan)
     return History(curves, evaluations, not_finite, seconds)
+
+
+def read_pictures(folder: Path) -> list[tuple[int, bytes]]:
+    """Reads the pictures that a run took on its way, if whole: (step, PNG), in order."""
+    pictures = []
+    for file in sorted(folder.glob("*.png")):
+        png = file.read_bytes()
+        with contextlib.suppress(OSError, ValueError):  # damaged; or not named by a step
+            Image.open(io.BytesIO(png)).load()
+            pictures.append((int(file.stem), png))
+    return pictures
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

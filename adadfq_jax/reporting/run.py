@@ -2,6 +2,7 @@
 
 import dataclasses
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,26 @@ import matplotlib
 import adadfq_jax
 from adadfq_jax import health
 from adadfq_jax.config import to_json
-from adadfq_jax.errors import CheckpointError
+from adadfq_jax.evaluation import percent
 from adadfq_jax.reporting import figures, findings, history, layers, page
 from adadfq_jax.reporting.command import command_to_repeat
 from adadfq_jax.reporting.drawing import Drawing
 from adadfq_jax.student import generate, load_state, student_of
 from adadfq_jax.sweep import DIVERGED
-from adadfq_jax.workdir import CONFIG, METRICS, RESULT, SAMPLES_OVER_TIME, read_json
+from adadfq_jax.workdir import CONFIG, RESULT, read_json
 
 _PHASES = {"calibrate": "calibration", "warmup": "warm-up", "play": "play"}
 
 
-def report_run(workdir: Path) -> tuple[str, list[findings.Finding], list[Drawing]]:
+def report_run(
+    workdir: Path, logged: history.History, taken: Sequence[tuple[int, bytes]]
+) -> tuple[str, list[findings.Finding], list[Drawing]]:
     """Measures a run's student on held-out generated images, and describes the run.
 
     Args:
       workdir: the run's folder.
+      logged: what the run logged.
+      taken: the pictures that it took on its way, (step, PNG).
 
     Returns:
       (the page; what it says in words; its figures).
@@ -37,10 +42,7 @@ def report_run(workdir: Path) -> tuple[str, list[findings.Finding], list[Drawing
     # ---- What is there ------------------------------------------------------------------------
     game, state, teacher, step = load_state(workdir)
     config = read_json(workdir / CONFIG)
-    if config is None:
-        raise CheckpointError(f"{str(workdir)!r} holds no run: there is no {CONFIG} in it.")
     result = read_json(workdir / RESULT) or {}
-    logged = history.read_history(workdir / METRICS)
 
     # ---- What the student does ----------------------------------------------------------------
     student = student_of(game, state, teacher, result)
@@ -69,7 +71,7 @@ def report_run(workdir: Path) -> tuple[str, list[findings.Finding], list[Drawing
     ]
     pictures = [
         figures.generated(images, labels, teacher.mean, teacher.std),
-        figures.over_time(workdir / SAMPLES_OVER_TIME),
+        figures.over_time(taken),
     ]
     pictures = [picture for picture in pictures if picture is not None]
     errors = [figures.sqnr("weight", weights), figures.sqnr("activation", activations)]
@@ -185,9 +187,6 @@ def _facts(config, result, logged, seen, weights, activations, step, schedule) -
 
 
 def _numbers(facts: findings.Facts) -> str:
-    def percent(value: float | None) -> str:
-        return "not measured" if value is None else f"{value:.2%}"
-
     best = percent(facts.best_top1)
     if facts.best_top1 is not None:
         best += f" at step {facts.best_step}"
