@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from adadfq_jax import parallel
-from adadfq_jax.game import Game, GameState
+from adadfq_jax.game import Game, GameState, Phase
+from adadfq_jax.parallel import DATA_AXIS
 
 # Part: the timed program, less those that it contains.
 _DIFFERENCES = {
@@ -19,6 +20,7 @@ _DIFFERENCES = {
     "of which quantizers": ("student", "student, not quantized"),
     "student backward, to images": ("student, to images", "student"),
     "student backward, to weights": ("student, to weights", "student"),
+    "procedural images": ("lessons",),
     "optimizers": ("optimizers",),
     "evaluation of one batch": ("evaluation",),
 }
@@ -77,11 +79,14 @@ def programs(
         ),
         "student, to images": lambda s, t, x: pull(lambda x: answer(s.student.params, x, s, t), x),
         "student, to weights": lambda s, t, x: pull(lambda p: answer(p, x, s, t), s.student.params),
+        "lessons": lambda s, t, x: game.lessons(s, jax.lax.axis_index(DATA_AXIS), Phase.PLAY),
         "optimizers": lambda s, t, x: (
             optimize(s.generator, game.generator_optimizer),
             optimize(s.student, game.student_optimizer),
         ),
     }
+    if not game.config.samples.procedural:
+        del functions["lessons"]
     timed = {name: compiled(function) for name, function in functions.items()}
     calls = {name: lambda f=f: f(state, teacher, images) for name, f in timed.items()}
     return calls | {"evaluation": lambda: timed["student"](state, teacher, many)}
@@ -92,4 +97,5 @@ def differences(times: dict[str, float]) -> dict[str, float]:
     return {
         part: times[names[0]] - sum(times[name] for name in names[1:])
         for part, names in _DIFFERENCES.items()
+        if names[0] in times
     }

@@ -8,7 +8,7 @@ up its identity.
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ml_collections
@@ -17,6 +17,8 @@ from ml_collections import config_dict
 from adadfq_jax.errors import ConfigError, nearest
 from adadfq_jax.methods import KL_REDUCTIONS, METHODS
 from adadfq_jax.models.bits import check_bits, parse_bits, parse_override
+from adadfq_jax.optimizers import STUDENT_OPTIMIZERS
+from adadfq_jax.quantizers import RANGE_RULES
 
 DATA_SOURCES = ("none", "npz", "folder", "tfds:NAME")
 
@@ -42,7 +44,7 @@ IDENTITY_EXEMPT = (
     "export",
 )
 
-_TYPES = {int: "an integer", float: "a finite number", str: "text"}
+_TYPES = {int: "an integer", float: "a finite number", str: "text", bool: "True or False"}
 
 # What a field must be besides its type.
 _AT_LEAST = {
@@ -62,6 +64,7 @@ _AT_LEAST = {
     "game.beta": 0,
     "game.gamma": 0,
     "student.weight_decay": 0,
+    "samples.procedural": 0,
     "evaluation.every_epochs": 1,
     "evaluation.batch_size": 1,
     "evaluation.generated_images": 1,
@@ -74,6 +77,7 @@ _POSITIVE = (
     "generator.decay",
     "student.learning_rate",
     "student.decay",
+    "student.relative_rate",
 )
 # What may be None until a teacher is known: `recipes` then fills in what its network wants.
 FROM_TEACHER = {
@@ -84,15 +88,27 @@ FROM_TEACHER = {
     "student.milestones": tuple,
 }
 # What is None until then, unless it is set: the method has its own, by network for some.
-FROM_METHOD = (
-    "game.alpha_ds",
-    "game.alpha_as",
-    "game.lambda_l",
-    "game.lambda_u",
-    "game.gamma",
-)
+FROM_METHOD = {
+    "game.alpha_ds": float,
+    "game.alpha_as": float,
+    "game.lambda_l": float,
+    "game.lambda_u": float,
+    "game.gamma": float,
+    "quant.ranges": str,
+    "quant.learned_ranges": bool,
+    "samples.procedural": int,
+    "student.optimizer": str,
+}
 # What runs played by before there were such fields.
-_BEFORE = {"game.method": "adadfq", "game.margin_weight": 1.0, "game.kl_reduction": "elements"}
+_BEFORE = {
+    "game.method": "adadfq",
+    "game.margin_weight": 1.0,
+    "game.kl_reduction": "elements",
+    "quant.ranges": "minmax",
+    "quant.learned_ranges": False,
+    "samples.procedural": 0,
+    "student.optimizer": "sgd",
+}
 _BELOW_ONE = ("generator.beta1", "generator.beta2", "student.momentum")
 
 
@@ -142,6 +158,12 @@ def default_config(
     quant.activation_bits = activation_bits
     quant.overrides = ()  # exceptions by layer name: ("stem_*=w8a8", "classifier=w8")
 
+    # None here as well: the method's own; for adadfq "minmax", False, 0 and "sgd".
+    quant.ranges = config_dict.placeholder(str)  # of activations, or "least_squares"
+    quant.learned_ranges = config_dict.placeholder(bool)  # by the student's optimizer, in play
+    config.samples = samples = ml_collections.ConfigDict()
+    samples.procedural = config_dict.placeholder(int)  # images of a formula for each of G's
+
     config.game = game = ml_collections.ConfigDict()
     game.method = "adadfq"  # or "adasg", "gdfq", an ablation: see `methods.py`
     # None: the method's own; for adadfq 0.2, 0.1, 0.1, 0.8 and 1 (`methods.py`, `recipes.py`).
@@ -163,11 +185,13 @@ def default_config(
     generator.decay = 0.1  # factor on the learning rate at each milestone
 
     config.student = student = ml_collections.ConfigDict()
-    student.learning_rate = 1e-4  # SGD
+    student.optimizer = config_dict.placeholder(str)  # None: the method's; "sgd" or "adam"
+    student.learning_rate = 1e-4  # of SGD, as are the next four
     student.momentum = 0.9  # Nesterov
     student.weight_decay = 1e-4  # on every parameter
     student.milestones = (100, 200, 300)
     student.decay = 0.1
+    student.relative_rate = 5e-3  # of Adam: highest step, relative to a tensor's root mean square
 
     config.evaluation = evaluation = ml_collections.ConfigDict()
     evaluation.every_epochs = 1
@@ -232,6 +256,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         if name not in EXPORT_FORMATS:
             raise ConfigError(f"export names {name!r}: {nearest(name, EXPORT_FORMATS)}")
 
+    _check_switches(config)
     rules = config.game
     _require(
         0 <= rules.lambda_l <= rules.lambda_u <= 1,
@@ -270,17 +295,35 @@ def check_source(what: str, source: str) -> None:
 
 def _check_method(rules: ml_collections.ConfigDict) -> None:
     for field, known in (("method", METHODS), ("kl_reduction", KL_REDUCTIONS)):
-        if rules[field] not in known:
-            raise ConfigError(
-                f"unknown game.{field} {rules[field]!r}: {nearest(rules[field], known)}"
-            )
+        _check_name(f"game.{field}", rules[field], known)
     for field, constant in METHODS[rules.method].constants.items():
-        value = rules[field.removeprefix("game.")]
-        if constant is None and value is not None:
+        if constant is None and rules[field.removeprefix("game.")] is not None:
+            value = rules[field.removeprefix("game.")]
             raise ConfigError(
                 f"{field}={value!r} means nothing to {rules.method}, whose losses have no such "
                 "term: leave it unset."
             )
+
+
+def _check_name(field: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise ConfigError(f"unknown {field} {value!r}: {nearest(value, known)}")
+
+
+def _check_switches(config: ml_collections.ConfigDict) -> None:
+    """Checks the parts that methods are built of against each other; none is None any more."""
+    _check_name("quant.ranges", config.quant.ranges, RANGE_RULES)
+    _check_name("student.optimizer", config.student.optimizer, STUDENT_OPTIMIZERS)
+    if config.quant.learned_ranges and config.student.optimizer != "adam":
+        raise ConfigError(
+            "quant.learned_ranges=True needs student.optimizer='adam', whose steps are relative to "
+            f"what they change, not {config.student.optimizer!r}."
+        )
+    if config.samples.procedural and METHODS[config.game.method].needs_labels:
+        raise ConfigError(
+            f"samples.procedural={config.samples.procedural} does not go with "
+            f"{config.game.method}, whose student learns labels: procedural images have none."
+        )
 
 
 def _without_gaps(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -309,7 +352,8 @@ def _check_form(flat: Mapping[str, Any]) -> None:
         if value is None and field in (*FROM_TEACHER, *FROM_METHOD):
             continue
         if field in FROM_METHOD:
-            holds, right = _has_type(value, float), _TYPES[float]
+            kind = FROM_METHOD[field]
+            holds, right = _has_type(value, kind), _TYPES[kind]
         elif isinstance(default, tuple):
             kind = str if field == "quant.overrides" else float
             holds = isinstance(value, tuple) and all(_has_type(entry, kind) for entry in value)
@@ -352,11 +396,25 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
       config: a configuration, or a `config.json` read back.
     """
     flat = _BEFORE | flatten(json.loads(to_json(config)))
-    return {
+    found = {
         name: value
         for name, value in flat.items()
         if not any(name == exempt or name.startswith(exempt + ".") for exempt in IDENTITY_EXEMPT)
     }
+    if flat["student.optimizer"] == "adam":
+        found["epochs"] = flat["epochs"]  # its rate falls over the whole game
+    else:
+        found.pop("student.relative_rate", None)
+    return found
+
+
+def read_back(written: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """Returns a run's configuration from its `config.json`, which may lack today's fields."""
+    config = default_config()
+    with config.unlocked():
+        config.update_from_flattened_dict(_BEFORE)
+        config.update(written)
+    return config
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -4,6 +4,9 @@ An image's way through one step: noise and labels are drawn (`draw`), the genera
 of them, teacher P and student Q judge the images, and from their logits and P's BatchNorm
 statistics come two losses. G descends L_G through both networks; Q descends L_Q on the same images.
 
+Q may learn from procedural images besides (`procedural.py`), in which G has no part; and its
+activation ranges may be learned like its other parameters. Both are off in the paper's methods.
+
 Q's parameters do not change between the two updates, so one forward pass of Q serves both: two
 cotangents are pulled back through the same linearization.
 
@@ -26,11 +29,12 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from adadfq_jax import losses, models
+from adadfq_jax import losses, models, optimizers, procedural, quantizers
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.methods import METHODS
 from adadfq_jax.models.bits import assign_bits
 from adadfq_jax.models.layers import (
+    Calibration,
     input_moments,
     leaves_by_layer,
     stored_statistics,
@@ -66,6 +70,7 @@ class GameState:
       student: Q.
       ranges: Q's activation ranges, the `ranges` collection.
       bits: Q's bit-widths, the `bits` collection.
+      range_opt_state: of the optimizer of the ranges, where these are learned; else None.
     """
 
     step: jax.Array
@@ -74,6 +79,7 @@ class GameState:
     student: Player
     ranges: Any
     bits: Any
+    range_opt_state: optax.OptState | None = None
 
 
 @flax.struct.dataclass
@@ -85,19 +91,27 @@ class Responses:
       student_logits: z_Q, same shape.
       moments: (mean, variance) of each of P's BatchNorm inputs over a slice, each
         (slices, channels).
+      lessons: the same two logits of images that Q alone learns from, a pair for each kind.
     """
 
     teacher_logits: jax.Array
     student_logits: jax.Array
     moments: list[tuple[jax.Array, jax.Array]]
+    lessons: list[tuple[jax.Array, jax.Array]]
 
     def logits(self) -> tuple[jax.Array, jax.Array]:
-        """Returns z_P and z_Q of the whole batch, each (B, C)."""
+        """Returns z_P and z_Q of G's images, each (B, C)."""
         return _join(self.teacher_logits), _join(self.student_logits)
+
+    def lesson_logits(self) -> tuple[jax.Array, jax.Array]:
+        """Returns z_P and z_Q of all images that Q learns from, each (>= B, C)."""
+        kinds = [(self.teacher_logits, self.student_logits), *self.lessons]
+        z_p, z_q = ([_join(logits) for logits in each] for each in zip(*kinds, strict=True))
+        return jnp.concatenate(z_p), jnp.concatenate(z_q)
 
 
 # Independent streams of random numbers from one seed.
-_INITIALIZATION, _DRAWS, _HELD_OUT = 0, 1, 2
+_INITIALIZATION, _DRAWS, _HELD_OUT, _PROCEDURAL = 0, 1, 2, 3
 
 # What the step depends on; bit-widths and seed are data to it, and travel in the state.
 _RULES = (
@@ -108,6 +122,7 @@ _RULES = (
     "game",
     "generator",
     "student",
+    "samples",
 )
 
 
@@ -122,11 +137,13 @@ class Game:
       classifier: module of teacher and student.
       generator: module of G.
       config: the fields of the run's configuration that the step depends on, see `config.py`.
+      normalisation: (mean, std) of the teacher's input by channel, of pixels in [0, 1].
     """
 
     classifier: nn.Module
     generator: models.Generator
     config: ml_collections.FrozenConfigDict
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]]
 
     @classmethod
     def create(cls, config: ml_collections.ConfigDict, classifier: nn.Module, image_size: int):
@@ -140,29 +157,26 @@ class Game:
                 f"the teacher takes images of {image_size}x{image_size} pixels, but the generator "
                 "makes only sizes that are divisible by 4."
             )
+        rules = {name: config[name] for name in _RULES}
+        rules["learned_ranges"] = config.quant.learned_ranges
+        if config.student.optimizer != "sgd":  # its rate depends on how long the game will be
+            rules["epochs"] = config.epochs
         return cls(
-            classifier=classifier.clone(axis_name=DATA_AXIS),
+            classifier=classifier.clone(calibration=Calibration(config.quant.ranges, DATA_AXIS)),
             generator=models.Generator(image_size, classifier.classes, axis_name=DATA_AXIS),
-            config=ml_collections.FrozenConfigDict({name: config[name] for name in _RULES}),
+            config=ml_collections.FrozenConfigDict(rules),
+            normalisation=(tuple(config.data.mean), tuple(config.data.std)),
         )
-
-    # The players' optimizers. Learning rates are applied in `step`, by the global step, because a
-    # counter of its own would start when Q first learns and read the milestones late.
 
     @property
     def generator_optimizer(self) -> optax.GradientTransformation:
-        """Adam without its learning rate."""
-        rules = self.config.generator
-        return optax.scale_by_adam(b1=rules.beta1, b2=rules.beta2)
+        """G's, without its rate."""
+        return optimizers.generator_optimizer(self.config.generator)
 
     @property
     def student_optimizer(self) -> optax.GradientTransformation:
-        """SGD with Nesterov momentum and weight decay on every parameter, without its rate."""
-        rules = self.config.student
-        return optax.chain(
-            optax.add_decayed_weights(rules.weight_decay),
-            optax.trace(rules.momentum, nesterov=True),
-        )
+        """Q's, without its rate."""
+        return optimizers.student_optimizer(self.config.student)
 
     def phase(self, step: int) -> Phase:
         """Returns the phase of the step with this index, counted from 0."""
@@ -182,7 +196,7 @@ class Game:
           ConfigError: an override of the bit-widths matches no layer.
         """
         shapes = models.initial_variables(
-            self.classifier.clone(axis_name=None), self.generator.image_size
+            self.classifier.clone(calibration=Calibration()), self.generator.image_size
         )
         quant = config.quant
         bits = assign_bits(
@@ -191,13 +205,18 @@ class Game:
         key = jax.random.fold_in(jax.random.key(config.seed), _INITIALIZATION)
         generator_params = _initialize(self.generator.clone(axis_name=None), key)
         student_params = jax.tree.map(jnp.asarray, teacher["params"])
+        ranges = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes["ranges"])
+        learned = self.config.learned_ranges
+        if quant.ranges == "least_squares":
+            ranges = _with_kernel_ranges(ranges, student_params, bits)
         return GameState(
             step=jnp.int32(0),
             seed=jnp.uint32(config.seed),
             generator=Player(generator_params, self.generator_optimizer.init(generator_params)),
             student=Player(student_params, self.student_optimizer.init(student_params)),
-            ranges=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes["ranges"]),
+            ranges=ranges,
             bits=bits,
+            range_opt_state=self.student_optimizer.init(_ends(ranges)) if learned else None,
         )
 
     def sample(self, state: GameState, index: int, count: int) -> tuple[jax.Array, jax.Array]:
@@ -220,6 +239,21 @@ class Game:
         batch = self.config.batch_size
         noise = jax.random.normal(noise_key, (batch, models.LATENT_SIZE))
         return noise, jax.random.randint(label_key, (batch,), 0, self.generator.classes)
+
+    def lessons(self, state: GameState, device_index: jax.Array, phase: Phase) -> list[jax.Array]:
+        """Makes this device's share of the images that Q alone learns from, and none elsewhere.
+
+        Returns:
+          Normalised images (N, H, W, 3) for each kind; in the warm-up, where Q rests, none.
+        """
+        batch = self.config.batch_size * self.config.samples.procedural
+        if not batch or phase is Phase.WARMUP:
+            return []
+        key = jax.random.fold_in(jax.random.key(state.seed), _PROCEDURAL)
+        share = batch // jax.lax.axis_size(DATA_AXIS)
+        indices = device_index * share + jnp.arange(share)
+        key = jax.random.fold_in(key, state.step)
+        return [procedural.draw(key, indices, self.generator.image_size, *self.normalisation)]
 
     def step(
         self, state: GameState, teacher: Any, device_index: jax.Array, phase: Phase
@@ -250,13 +284,21 @@ class Game:
         (teacher_logits, moments), pull_teacher = jax.vjp(
             lambda images: self._run_teacher(teacher, images), images
         )
+        trained = self._trained(state)
         student_logits, pull_student, ranges = jax.vjp(
-            lambda params, images: self._run_student(params, images, state, teacher, phase),
-            player_q.params,
+            lambda trained, images: self._run_student(trained, images, state, teacher, phase),
+            trained,
             images,
             has_aux=True,
         )
-        responses = _gather(Responses(teacher_logits, student_logits, moments))
+        lessons, pull_lessons = [], []
+        for lesson in self.lessons(state, device_index, phase):
+            answers, pull, ranges = self._teach(
+                lesson, state.replace(ranges=ranges), teacher, phase
+            )
+            lessons.append(answers)
+            pull_lessons.append(pull)
+        responses = _gather(Responses(teacher_logits, student_logits, moments, lessons))
 
         # L_G, back to this device's images through both networks, and on to G.
         (loss_g, metrics), to_responses = jax.value_and_grad(self.generator_loss, has_aux=True)(
@@ -267,17 +309,30 @@ class Game:
         _, through_student = pull_student(to_own.student_logits)
         (gradients_g,) = pull_generator(through_teacher + through_student)
         generator, norm_g = self._update(
-            player_g, gradients_g, self.generator_optimizer, self.config.generator, state.step
+            player_g, gradients_g, self.generator_optimizer, self.generator_rate(state.step)
         )
 
         # L_Q, back to Q's parameters through the same linearization.
         loss_q, to_responses = jax.value_and_grad(self.student_loss)(responses, labels)
         student, norm_q = player_q, jnp.zeros_like(loss_q)
+        range_opt_state = state.range_opt_state
         if phase is Phase.PLAY:
-            gradients_q, _ = pull_student(to_responses.student_logits[device_index])
+            to_own = jax.tree.map(lambda leaf: leaf[device_index], to_responses)
+            gradients, _ = pull_student(to_own.student_logits)
+            for pull, (_, to_lesson) in zip(pull_lessons, to_own.lessons, strict=True):
+                gradients = jax.tree.map(jnp.add, gradients, pull(to_lesson)[0])
+            rate = self.student_rate(state.step)
             student, norm_q = self._update(
-                player_q, gradients_q, self.student_optimizer, self.config.student, state.step
+                player_q, gradients["params"], self.student_optimizer, rate
             )
+            if self.config.learned_ranges:
+                ends, _ = self._update(
+                    Player(trained["clipping"], state.range_opt_state),
+                    gradients["clipping"],
+                    self.student_optimizer,
+                    rate,
+                )
+                ranges, range_opt_state = _with_ends(ranges, ends.params), ends.opt_state
 
         metrics |= {
             "l_g": loss_g,
@@ -287,7 +342,11 @@ class Game:
             "student_gradient": norm_q,
         }
         new_state = state.replace(
-            step=state.step + 1, generator=generator, student=student, ranges=ranges
+            step=state.step + 1,
+            generator=generator,
+            student=student,
+            ranges=ranges,
+            range_opt_state=range_opt_state,
         )
         return new_state, metrics
 
@@ -318,35 +377,56 @@ class Game:
         }
 
     def student_loss(self, responses: Responses, labels: jax.Array) -> jax.Array:
-        """L_Q of the whole batch, as the method has it; labels y are (B,)."""
+        """L_Q of all images that Q learns from, as the method has it; labels y are (B,)."""
         rules = self.config.game
-        return METHODS[rules.method].student_loss(*responses.logits(), labels, rules)
+        return METHODS[rules.method].student_loss(*responses.lesson_logits(), labels, rules)
+
+    def generator_rate(self, step: jax.Array) -> jax.Array:
+        """Returns G's learning rate."""
+        return optimizers.falling_rate(self.config.generator, self.config.steps_per_epoch)(step)
+
+    def student_rate(self, step: jax.Array) -> jax.Array:
+        """Returns Q's learning rate."""
+        return optimizers.student_rate(self.config)(step)
 
     def _run_teacher(self, teacher: Any, images: jax.Array):
         """Returns P's logits and, per BatchNorm layer, the moments of its input."""
         logits, written = self.classifier.apply(teacher, images, mutable=["statistics"])
         return logits, input_moments(written["statistics"])
 
+    def _trained(self, state: GameState) -> dict[str, Any]:
+        """Returns the collections that Q learns: `params` and, with learned ranges, `clipping`."""
+        trained = {"params": state.student.params}
+        return trained | ({"clipping": _ends(state.ranges)} if self.config.learned_ranges else {})
+
     def _run_student(
-        self, params: Any, images: jax.Array, state: GameState, teacher: Any, phase: Phase
+        self, trained: Any, images: jax.Array, state: GameState, teacher: Any, phase: Phase
     ):
         """Returns Q's logits and its ranges, which move in calibration only."""
         variables = {
-            "params": params,
             "batch_stats": teacher["batch_stats"],
             "bits": state.bits,
             "ranges": state.ranges,
         }
         if phase is Phase.CALIBRATE:
+            variables["params"] = trained["params"]
             logits, written = self.classifier.apply(variables, images, mutable=["ranges"])
             return logits, written["ranges"]
-        return self.classifier.apply(variables, images), state.ranges
+        return self.classifier.apply(variables | trained, images), state.ranges
 
-    def _update(self, player: Player, gradients: Any, optimizer, rules, step: jax.Array):
+    def _teach(self, images: jax.Array, state: GameState, teacher: Any, phase: Phase):
+        """Returns P's and Q's logits of a lesson, Q's linearization and its ranges after it."""
+        student_logits, pull, ranges = jax.vjp(
+            lambda trained: self._run_student(trained, images, state, teacher, phase),
+            self._trained(state),
+            has_aux=True,
+        )
+        return (self.classifier.apply(teacher, images), student_logits), pull, ranges
+
+    def _update(self, player: Player, gradients: Any, optimizer, rate: jax.Array):
         """Returns the player after one step of its optimizer, and its gradient's norm."""
         gradients = jax.lax.psum(gradients, DATA_AXIS)
         updates, opt_state = optimizer.update(gradients, player.opt_state, player.params)
-        rate = learning_rate(rules, self.config.steps_per_epoch)(step)
         params = jax.tree.map(lambda p, u: p - (rate * u).astype(p.dtype), player.params, updates)
         return Player(params, opt_state), _norm(gradients)
 
@@ -366,28 +446,53 @@ def _sample(generator: models.Generator, count: int, state: GameState, index: ja
     return generator.apply({"params": state.generator.params}, noise, labels), labels
 
 
-def learning_rate(rules: ml_collections.FrozenConfigDict, steps_per_epoch: int) -> optax.Schedule:
-    """Returns the learning rate by global step: times `decay` at each milestone, in epochs."""
-    return optax.piecewise_constant_schedule(
-        rules.learning_rate,
-        {milestone * steps_per_epoch: rules.decay for milestone in rules.milestones},
-    )
-
-
 def _norm(tree: Any) -> jax.Array:
     # Channel by channel: XLA's CPU backend is slow where it sums a large array to one number.
     return optax.tree.norm(
         [
             jnp.linalg.norm(leaf.reshape(-1, leaf.shape[-1]), axis=0)
-            for leaf in jax.tree.leaves(tree)
+            for leaf in map(jnp.atleast_1d, jax.tree.leaves(tree))
         ]
     )
 
 
+def _with_kernel_ranges(ranges: Any, params: Any, bits: Any) -> Any:
+    """Adds the ranges of least error of all kernels."""
+    if "weight" in bits:
+        ends = quantizers.least_squares_weight_range(params["kernel"], bits["weight"])
+        return dict(zip(("minimum", "maximum"), ends, strict=True))
+    return {
+        name: ranges[name]
+        if "activation" in below
+        else _with_kernel_ranges(ranges.get(name, {}), params[name], below)
+        for name, below in bits.items()
+    }
+
+
+def _ends(ranges: Any) -> Any:
+    """Returns what can be learned of the ranges: the collection `clipping`.
+
+    Of an activation the upper end alone, since the lower one of a ReLU is 0.
+    """
+    if "maximum" not in ranges:
+        return {name: _ends(below) for name, below in ranges.items()}
+    learned = ("maximum",) if "updates" in ranges else ("minimum", "maximum")
+    return {name: ranges[name] for name in learned}
+
+
+def _with_ends(ranges: Any, ends: Any) -> Any:
+    """Returns the ranges with other ends."""
+    if "maximum" in ranges:
+        return ranges | ends
+    return {name: _with_ends(ranges[name], ends[name]) for name in ranges}
+
+
 def _mean_width(ranges: Any) -> jax.Array:
     """Returns the mean width of the activation ranges, over the layers."""
-    widths = leaves_by_layer(ranges, lambda layer: layer["maximum"] - layer["minimum"])
-    return jnp.stack(widths).mean()
+    widths = leaves_by_layer(
+        ranges, lambda layer: layer["maximum"] - layer["minimum"] if "updates" in layer else None
+    )
+    return jnp.stack([width for width in widths if width is not None]).mean()
 
 
 def _gather(own: Responses) -> Responses:

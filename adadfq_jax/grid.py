@@ -109,12 +109,15 @@ def _values(key: str, word: str) -> list[Any]:
         parse_bits(word)
         return [word]
     default = flatten(default_config().to_dict())[key]
-    kind = float if key in FROM_METHOD else str if default is None else type(default)
+    kind = FROM_METHOD.get(key, str if default is None else type(default))
     try:
         if kind is int and ".." in word:
             lowest, highest = map(int, word.split(".."))
             if lowest <= highest:
                 return list(range(lowest, highest + 1))
+        elif kind is bool:
+            if word in ("True", "False"):
+                return [word == "True"]
         elif kind is tuple:
             value = ast.literal_eval(word)
             if isinstance(value, tuple):
@@ -128,6 +131,7 @@ def _values(key: str, word: str) -> list[Any]:
     right = {
         int: "an integer, or a range such as 0..4",
         float: "a finite number",
+        bool: "True or False",
         str: "text",
         tuple: "a tuple such as (1,2)",
     }

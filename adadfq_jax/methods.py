@@ -3,7 +3,11 @@
 All play the same game (`game.py`) and differ in the losses of generator and student alone. To add
 a method, write its two losses here, enter it in `METHODS`, and its twin in `tests/test_parity.py`.
 
-An ablation is a method as well: AdaDFQ with one constant that takes a term away (`_ABLATIONS`).
+`adadfq_plus` is AdaDFQ with what keeps more of the teacher at few bits, beyond the paper: four
+independent fields (`_PLUS`), each of which a configuration can set alone under any method.
+
+An ablation is a method as well: AdaDFQ with one constant that takes a term away (`_ABLATIONS`), or
+its plus without one of its parts.
 
 Sources: AdaDFQ, Qian et al., CVPR 2023; AdaSG, Qian et al., AAAI 2023; GDFQ, Xu et al., ECCV 2020,
 and the programs that their authors released.
@@ -36,12 +40,14 @@ class Method:
       constants: what fields are where a configuration leaves them open, all of
         `config.FROM_METHOD`; None for one that the losses do not have.
       fixed: those that no network's settings (`recipes.py`) change; a configuration still can.
+      needs_labels: whether L_Q uses y, so that Q can learn from G's images alone.
     """
 
     generator_loss: GeneratorLoss
     student_loss: StudentLoss
-    constants: Mapping[str, float | None]
-    fixed: Mapping[str, float | None]
+    constants: Mapping[str, Any]
+    fixed: Mapping[str, Any]
+    needs_labels: bool = False
 
 
 def _adaptive_generator_loss(z_p, z_q, labels, h_prime, rules: Any):
@@ -75,21 +81,34 @@ def _gdfq_student_loss(z_p, z_q, labels, rules: Any):
     return losses.cross_entropy(z_q, labels) + distance
 
 
-_ADADFQ = {
+# How all papers of the family quantize, and train the student.
+_PLAIN = {
+    "quant.ranges": "minmax",
+    "quant.learned_ranges": False,
+    "samples.procedural": 0,
+    "student.optimizer": "sgd",
+}
+_PLUS = {
+    "quant.ranges": "least_squares",
+    "quant.learned_ranges": True,
+    "samples.procedural": 2,
+    "student.optimizer": "adam",
+}
+_ADADFQ = _PLAIN | {
     "game.alpha_ds": 0.2,
     "game.alpha_as": 0.1,
     "game.lambda_l": 0.1,
     "game.lambda_u": 0.8,
     "game.gamma": 1.0,
 }
-_ADASG = {
+_ADASG = _PLAIN | {
     "game.alpha_ds": 0.1,
     "game.alpha_as": 0.1,
     "game.lambda_l": 0.3,
     "game.lambda_u": 0.8,
     "game.gamma": 1.0,
 }
-_GDFQ = {
+_GDFQ = _PLAIN | {
     "game.alpha_ds": None,
     "game.alpha_as": None,
     "game.lambda_l": None,
@@ -104,9 +123,16 @@ _ABLATIONS = {
     "adadfq_without_l_bns": {"game.gamma": 0.0},
     "adadfq_fixed_lambda": {"game.lambda_l": 0.45, "game.lambda_u": 0.45},
 }
+# Of the four parts of `_PLUS`, learned ranges need Adam.
+_PLUS_ABLATIONS = {
+    "adadfq_plus_without_least_squares": {"quant.ranges": "minmax"},
+    "adadfq_plus_without_learned_ranges": {"quant.learned_ranges": False},
+    "adadfq_plus_without_procedural": {"samples.procedural": 0},
+    "adadfq_plus_without_adam": {"quant.learned_ranges": False, "student.optimizer": "sgd"},
+}
 
 
-def _adaptive(constants: Mapping[str, float], fixed: Mapping[str, float]) -> Method:
+def _adaptive(constants: Mapping[str, Any], fixed: Mapping[str, Any]) -> Method:
     return Method(_adaptive_generator_loss, _adaptive_student_loss, constants, fixed)
 
 
@@ -114,6 +140,16 @@ METHODS: dict[str, Method] = {
     "adadfq": _adaptive(_ADADFQ, {}),
     "adasg": _adaptive(_ADASG, _ADASG),
     "gdfq": Method(
-        _gdfq_generator_loss, _gdfq_student_loss, _GDFQ, _GDFQ | {"game.temperature": 20.0}
+        _gdfq_generator_loss,
+        _gdfq_student_loss,
+        _GDFQ,
+        _GDFQ | {"game.temperature": 20.0},
+        needs_labels=True,
     ),
-} | {name: _adaptive(_ADADFQ | fixed, fixed) for name, fixed in _ABLATIONS.items()}
+    "adadfq_plus": _adaptive(_ADADFQ | _PLUS, _PLUS),
+}
+METHODS |= {name: _adaptive(_ADADFQ | fixed, fixed) for name, fixed in _ABLATIONS.items()}
+METHODS |= {
+    name: _adaptive(_ADADFQ | _PLUS | fixed, _PLUS | fixed)
+    for name, fixed in _PLUS_ABLATIONS.items()
+}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adadfq_jax import quantizers
 from adadfq_jax.digests import digest
 
 
@@ -77,3 +79,15 @@ def flatten(variables: Any) -> dict[str, np.ndarray]:
 def unflatten(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     """The inverse of `flatten`."""
     return flax.traverse_util.unflatten_dict(arrays, sep="/")
+
+
+def kernel_range(arrays: Mapping[str, np.ndarray], layer: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what a student's kernel is quantized from and to, by output channel.
+
+    Args:
+      arrays: a student's variables, of `flatten`.
+      layer: the layer's name.
+    """
+    if f"ranges/{layer}/minimum" in arrays:
+        return arrays[f"ranges/{layer}/minimum"], arrays[f"ranges/{layer}/maximum"]
+    return tuple(map(np.asarray, quantizers.weight_range(arrays[f"params/{layer}/kernel"])))

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ml_collections
 import numpy as np
 
 from adadfq_jax.checkpoint import Checkpoints
+from adadfq_jax.config import read_back
 from adadfq_jax.errors import CheckpointError, ConfigError
 from adadfq_jax.game import Game, GameState
 from adadfq_jax.network import Network
@@ -118,7 +118,7 @@ def load_state(
     if written is None:
         raise CheckpointError(f"{str(workdir)!r} holds no run: there is no {CONFIG} in it.")
     teacher = load_teacher(workdir / TEACHER)
-    config = ml_collections.ConfigDict(written)
+    config = read_back(written)
     game = Game.create(config, teacher.module, teacher.image_size)
     template = game.init(config, teacher.variables)
     checkpoints = Checkpoints(workdir)

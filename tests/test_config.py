@@ -11,6 +11,7 @@ from adadfq_jax.config import (
     IDENTITY_EXEMPT,
     default_config,
     identity,
+    read_back,
     to_json,
     validate,
 )
@@ -145,7 +146,7 @@ def test_validate_wants_exactly_the_known_fields(break_it, message):
     ("field", "value", "message"),
     [
         ("game.method", "adafdq", "did you mean adadfq"),
-        ("game.method", "zeroq", "known: adadfq, adadfq_fixed_lambda, adadfq_without_l_as"),
+        ("game.method", "zeroq", "did you mean gdfq or adadfq"),
         ("game.kl_reduction", "batches", "did you mean batch?"),
     ],
 )
@@ -193,8 +194,11 @@ EXEMPT = {
 }
 
 
-def _differing(field, value):
-    before, now = identity(default_config()), identity(changed(field, value))
+def _differing(field, value, **others):
+    configs = default_config(), changed(field, value)
+    for config in configs:
+        config.student.update(others)
+    before, now = map(identity, configs)
     return {name for name in before | now if before.get(name) != now.get(name)}
 
 
@@ -219,10 +223,62 @@ def test_identity_sees_every_other_field():
         if ".".join(path) not in EXEMPT
     }
     assert len(flat) > 20
+    del flat["student.relative_rate"], flat["student.optimizer"]
     for field, value in flat.items():
         if value is None:
-            value = 0.0 if field in FROM_METHOD else ""
+            value = FROM_METHOD.get(field, str)()
         assert _differing(field, _other(value)) == {field}
+
+
+def test_the_length_of_a_game_is_identity_where_the_rate_falls_over_it():
+    assert _differing("student.optimizer", "adam") == {
+        "epochs",
+        "student.optimizer",
+        "student.relative_rate",
+    }
+    for field, value in (("epochs", 7), ("student.relative_rate", 1.0)):
+        assert _differing(field, value, optimizer="adam") == {field}
+        assert _differing(field, value, optimizer="sgd") == set()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"quant.ranges": "max"}, "unknown quant.ranges 'max': did you mean minmax"),
+        ({"student.optimizer": "adamw"}, "unknown student.optimizer 'adamw': did you mean adam"),
+        ({"samples.procedural": -1}, "samples.procedural must be at least 0, not -1"),
+        ({"samples.procedural": 0.5}, "samples.procedural must be an integer, not 0.5"),
+        ({"quant.learned_ranges": 1}, "quant.learned_ranges must be True or False, not 1"),
+        ({"student.relative_rate": 0.0}, "student.relative_rate must be positive"),
+        (
+            {"quant.learned_ranges": True},
+            "quant.learned_ranges=True needs student.optimizer='adam'",
+        ),
+        (
+            {"game.method": "adadfq_plus", "student.optimizer": "sgd"},
+            "quant.learned_ranges=True needs student.optimizer='adam'",
+        ),
+        (
+            {"game.method": "gdfq", "samples.procedural": 1},
+            "samples.procedural=1 does not go with gdfq",
+        ),
+    ],
+)
+def test_switches_that_exclude_each_other(fields, message):
+    config = default_config()
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        validate(config)
+
+
+def test_a_run_from_before_the_switches_is_read_back():
+    old = json.loads(to_json(default_config()))
+    del old["samples"], old["quant"]["ranges"], old["quant"]["learned_ranges"]
+    del old["student"]["optimizer"], old["student"]["relative_rate"]
+    config = read_back(old)
+    assert (config.quant.ranges, config.quant.learned_ranges) == ("minmax", False)
+    assert (config.samples.procedural, config.student.optimizer) == (0, "sgd")
+    assert identity(old) == identity(config)
 
 
 def _leaves(tree, path=()):
@@ -277,6 +333,9 @@ def test_config_files_refuse_wrong_bits(path, bits):
         ("teacher.digest", "123", "123"),
         ("data.path", "x.npz", "x.npz"),
         ("game.gamma", "2", 2.0),
+        ("quant.learned_ranges", "True", True),
+        ("quant.learned_ranges", "False", False),
+        ("samples.procedural", "2", 2),
         ("seed", "7", 7),
     ],
 )

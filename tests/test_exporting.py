@@ -118,6 +118,29 @@ def test_every_format_is_the_student(tmp_path, bits, architecture, size, suffixe
     close(values[described["graph"][-1][1]], expected)
 
 
+@pytest.mark.parametrize("bits", ["w2a3", "w8a8"])
+def test_learned_ranges_are_exported(tmp_path, bits):
+    """Of kernels, too: whose values beyond their range are clipped."""
+    config = make_small_config()
+    config.game.method = "adadfq_plus"
+    config.quant.weight_bits, config.quant.activation_bits = int(bits[1]), int(bits[3])
+    student = training.quantize(config, make_teacher(), show_progress=False)
+    images = make_images(SIZE)
+    expected = np.asarray(student(images))
+    network = quantized.take_apart(student)
+    kernel = student.variables["params"]["stage1_block1"]["conv1"]["kernel"]
+    decoded = network.weights["stage1_block1/conv1"].decode()
+    assert np.ptp(decoded) < (0.8 if bits == "w2a3" else 1.0) * np.ptp(kernel)
+    for suffix in (".safetensors", ".onnx", ".stablehlo", ".pth"):
+        path = tmp_path / f"student{suffix}"
+        adadfq_jax.export(student, path, images=images)
+        found = np.asarray(adadfq_jax.load_exported(path)(images))
+        if suffix in (".safetensors", ".pth"):
+            np.testing.assert_array_equal(found, expected)
+        else:
+            assert_close(found, expected)
+
+
 @pytest.mark.parametrize("fold_norms", [False, True])
 @pytest.mark.parametrize("raw_pixels", [False, True])
 def test_onnx_options(fold_norms, raw_pixels):

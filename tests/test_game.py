@@ -7,18 +7,19 @@ import numpy as np
 import pytest
 
 from adadfq_jax import parallel, recipes
-from adadfq_jax.game import Game, Phase, learning_rate
+from adadfq_jax.game import Game, Phase
 from adadfq_jax.models.bits import assign_bits
 
 
 def make_game(config, teacher):
     recipes.fill_in(config, teacher.architecture, teacher.image_size)
+    config.data.mean, config.data.std = teacher.mean, teacher.std
     return Game.create(config, teacher.module, teacher.image_size)
 
 
-def play(game, config, variables, devices, steps, phases=tuple(Phase)):
+def play(game, config, variables, devices, steps, phases=tuple(Phase), state=None):
     """Plays `steps` steps in each phase; returns the final state and all metrics, on the host."""
-    state = parallel.replicate(game.init(config, variables), devices)
+    state = parallel.replicate(state or game.init(config, variables), devices)
     teacher = parallel.replicate(variables, devices)
     history = []
     for phase in phases:
@@ -34,8 +35,10 @@ def play(game, config, variables, devices, steps, phases=tuple(Phase)):
 
 
 @pytest.mark.usefixtures("x64")
-def test_four_devices_play_the_game_of_one(small_config, teacher):
+@pytest.mark.parametrize("method", ["adadfq", "adadfq_plus"])
+def test_four_devices_play_the_game_of_one(small_config, teacher, method):
     """Eight steps in each phase, float64, to 1e-8."""
+    small_config.game.method = method
     variables = jax.tree.map(lambda leaf: leaf.astype(np.float64), teacher.variables)
     game = make_game(small_config, teacher)
     one, history_one = play(game, small_config, variables, jax.devices()[:1], 8)
@@ -47,31 +50,75 @@ def test_four_devices_play_the_game_of_one(small_config, teacher):
         np.testing.assert_array_equal(replicas, np.broadcast_to(replicas[:1], replicas.shape))
 
 
-def test_each_phase_moves_what_it_should(small_config, teacher):
+@pytest.mark.parametrize("method", ["adadfq", "adadfq_plus"])
+def test_each_phase_moves_what_it_should(small_config, teacher, method):
+    small_config.game.method = method
+    small_config.epochs = 40  # so that the plus's rate has risen
     game = make_game(small_config, teacher)
     devices = jax.devices()[:1]
     moved = {}
+    before = game.init(small_config, teacher.variables)
     for phase in Phase:
-        before = game.init(small_config, teacher.variables)
-        after, _ = play(game, small_config, teacher.variables, devices, 2, [phase])
+        if phase is Phase.PLAY:  # as if calibrated
+            ranges = jax.tree.map(lambda leaf: leaf + 1, before.ranges)
+            before = before.replace(ranges=ranges, step=before.step + 12)
+        after, _ = play(game, small_config, teacher.variables, devices, 2, [phase], before)
         after = parallel.fetch(after)
+        old, new = (
+            {
+                "generator": state.generator.params,
+                "student": state.student.params,
+                "ranges": state.ranges,
+            }
+            for state in (before, after)
+        )
         moved[phase] = {
-            name
-            for name, old, new in (
-                ("generator", before.generator.params, after.generator.params),
-                ("student", before.student.params, after.student.params),
-                ("ranges", before.ranges, after.ranges),
+            "/".join(key.key for key in path if key.key in (*old, "minimum", "maximum"))
+            for (path, a), b in zip(
+                jax.tree_util.tree_leaves_with_path(old), jax.tree.leaves(new), strict=True
             )
-            if any(
-                not np.array_equal(a, b)
-                for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
-            )
-        }
+            if not np.array_equal(a, b)
+        } - {"ranges"}  # the count of updates
+    # After a ReLU the smallest value is 0, as it was; kernels have both ends.
     assert moved == {
-        Phase.CALIBRATE: {"generator", "ranges"},
+        Phase.CALIBRATE: {"generator", "ranges/maximum"},
         Phase.WARMUP: {"generator"},
-        Phase.PLAY: {"generator", "student"},
+        Phase.PLAY: {"generator", "student"}
+        | ({"ranges/minimum", "ranges/maximum"} if method == "adadfq_plus" else set()),
     }
+
+
+def test_lessons_are_new_in_every_step_and_of_every_seed(small_config, teacher):
+    small_config.game.method = "adadfq_plus"
+    game = make_game(small_config, teacher)
+    state = game.init(small_config, teacher.variables)
+
+    def lessons(state, phase=Phase.PLAY):
+        def own(index, state):
+            return game.lessons(state, index, phase)
+
+        devices = jax.devices()[:1]
+        run = parallel.map_over_devices(own, devices, in_axes=(0, None))
+        return parallel.fetch(run(parallel.device_indices(devices), state))
+
+    (images,) = lessons(state)
+    assert images.shape == (8, 8, 8, 3)
+    assert lessons(state, Phase.WARMUP) == []
+    for changed in (state.replace(step=jnp.int32(1)), state.replace(seed=jnp.uint32(1))):
+        assert not np.allclose(images, lessons(changed)[0])
+
+
+def test_the_generator_has_no_part_in_lessons(small_config, teacher):
+    """One step of play: G moves alike with and without procedural images, Q does not."""
+    after = {}
+    for count in (0, 1):
+        small_config.samples.procedural = count
+        game = make_game(small_config.copy_and_resolve_references(), teacher)
+        state, _ = play(game, small_config, teacher.variables, jax.devices()[:1], 1, [Phase.PLAY])
+        after[count] = parallel.fetch(state)
+    chex.assert_trees_all_close(after[0].generator, after[1].generator, rtol=1e-4, atol=1e-6)
+    kernels = [state.student.params["stem_conv"]["kernel"] for state in after.values()]
+    assert not np.allclose(*kernels, rtol=1e-7, atol=0)
 
 
 def test_a_phase_is_traced_once_whatever_the_bits(small_config, teacher):
@@ -131,12 +178,3 @@ def test_held_out_images_are_drawn_apart(small_config, teacher):
     assert first.shape == (20, 8, 8, 3)
     np.testing.assert_array_equal(np.bincount(labels), [2] * 10)
     assert not np.allclose(first, second)
-
-
-def test_learning_rate_counts_global_epochs(small_config):
-    """Epoch e, from 0, has decayed once for every milestone below e + 1 (method of the paper)."""
-    rules = small_config.student
-    rules.learning_rate, rules.milestones, rules.decay = 1.0, (2, 3), 0.1
-    rate = learning_rate(rules, steps_per_epoch=10)
-    rates = [float(rate(step)) for step in (0, 19, 20, 29, 30, 99)]
-    np.testing.assert_allclose(rates, [1, 1, 0.1, 0.1, 0.01, 0.01], rtol=1e-6)

@@ -1,5 +1,7 @@
 """Bounds and gradients of the quantizers, for any range and every bit-width."""
 
+import functools
+
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -121,3 +123,98 @@ def test_range_average_is_the_corrected_moving_average():
         raw = 0.9 * raw + 0.1 * value
         average = quantizers.update_range(average, jnp.float32(value), jnp.int32(updates))
         assert float(average) == pytest.approx(raw / (1 - 0.9 ** (updates + 1)), rel=1e-5)
+
+
+class TestLearnedRange:
+    """The gradient of `fake_quantize_learned`, by x and by the range's ends."""
+
+    x = np.random.default_rng(0).normal(1, 1.5, (6, 5, 4))
+    ends, bits = (np.float64(-1), np.float64(2.5)), jnp.int32(3)  # seven steps of a half
+
+    def total(self, x, *ends):
+        return quantizers.fake_quantize_learned(x, *ends, self.bits).sum()
+
+    @pytest.mark.usefixtures("x64")
+    def test_values_are_those_of_a_frozen_range(self):
+        np.testing.assert_array_equal(
+            quantizers.fake_quantize_learned(self.x, *self.ends, self.bits),
+            quantizers.fake_quantize(self.x, *self.ends, self.bits),
+        )
+
+    @pytest.mark.usefixtures("x64")
+    def test_by_x_it_is_one_inside_and_zero_outside(self):
+        gradient = jax.grad(self.total)(self.x, *self.ends)
+        inside = (self.x >= self.ends[0]) & (self.x <= self.ends[1])
+        np.testing.assert_array_equal(gradient, inside)
+        assert 0 < inside.mean() < 1
+
+    @pytest.mark.usefixtures("x64")
+    @pytest.mark.parametrize("end", [0, 1])
+    def test_by_an_end_it_is_that_of_the_rounding_taken_as_constant(self, end):
+        """Finite differences of clip(x) + (what the rounding added, in steps) x step."""
+        clipped = np.clip(self.x, *self.ends)
+        added = (
+            np.asarray(quantizers.fake_quantize(self.x, *self.ends, self.bits)) - clipped
+        ) / 0.5
+
+        def surrogate(change):
+            low, high = (value + change * (i == end) for i, value in enumerate(self.ends))
+            return np.clip(self.x, low, high) + added * (high - low) / 7
+
+        expected = (surrogate(1e-6) - surrogate(-1e-6)) / 2e-6
+        gradients = jax.grad(self.total, argnums=(1, 2))(self.x, *self.ends)
+        assert abs(expected.sum()) > 1
+        np.testing.assert_allclose(gradients[end], expected.sum(), rtol=1e-6)
+        by_channel = [np.full(4, value) for value in self.ends]
+        gradients = jax.grad(self.total, argnums=(1, 2))(self.x, *by_channel)
+        np.testing.assert_allclose(gradients[end], expected.sum((0, 1)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("shift", [0.0, 5.0])
+def test_least_squares_of_weights_by_channel(bits, shift):
+    """Better than from min to max, also where a channel's range excludes 0."""
+    kernel = np.random.default_rng(bits).normal(size=(3, 3, 32, 6)) * np.arange(1, 7) + shift
+    ends = quantizers.least_squares_weight_range(jnp.array(kernel, jnp.float32), bits)
+    least, usual = (
+        np.square(kernel - quantizers.fake_quantize(kernel, *pair, bits)).mean((0, 1, 2))
+        for pair in (ends, quantizers.weight_range(kernel))
+    )
+    assert ends[0].shape == (6,)
+    assert (least <= usual).all()
+    assert least.mean() < 0.95 * usual.mean()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_least_squares_is_the_best_of_all_shares(bits):
+    x = np.maximum(np.random.default_rng(bits).normal(size=(4, 6, 6, 8)), 0).astype(np.float32)
+    x[0, 0, 0, 0] = 9  # an outlier
+    minimum, maximum = quantizers.least_squares_range(jnp.array(x), jnp.int32(bits))
+    assert minimum == 0
+    assert maximum in 9 * np.float32(quantizers._SHARES)
+
+    def error(end):
+        return np.square(x - quantizers.fake_quantize(x, 0.0, jnp.float32(end), bits)).mean()
+
+    best = min(error(9 * share) for share in quantizers._SHARES)
+    np.testing.assert_allclose(error(maximum), best, rtol=1e-6)
+    if bits < 8:
+        assert error(maximum) < error(9)
+
+
+def test_least_squares_scales_with_its_tensor():
+    x = jnp.abs(jax.random.normal(jax.random.key(0), (4, 8, 8, 4)))
+    _, one = quantizers.least_squares_range(x, jnp.int32(3))
+    _, other = quantizers.least_squares_range(8 * x, jnp.int32(3))
+    np.testing.assert_allclose(other, 8 * one, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rule", quantizers.RANGE_RULES)
+def test_a_range_does_not_depend_on_how_images_are_spread(rule):
+    x = jnp.abs(
+        jax.random.normal(jax.random.key(1), (8, 40, 40, 3))
+    )  # not all pixels are looked at
+    find = functools.partial(quantizers.RANGE_RULES[rule], bits=jnp.int32(3))
+    spread = jax.vmap(lambda x: find(x, axis_name="data"), axis_name="data")
+    for ours, theirs in zip(find(x), spread(x.reshape(4, 2, 40, 40, 3)), strict=True):
+        np.testing.assert_array_equal(np.full(4, ours), theirs)

@@ -127,6 +127,19 @@ def test_stopped_and_resumed_is_uninterrupted(small_config, teacher, tmp_path, s
     assert whole.result["range_change"] == resumed.result["range_change"]
 
 
+def test_the_plus_is_resumed_and_keeps_its_length(small_config, teacher, tmp_path):
+    """Its optimizer's moments and its ranges are part of the state; its rate of the whole game."""
+    small_config.game.method = "adadfq_plus"
+    whole = run(small_config, teacher)
+    with pytest.raises(StoppedError):
+        run(small_config, teacher, tmp_path, should_stop=stop_at(10))
+    assert_same_student(whole, run(small_config, teacher, tmp_path))
+    assert_same_student(whole, load_student(tmp_path))
+    small_config.epochs = 5
+    with pytest.raises(ConfigError, match="epochs was 4, is 5"):
+        run(small_config, teacher, tmp_path)
+
+
 def test_killed_and_resumed_is_uninterrupted(small_config, teacher, tmp_path):
     """kill -9 while the command line plays; its lock does not outlive it."""
     small_config.epochs, small_config.checkpoint.every_steps = 40, 2

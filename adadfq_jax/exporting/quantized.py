@@ -9,7 +9,7 @@ import numpy as np
 
 from adadfq_jax import models, quantizers
 from adadfq_jax.exporting.graph import Node, trace
-from adadfq_jax.network import Network, flatten, unflatten
+from adadfq_jax.network import Network, flatten, kernel_range, unflatten
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -137,6 +137,7 @@ def take_apart(student: Network) -> QuantizedNetwork:
                     arrays[f"params/{name}/kernel"],
                     arrays.get(f"bits/{name}/weight"),
                     arrays.get(f"params/{name}/bias"),
+                    kernel_range(arrays, name),
                 )
             case "norm":
                 norms[name] = Norm(
@@ -164,19 +165,25 @@ def take_apart(student: Network) -> QuantizedNetwork:
     )
 
 
-def _weights(kernel: np.ndarray, bits: np.ndarray | None, bias: np.ndarray | None) -> Weights:
+def _weights(
+    kernel: np.ndarray,
+    bits: np.ndarray | None,
+    bias: np.ndarray | None,
+    ends: tuple[np.ndarray, np.ndarray],
+) -> Weights:
     if bits is None:
         ones = np.ones(kernel.shape[-1], np.float32)
         return Weights(codes=kernel, step=ones, zero_point=0 * ones, bits=None, bias=bias)
-    codes, step, zero_point = map(np.asarray, _encode(kernel, bits))
+    codes, step, zero_point = map(np.asarray, _encode(kernel, *ends, bits))
     return Weights(
         codes=codes.astype(np.uint8), step=step, zero_point=zero_point, bits=int(bits), bias=bias
     )
 
 
 @jax.jit
-def _encode(kernel: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _encode(
+    kernel: jax.Array, minimum: jax.Array, maximum: jax.Array, bits: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns a kernel's codes, step and zero point, by the arithmetic of the simulation."""
-    minimum, maximum = quantizers.weight_range(kernel)
     _, step, zero_point, _ = quantizers.affine(minimum, maximum, bits)
     return quantizers.encode(kernel, minimum, maximum, bits), step, zero_point

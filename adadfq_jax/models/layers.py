@@ -5,16 +5,20 @@ What a layer does is decided by the variable collections that a caller hands to 
   params, batch_stats   always: weights, and the teacher's BatchNorm statistics.
   bits                  {layer: {"weight" | "activation": int32}}. Absent: full precision, the
                         teacher. Present: the student, fake-quantized.
-  ranges                the activations' quantization ranges. Updated, then used, exactly when the
-                        caller makes the collection mutable (calibration).
+  ranges                {layer: {"minimum", "maximum"}}: the activations' quantization ranges.
+                        Updated, then used, exactly when the caller makes the collection mutable
+                        (calibration). Kernels' where they have any, by output channel; else theirs
+                        go from the smallest to the largest of the current weights.
+  clipping              {layer: {"minimum", "maximum"}} in place of the ranges' own, where these are
+                        learned: then a gradient reaches them.
   statistics            mean and variance of each BatchNorm's input over this device's share of the
                         batch, written when mutable (L_BNS); see `input_moments` and
                         `unite_moments`.
 
-`init` creates all but the last. With `axis_name`, ranges are those of the global batch over that
-mapped axis.
+`init` creates `params`, `batch_stats`, `bits` and `ranges`.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -26,12 +30,36 @@ from adadfq_jax import quantizers
 from adadfq_jax.models.convolutions import convolution
 
 
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """How activation ranges follow a batch.
+
+    Attributes:
+      rule: of `quantizers.RANGE_RULES`.
+      axis_name: mapped axis over which the batch is spread, if it is.
+    """
+
+    rule: str = "minmax"
+    axis_name: str | None = None
+
+
 def _bits(module: nn.Module, name: str) -> jax.Array | None:
     """Returns the layer's bit-width, or None where it runs in full precision."""
     if module.is_initializing():
         module.variable("bits", name, lambda: jnp.int32(quantizers.MAX_BITS))
         return None
     return module.get_variable("bits", name)
+
+
+def _quantize_kernel(module: nn.Module, kernel: jax.Array, bits: jax.Array) -> jax.Array:
+    """Fake-quantizes a kernel, by its layer's ranges where it has any, else from min to max."""
+    if module.has_variable("clipping", "minimum"):
+        ends = (module.get_variable("clipping", name) for name in ("minimum", "maximum"))
+        return quantizers.fake_quantize_learned(kernel, *ends, bits)
+    if module.has_variable("ranges", "minimum"):
+        ends = (module.get_variable("ranges", name) for name in ("minimum", "maximum"))
+        return quantizers.fake_quantize(kernel, *ends, bits)
+    return quantizers.fake_quantize_weight(kernel, bits)
 
 
 class QuantConv(nn.Module):
@@ -60,7 +88,7 @@ class QuantConv(nn.Module):
         kernel = self.param("kernel", nn.initializers.he_normal(), shape)
         bits = _bits(self, "weight")
         if bits is not None:
-            kernel = quantizers.fake_quantize_weight(kernel, bits)
+            kernel = _quantize_kernel(self, kernel, bits)
         padding = self.kernel_size // 2 if self.padding is None else self.padding
         if (self.kernel_size, self.strides, padding, self.groups) == (3, 1, 1, 1):
             x = convolution(x, kernel)
@@ -94,7 +122,7 @@ class QuantDense(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         bits = _bits(self, "weight")
         if bits is not None:
-            kernel = quantizers.fake_quantize_weight(kernel, bits)
+            kernel = _quantize_kernel(self, kernel, bits)
         return x @ kernel + self.param("bias", nn.initializers.zeros, (self.features,))
 
 
@@ -103,11 +131,11 @@ class QuantReLU(nn.Module):
 
     Attributes:
       largest: upper bound of the activation, 6 for ReLU6, None for ReLU.
-      axis_name: mapped axis over which a calibration batch is spread.
+      calibration: how the range follows a batch.
     """
 
     largest: float | None = None
-    axis_name: str | None = None
+    calibration: Calibration = Calibration()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -121,18 +149,20 @@ class QuantReLU(nn.Module):
         if bits is None:
             return x
         if self.is_mutable_collection("ranges"):
-            self._calibrate(jax.lax.stop_gradient(x))
-        return quantizers.fake_quantize(
-            x, self.get_variable("ranges", "minimum"), self.get_variable("ranges", "maximum"), bits
-        )
+            self._calibrate(jax.lax.stop_gradient(x), bits)
+        minimum = self.get_variable("ranges", "minimum")
+        if self.has_variable("clipping", "maximum"):
+            return quantizers.fake_quantize_learned(
+                x, minimum, self.get_variable("clipping", "maximum"), bits
+            )
+        return quantizers.fake_quantize(x, minimum, self.get_variable("ranges", "maximum"), bits)
 
-    def _calibrate(self, x: jax.Array) -> None:
-        smallest, largest = x.min(), x.max()
-        if self.axis_name is not None:
-            smallest = jax.lax.pmin(smallest, self.axis_name)
-            largest = jax.lax.pmax(largest, self.axis_name)
+    def _calibrate(self, x: jax.Array, bits: jax.Array) -> None:
+        find = quantizers.RANGE_RULES[self.calibration.rule]
         updates = self.get_variable("ranges", "updates")
-        for name, value in (("minimum", smallest), ("maximum", largest)):
+        for name, value in zip(
+            ("minimum", "maximum"), find(x, bits, self.calibration.axis_name), strict=True
+        ):
             average = self.get_variable("ranges", name)
             self.put_variable("ranges", name, quantizers.update_range(average, value, updates))
         self.put_variable("ranges", "updates", updates + 1)

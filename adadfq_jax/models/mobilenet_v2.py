@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 
-from adadfq_jax.models.layers import FrozenBatchNorm, QuantConv, QuantDense, QuantReLU
+from adadfq_jax.models.layers import Calibration, FrozenBatchNorm, QuantConv, QuantDense, QuantReLU
 
 STAGE_SIZES = (1, 2, 3, 4, 3, 3, 1)
 _STRIDES = (1, 2, 2, 2, 1, 2, 1)
@@ -50,7 +50,7 @@ class InvertedResidual(nn.Module):
       expansion: inner channels, in units of the input's.
       expand: whether there is an expansion; without one the factor is 1.
       norm: constructor of the normalisation.
-      axis_name: mapped axis of a calibration batch.
+      calibration: how activation ranges follow a batch.
     """
 
     features: int
@@ -58,7 +58,7 @@ class InvertedResidual(nn.Module):
     expansion: int
     expand: bool
     norm: Callable[..., nn.Module]
-    axis_name: str | None
+    calibration: Calibration
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -75,7 +75,7 @@ class InvertedResidual(nn.Module):
 
     def _activate(self, name: str, x: jax.Array) -> jax.Array:
         x = self.norm(name=f"{name}_norm")(x)
-        return QuantReLU(6.0, name=f"{name}_relu", axis_name=self.axis_name)(x)
+        return QuantReLU(6.0, name=f"{name}_relu", calibration=self.calibration)(x)
 
 
 class MobileNetV2(nn.Module):
@@ -88,7 +88,7 @@ class MobileNetV2(nn.Module):
         without.
       classes: number of classes C.
       norm: constructor of the normalisation (`flax.linen.BatchNorm` to train a teacher).
-      axis_name: mapped axis over which a calibration batch is spread.
+      calibration: how activation ranges follow a batch.
     """
 
     widths: Sequence[int] = _WIDTHS
@@ -96,7 +96,7 @@ class MobileNetV2(nn.Module):
     dense_classifier: bool = True
     classes: int = 1000
     norm: Callable[..., nn.Module] = FrozenBatchNorm
-    axis_name: str | None = None
+    calibration: Calibration = Calibration()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -112,7 +112,7 @@ class MobileNetV2(nn.Module):
                     expansion=1 if stage == 1 else _EXPANSION,
                     expand=stage > 1 or self.expand_first,
                     norm=self.norm,
-                    axis_name=self.axis_name,
+                    calibration=self.calibration,
                     name=f"stage{stage}_block{block}",
                 )(x)
         x = self._activate("head", QuantConv(head, 1, name="head_conv")(x))
@@ -123,4 +123,4 @@ class MobileNetV2(nn.Module):
 
     def _activate(self, name: str, x: jax.Array) -> jax.Array:
         x = self.norm(name=f"{name}_norm")(x)
-        return QuantReLU(6.0, name=f"{name}_relu", axis_name=self.axis_name)(x)
+        return QuantReLU(6.0, name=f"{name}_relu", calibration=self.calibration)(x)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 
-from adadfq_jax.models.layers import FrozenBatchNorm, QuantConv, QuantDense, QuantReLU
+from adadfq_jax.models.layers import Calibration, FrozenBatchNorm, QuantConv, QuantDense, QuantReLU
 from adadfq_jax.models.resnet_cifar import BasicBlock, project
 
 EXPANSION = 4  # a bottleneck's output channels, in units of its inner ones
@@ -23,14 +23,14 @@ class Bottleneck(nn.Module):
       strides: stride of the block.
       stride_first: whether the first 1x1 convolution has the stride, or the 3x3 one.
       norm: constructor of the normalisation.
-      axis_name: mapped axis of a calibration batch.
+      calibration: how activation ranges follow a batch.
     """
 
     features: int
     strides: int
     stride_first: bool
     norm: Callable[..., nn.Module]
-    axis_name: str | None
+    calibration: Calibration
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -39,14 +39,14 @@ class Bottleneck(nn.Module):
         first, second = (self.strides, 1) if self.stride_first else (1, self.strides)
         y = QuantConv(self.features, 1, first, name="conv1")(x)
         y = self.norm(name="norm1")(y)
-        y = QuantReLU(name="relu1", axis_name=self.axis_name)(y)
+        y = QuantReLU(name="relu1", calibration=self.calibration)(y)
         y = QuantConv(self.features, 3, second, name="conv2")(y)
         y = self.norm(name="norm2")(y)
-        y = QuantReLU(name="relu2", axis_name=self.axis_name)(y)
+        y = QuantReLU(name="relu2", calibration=self.calibration)(y)
         y = QuantConv(outputs, 1, name="conv3")(y)
         y = self.norm(name="norm3")(y)
         x = project(x, outputs, self.strides, self.norm)
-        return QuantReLU(name="relu3", axis_name=self.axis_name)(x + y)
+        return QuantReLU(name="relu3", calibration=self.calibration)(x + y)
 
 
 class ResNet(nn.Module):
@@ -61,7 +61,7 @@ class ResNet(nn.Module):
       pool: whether a 3x3 max-pool of stride 2 follows the stem.
       classes: number of classes C.
       norm: constructor of the normalisation (`flax.linen.BatchNorm` to train a teacher).
-      axis_name: mapped axis over which a calibration batch is spread.
+      calibration: how activation ranges follow a batch.
     """
 
     stage_sizes: Sequence[int]
@@ -71,7 +71,7 @@ class ResNet(nn.Module):
     pool: bool = True
     classes: int = 1000
     norm: Callable[..., nn.Module] = FrozenBatchNorm
-    axis_name: str | None = None
+    calibration: Calibration = Calibration()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -83,7 +83,7 @@ class ResNet(nn.Module):
             name="stem_conv",
         )(x)
         x = self.norm(name="stem_norm")(x)
-        x = QuantReLU(name="stem_relu", axis_name=self.axis_name)(x)
+        x = QuantReLU(name="stem_relu", calibration=self.calibration)(x)
         if self.pool:
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for stage, (size, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True), 1):
@@ -96,7 +96,7 @@ class ResNet(nn.Module):
             "features": features,
             "strides": strides,
             "norm": self.norm,
-            "axis_name": self.axis_name,
+            "calibration": self.calibration,
             "name": f"stage{stage}_block{block}",
         }
         if self.stride_first is None:

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from adadfq_jax.models.layers import FrozenBatchNorm, QuantConv, QuantDense, QuantReLU
+from adadfq_jax.models.layers import Calibration, FrozenBatchNorm, QuantConv, QuantDense, QuantReLU
 
 
 class BasicBlock(nn.Module):
@@ -22,25 +22,25 @@ class BasicBlock(nn.Module):
       strides: stride of the first convolution and of the shortcut.
       projection: whether a shortcut that changes the shape has parameters.
       norm: constructor of the normalisation.
-      axis_name: mapped axis of a calibration batch.
+      calibration: how activation ranges follow a batch.
     """
 
     features: int
     strides: int
     projection: bool
     norm: Callable[..., nn.Module]
-    axis_name: str | None
+    calibration: Calibration
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (B, H, W, in) to (B, H / strides, W / strides, features)."""
         y = QuantConv(self.features, 3, self.strides, name="conv1")(x)
         y = self.norm(name="norm1")(y)
-        y = QuantReLU(name="relu1", axis_name=self.axis_name)(y)
+        y = QuantReLU(name="relu1", calibration=self.calibration)(y)
         y = QuantConv(self.features, 3, name="conv2")(y)
         y = self.norm(name="norm2")(y)
         shortcut = project if self.projection else subsample
-        return QuantReLU(name="relu2", axis_name=self.axis_name)(
+        return QuantReLU(name="relu2", calibration=self.calibration)(
             shortcut(x, self.features, self.strides, self.norm) + y
         )
 
@@ -69,7 +69,7 @@ class ResNetCifar(nn.Module):
       projection: whether shortcuts that change the shape have parameters.
       classes: number of classes C.
       norm: constructor of the normalisation (`flax.linen.BatchNorm` to train a teacher).
-      axis_name: mapped axis over which a calibration batch is spread.
+      calibration: how activation ranges follow a batch.
     """
 
     stage_sizes: Sequence[int]
@@ -77,14 +77,14 @@ class ResNetCifar(nn.Module):
     projection: bool = False
     classes: int = 10
     norm: Callable[..., nn.Module] = FrozenBatchNorm
-    axis_name: str | None = None
+    calibration: Calibration = Calibration()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps normalised images (B, H, W, 3) to logits (B, classes)."""
         x = QuantConv(self.widths[0], 3, name="stem_conv")(x)
         x = self.norm(name="stem_norm")(x)
-        x = QuantReLU(name="stem_relu", axis_name=self.axis_name)(x)
+        x = QuantReLU(name="stem_relu", calibration=self.calibration)(x)
         for stage, (size, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True), 1):
             for block in range(1, size + 1):
                 x = BasicBlock(
@@ -92,7 +92,7 @@ class ResNetCifar(nn.Module):
                     strides=2 if stage > 1 and block == 1 else 1,
                     projection=self.projection,
                     norm=self.norm,
-                    axis_name=self.axis_name,
+                    calibration=self.calibration,
                     name=f"stage{stage}_block{block}",
                 )(x)
         return QuantDense(self.classes, name="classifier")(x.mean((1, 2)))

@@ -14,7 +14,7 @@ import numpy as np
 from adadfq_jax import quantizers
 from adadfq_jax.exporting.graph import trace
 from adadfq_jax.models.layers import QuantReLU
-from adadfq_jax.network import Network, flatten
+from adadfq_jax.network import Network, flatten, kernel_range
 
 _BATCH = 64  # images at a time; of large networks, activations fill the memory
 
@@ -69,7 +69,7 @@ def measure_weights(student: Network) -> list[QuantizedWeight]:
         if bits is None:
             continue
         kernel = arrays[f"params/{node.name}/kernel"]
-        ends = quantizers.weight_range(kernel)
+        ends = kernel_range(arrays, node.name)
         codes = quantizers.encode(kernel, *ends, bits)
         error = kernel - quantizers.decode(codes, *ends, bits)
         sqnr = _decibels(float(np.square(kernel).sum()), float(jnp.square(error).sum()))

@@ -1,0 +1,61 @@
+"""How the players move: optimizers without their learning rates, and the rates by global step.
+
+Rates are applied by the global step (`game.py`), because a counter of an optimizer's own would
+start when Q first learns and read the milestones late.
+"""
+
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+STUDENT_OPTIMIZERS = ("sgd", "adam")
+
+# Of the steps that Q plays: the share in which Adam's rate rises from 0, while its moments are of
+# few gradients and Q is furthest from P.
+_RAMP = 0.05
+
+
+def generator_optimizer(rules: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """Returns Adam without its rate, of the fields of `config.generator`."""
+    return optax.scale_by_adam(b1=rules.beta1, b2=rules.beta2)
+
+
+def falling_rate(rules: ml_collections.ConfigDict, steps_per_epoch: int) -> optax.Schedule:
+    """Returns the rate by global step: times `decay` at each milestone, in epochs."""
+    return optax.piecewise_constant_schedule(
+        rules.learning_rate,
+        {milestone * steps_per_epoch: rules.decay for milestone in rules.milestones},
+    )
+
+
+def student_optimizer(rules: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """Returns Q's optimizer without its rate.
+
+    Args:
+      rules: the fields of `config.student`. "sgd" is the paper's, with Nesterov momentum and weight
+        decay on every parameter. "adam" scales each tensor's step by its root mean square, so that
+        one rate serves kernels, BatchNorms and activation ranges of any network.
+    """
+    if rules.optimizer == "adam":
+        return optax.chain(optax.scale_by_adam(), optax.scale_by_param_block_rms())
+    return optax.chain(
+        optax.add_decayed_weights(rules.weight_decay),
+        optax.trace(rules.momentum, nesterov=True),
+    )
+
+
+def student_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
+    """Returns the rate of Q by global step.
+
+    Args:
+      config: the run's. For "sgd" the rate falls at milestones; for "adam" it rises for the first
+        twentieth of play and falls along a cosine to 0 at the last step.
+    """
+    rules = config.student
+    if rules.optimizer == "sgd":
+        return falling_rate(rules, config.steps_per_epoch)
+    first = config.warmup_epochs * config.steps_per_epoch
+    steps = max(config.epochs * config.steps_per_epoch - first, 1)
+    ramp = round(_RAMP * steps)
+    play = optax.warmup_cosine_decay_schedule(0.0, rules.relative_rate, ramp, steps)
+    return lambda step: play(jnp.maximum(step - first, 0))

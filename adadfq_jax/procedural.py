@@ -1,0 +1,133 @@
+"""Procedural images: drawn by a formula, of no data, for the student to learn from.
+
+Dead leaves: opaque ellipses, boxes and wedges of sizes with a power law cover each other and a
+background; each has a colour that is mostly luminance, a share of a 1/f^alpha texture, and stripes.
+Such images have the statistics of natural ones that early layers of a classifier respond to.
+Source of the idea: Baradad et al., "Learning to See by Looking at Noise", NeurIPS 2021. All
+constants below were fixed before any student had learned from the images.
+
+An image is a function of its key alone, so that any number of devices draws the same ones.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_LEAVES = 48
+# Half the side of a leaf, in sides of the image. The density of sizes falls with their cube, so
+# that every scale covers an equal part of an image; its smallest leaves are of a size of its own.
+_SMALLEST, _LARGEST = (0.04, 0.4), 0.6
+_CHANNELS = 3
+
+
+def draw(
+    key: jax.Array,
+    indices: jax.Array,
+    size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> jax.Array:
+    """Draws images, normalised as a teacher wants them.
+
+    Args:
+      key: of the batch.
+      indices: which of the batch's images, (N,).
+      size: side s in pixels.
+      mean, std: the teacher's normalisation of pixels in [0, 1], by channel.
+
+    Returns:
+      (N, s, s, 3).
+    """
+    images = jax.vmap(lambda index: image(jax.random.fold_in(key, index), size))(indices)
+    return (images - jnp.array(mean)) / jnp.array(std)
+
+
+def image(key: jax.Array, size: int) -> jax.Array:
+    """Draws one image: pixels in [0, 1], (size, size, 3)."""
+    leaf_key, noise_key, own_key = jax.random.split(key, 3)
+    sharpness, contrast, brightness, alpha, chroma, scale = jax.random.uniform(own_key, (6,))
+    texture = _texture(noise_key, size, 0.5 + 1.5 * alpha)
+    smallest = _SMALLEST[0] * (_SMALLEST[1] / _SMALLEST[0]) ** scale
+    x = _leaves(leaf_key, texture, smallest, 0.6 * chroma)
+    x = _blur(x, sharpness)
+    # As photographs: some are pale, some dark.
+    x = 0.5 + (0.3 + 0.9 * contrast) * (x - 0.5) + 0.5 * (brightness - 0.5)
+    return jnp.clip(x, 0, 1)
+
+
+def _leaves(
+    key: jax.Array, texture: jax.Array, smallest: jax.Array, chroma: jax.Array
+) -> jax.Array:
+    """Covers an image with leaves, each a window to the texture in its own colour."""
+    size = texture.shape[0]
+    u = jax.random.uniform(key, (_LEAVES, 14))
+    grid = (jnp.arange(size) + 0.5) / size
+    # (leaves, size, size): where a pixel lies in its leaf's frame, in half sides.
+    angle = jnp.pi * u[:, 0]
+    cos, sin = jnp.cos(angle)[:, None, None], jnp.sin(angle)[:, None, None]
+    right = grid[None, None, :] - u[:, 1, None, None]
+    down = grid[None, :, None] - u[:, 2, None, None]
+    aspect = jnp.exp2(2 * u[:, 4] - 1)
+    radius = (smallest**-2 + u[:, 3] * (_LARGEST**-2 - smallest**-2)) ** -0.5
+    along = (cos * right + sin * down) / (radius * aspect)[:, None, None]
+    across = (cos * down - sin * right) / (radius / aspect)[:, None, None]
+    kind = jnp.floor(3 * u[:, 5])[:, None, None]
+    ellipse = along**2 + across**2
+    box = jnp.maximum(jnp.abs(along), jnp.abs(across))
+    wedge = jnp.maximum(jnp.abs(along) + 0.5 * across + 0.5, jnp.abs(across))
+    inside = jnp.where(kind == 0, ellipse, jnp.where(kind == 1, box, wedge)) < 1
+    inside = inside.at[-1].set(True)  # the background
+    leaf = jnp.argmax(inside, axis=0)
+
+    # What a leaf looks like: (leaves, numbers), then (size, size, numbers).
+    luminance = u[:, 6:7]
+    colour = luminance + chroma * (u[:, 7:10] - 0.5)
+    stripes = 0.5 * jnp.maximum(u[:, 10] - 0.7, 0)  # three leaves of ten have them
+    frequency = jnp.pi * size * 0.5 ** (1 + 3 * u[:, 11])
+    looks = jnp.concatenate(
+        [
+            colour,
+            (0.35 * u[:, 12] ** 2)[:, None],
+            stripes[:, None],
+            (frequency * jnp.cos(2 * jnp.pi * u[:, 13]))[:, None],
+            (frequency * jnp.sin(2 * jnp.pi * u[:, 13]))[:, None],
+        ],
+        axis=1,
+    )[leaf]
+    wave = jnp.sin(looks[..., 5] * grid[None, :] + looks[..., 6] * grid[:, None])
+    return looks[..., :3] + looks[..., 3:4] * texture + (looks[..., 4] * wave)[..., None]
+
+
+def _texture(key: jax.Array, size: int, alpha: jax.Array) -> jax.Array:
+    """Makes noise whose amplitude falls as 1/f^alpha, (size, size, 3), of about unit variance."""
+    total, power = jnp.zeros((size, size, _CHANNELS)), 0.0
+    octaves = size.bit_length() - 1
+    for octave, octave_key in enumerate(jax.random.split(key, octaves)):
+        cells = 2 ** (octave + 1)
+        amplitude = 2.0 ** (-octave * (alpha - 1))
+        gray, colour = 0.9, 0.4  # of noise; natural images vary in luminance above all
+        nodes = jax.random.normal(octave_key, (cells + 1, cells + 1, 1 + _CHANNELS))
+        nodes = gray * nodes[..., :1] + colour * nodes[..., 1:]
+        total += amplitude * _enlarge(_enlarge(nodes, size, axis=0), size, axis=1)
+        power += amplitude**2 * 0.5
+    return total * jax.lax.rsqrt(power)
+
+
+def _enlarge(nodes: jax.Array, size: int, axis: int) -> jax.Array:
+    """Interpolates linearly between equidistant nodes on one axis."""
+    # Not a product with a matrix, whose rounding depends on how many images are drawn at once.
+    place = (np.arange(size) + 0.5) / size * (nodes.shape[axis] - 1)
+    before = place.astype(int)
+    shape = [size if dimension == axis else 1 for dimension in range(nodes.ndim)]
+    weight = (place - before).astype(np.float32).reshape(shape)
+    left = jnp.take(nodes, before, axis)
+    return left + weight * (jnp.take(nodes, before + 1, axis) - left)
+
+
+def _blur(x: jax.Array, sharpness: jax.Array) -> jax.Array:
+    """Mixes an image with its smoothed self."""
+    smooth = x
+    for axis in (0, 1):
+        before, after = jnp.roll(smooth, 1, axis), jnp.roll(smooth, -1, axis)
+        smooth = 0.5 * smooth + 0.25 * (before + after)
+    return smooth + sharpness * (x - smooth)
