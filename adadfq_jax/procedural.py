@@ -9,6 +9,8 @@ constants below were fixed before any student had learned from the images.
 An image is a function of its key alone, so that any number of devices draws the same ones.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +22,7 @@ _SMALLEST, _LARGEST = (0.04, 0.4), 0.6
 _CHANNELS = 3
 
 
+@functools.partial(jax.jit, static_argnames=("size", "mean", "std"))
 def draw(
     key: jax.Array,
     indices: jax.Array,

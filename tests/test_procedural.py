@@ -12,8 +12,7 @@ KEY = jax.random.key(0)
 
 
 def draw(indices, size=16, normalisation=NONE, key=KEY):
-    drawn = jax.jit(lambda key, indices: procedural.draw(key, indices, size, *normalisation))
-    return np.asarray(drawn(key, jnp.asarray(indices)))
+    return np.asarray(procedural.draw(key, jnp.asarray(indices), size, *normalisation))
 
 
 @pytest.mark.parametrize("size", [8, 28, 64])

@@ -1,6 +1,8 @@
 """Reports of two short runs, with and without evaluation images; rules by table."""
 
 import base64
+import dataclasses
+import functools
 import html.parser
 import io
 import itertools
@@ -14,6 +16,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import flax.linen
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -22,7 +26,7 @@ from tensorboardX.proto.event_pb2 import Event
 from adadfq_jax import cli, reporting, sweep_table, training
 from adadfq_jax.grid import plan
 from adadfq_jax.network import Network
-from adadfq_jax.reporting import history, layers
+from adadfq_jax.reporting import causes, history, layers
 from adadfq_jax.reporting.findings import GOOD, NOTE, PROBLEM, Facts, find
 from adadfq_jax.reporting.layers import QuantizedActivation, QuantizedWeight
 from adadfq_jax.student import load_student
@@ -43,6 +47,8 @@ FIGURES = {
     "samples_over_time",
     "weight_sqnr",
     "activation_sqnr",
+    "layer_costs",
+    "coverage",
 }
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -308,6 +314,64 @@ def test_dead_codes_and_clipping_of_a_wrong_range(runs):
         assert layer.name == "stem_relu"
         assert sees(layer)
         assert layer.sqnr < usual.sqnr
+
+
+def test_the_bits_of_one_layer_cost_all_where_the_others_have_many(runs):
+    student = load_student(runs / "with")
+    images, _ = student.draw(16)
+    bits = jax.tree.map(lambda leaf: np.int32(12), student.variables["bits"])
+    bits["stage1_block1"]["relu1"]["activation"] = np.int32(1)
+    bits["stage3_block1"]["conv2"]["weight"] = np.int32(8)
+    # The teacher's weights, so that quantization is all that is between them.
+    changed = {"bits": bits, "params": student.teacher.variables["params"]}
+    changed = dataclasses.replace(student, variables=student.variables | changed)
+    costs = causes.layer_costs(changed, student.teacher, images)
+    found = {(layer.name, layer.kind): layer for layer in costs}
+    assert len(found) == len(jax.tree.leaves(bits))
+    assert [layer.name for layer in costs][:2] == ["stem_conv", "stem_relu"]
+    assert found["stage1_block1/relu1", "activation"].bits == 1
+    assert found["stage1_block1/relu1", "activation"].cost > 0.9
+    others = [layer.cost for layer in costs if layer.bits != 1]
+    assert np.abs(others).max() < 0.05
+
+
+def test_images_cover_the_statistics_that_are_theirs(runs):
+    """The teacher's are made those of the images; then those of one layer are moved."""
+    teacher = load_student(runs / "with").teacher
+    images = np.random.default_rng(0).normal(size=(128, SIZE, SIZE, 3)).astype(np.float32)
+    module = teacher.module.clone(
+        norm=functools.partial(flax.linen.BatchNorm, use_running_average=False, momentum=0.0)
+    )
+    _, written = module.apply(teacher.variables, images, mutable=["batch_stats"])
+    settled = dataclasses.replace(teacher, variables=teacher.variables | written)
+    seen = causes.coverage("own", settled, images)
+    assert seen.confidence.shape == (128,)
+    assert 0.1 <= seen.classes <= 1
+    assert seen.distances.shape == (7,)
+    assert np.abs(seen.distances).max() < 1e-4
+    assert causes.coverage("others", settled, 2 * images).distances.min() > 1e-2
+
+    # Of normal distributions: half the squared shift in standard deviations.
+    last = settled.variables["batch_stats"]["stage3_block1"]["norm2"]
+    moved = {**last, "mean": last["mean"] + 0.3 * np.sqrt(last["var"])}
+    statistics = dict(settled.variables["batch_stats"])
+    statistics["stage3_block1"] = {**statistics["stage3_block1"], "norm2": moved}
+    shifted = dataclasses.replace(
+        settled, variables=settled.variables | {"batch_stats": statistics}
+    )
+    distances = causes.coverage("own", shifted, images).distances
+    np.testing.assert_allclose(distances[-1], 0.045, rtol=1e-2)
+    assert np.abs(distances[:-1]).max() < 1e-4
+
+
+def test_evaluation_images_that_are_gone_are_named(run):
+    config = json.loads((run / "config.json").read_text())
+    config["data"]["source"], config["data"]["path"] = "npz", "nowhere.npz"
+    (run / "config.json").write_text(json.dumps(config))
+    assert cli.run(["report", f"--workdir={run}", "--cache="]) == 0
+    text = (run / "report.html").read_text()
+    assert "evaluation images could not be read: " in text
+    assert "nowhere.npz" in text
 
 
 def test_weights_are_measured_as_by_hand(runs):
