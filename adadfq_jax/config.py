@@ -159,7 +159,7 @@ def default_config(
     quant.overrides = ()  # exceptions by layer name: ("stem_*=w8a8", "classifier=w8")
 
     # None here as well: the method's own; for adadfq "minmax", False, 0 and "sgd".
-    quant.ranges = config_dict.placeholder(str)  # of activations, or "least_squares"
+    quant.ranges = config_dict.placeholder(str)  # or "least_error": kernels' too
     quant.learned_ranges = config_dict.placeholder(bool)  # by the student's optimizer, in play
     config.samples = samples = ml_collections.ConfigDict()
     samples.procedural = config_dict.placeholder(int)  # images of a formula for each of G's

@@ -207,7 +207,7 @@ class Game:
         student_params = jax.tree.map(jnp.asarray, teacher["params"])
         ranges = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes["ranges"])
         learned = self.config.learned_ranges
-        if quant.ranges == "least_squares":
+        if quant.ranges == "least_error":
             ranges = _with_kernel_ranges(ranges, student_params, bits)
         return GameState(
             step=jnp.int32(0),
@@ -459,7 +459,7 @@ def _norm(tree: Any) -> jax.Array:
 def _with_kernel_ranges(ranges: Any, params: Any, bits: Any) -> Any:
     """Adds the ranges of least error of all kernels."""
     if "weight" in bits:
-        ends = quantizers.least_squares_weight_range(params["kernel"], bits["weight"])
+        ends = quantizers.least_error_weight_range(params["kernel"], bits["weight"])
         return dict(zip(("minimum", "maximum"), ends, strict=True))
     return {
         name: ranges[name]

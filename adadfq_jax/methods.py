@@ -89,7 +89,7 @@ _PLAIN = {
     "student.optimizer": "sgd",
 }
 _PLUS = {
-    "quant.ranges": "least_squares",
+    "quant.ranges": "least_error",
     "quant.learned_ranges": True,
     "samples.procedural": 2,
     "student.optimizer": "adam",
@@ -125,7 +125,7 @@ _ABLATIONS = {
 }
 # Of the four parts of `_PLUS`, learned ranges need Adam.
 _PLUS_ABLATIONS = {
-    "adadfq_plus_without_least_squares": {"quant.ranges": "minmax"},
+    "adadfq_plus_without_least_error": {"quant.ranges": "minmax"},
     "adadfq_plus_without_learned_ranges": {"quant.learned_ranges": False},
     "adadfq_plus_without_procedural": {"samples.procedural": 0},
     "adadfq_plus_without_adam": {"quant.learned_ranges": False, "student.optimizer": "sgd"},

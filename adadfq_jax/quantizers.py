@@ -194,11 +194,13 @@ def minmax_range(
     return jax.lax.pmin(smallest, axis_name), jax.lax.pmax(largest, axis_name)
 
 
-def least_squares_range(
+def least_error_range(
     x: jax.Array, bits: jax.Array, axis_name: str | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Finds the range whose quantizer has the least squared error on x.
+    """Finds the range whose quantizer has the least error on x, to the fourth power.
 
+    Not squared: errors of rounding are small, many and cancel out in the next layer; those of
+    clipping are large, few and all of one sign, and a squared error thinks too little of them.
     Looked for among the min-max range and that range shrunk, in 16 steps down to 0.07 of it: a
     wider range has longer steps, a narrower one clips more. The error is measured on some pixels of
     every image, the same ones in each, so that it does not depend on how images are spread.
@@ -219,7 +221,7 @@ def least_squares_range(
 
     def error(share: jax.Array) -> jax.Array:
         difference = x - fake_quantize(x, share * smallest, share * largest, bits)
-        return jnp.square(difference).mean((0, 1)).mean()
+        return jnp.square(jnp.square(difference)).mean((0, 1)).mean()
 
     errors = jax.vmap(error)(shares)
     if axis_name is not None:
@@ -228,10 +230,10 @@ def least_squares_range(
     return share * smallest, share * largest
 
 
-def least_squares_weight_range(kernel: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax.Array]:
+def least_error_weight_range(kernel: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Finds each output channel's range of least squared error.
 
-    Looked for as in `least_squares_range`, but shrunk towards the channel's mean.
+    Looked for as in `least_error_range`, but shrunk towards the channel's mean.
 
     Args:
       kernel: (..., out).
@@ -253,4 +255,4 @@ def least_squares_weight_range(kernel: jax.Array, bits: jax.Array) -> tuple[jax.
 
 
 # How calibration finds a batch's range, by the name that configurations know.
-RANGE_RULES = {"minmax": minmax_range, "least_squares": least_squares_range}
+RANGE_RULES = {"minmax": minmax_range, "least_error": least_error_range}

@@ -213,6 +213,8 @@ def _other(value):
             return (*value, 7)
         case str():
             return value + "x"
+        case bool():
+            return not value
     return value + 1
 
 
