@@ -17,6 +17,7 @@ from ml_collections import config_dict
 from adadfq_jax.errors import ConfigError, nearest
 from adadfq_jax.methods import KL_REDUCTIONS, METHODS
 from adadfq_jax.models.bits import check_bits, parse_bits, parse_override
+from adadfq_jax.models.generator import CONDITIONINGS
 from adadfq_jax.optimizers import STUDENT_OPTIMIZERS
 from adadfq_jax.quantizers import RANGE_RULES
 
@@ -83,6 +84,7 @@ _POSITIVE = (
 FROM_TEACHER = {
     "warmup_epochs": int,
     "game.temperature": float,
+    "generator.conditioning": str,
     "generator.milestones": tuple,
     "student.learning_rate": float,
     "student.milestones": tuple,
@@ -108,6 +110,7 @@ _BEFORE = {
     "quant.learned_ranges": False,
     "samples.procedural": 0,
     "student.optimizer": "sgd",
+    "generator.conditioning": "embedding",
 }
 _BELOW_ONE = ("generator.beta1", "generator.beta2", "student.momentum")
 
@@ -178,6 +181,7 @@ def default_config(
     game.kl_reduction = "elements"  # of gdfq: mean over "elements" (released) or "batch" (printed)
 
     config.generator = generator = ml_collections.ConfigDict()
+    generator.conditioning = "embedding"  # of the class; or "batch_norm", for ImageNet-size images
     generator.learning_rate = 1e-3  # Adam
     generator.beta1 = 0.5
     generator.beta2 = 0.999
@@ -313,6 +317,7 @@ def _check_name(field: str, value: str, known: Iterable[str]) -> None:
 def _check_switches(config: ml_collections.ConfigDict) -> None:
     """Checks the parts that methods are built of against each other; none is None any more."""
     _check_name("quant.ranges", config.quant.ranges, RANGE_RULES)
+    _check_name("generator.conditioning", config.generator.conditioning, CONDITIONINGS)
     _check_name("student.optimizer", config.student.optimizer, STUDENT_OPTIMIZERS)
     if config.quant.learned_ranges and config.student.optimizer != "adam":
         raise ConfigError(

@@ -163,7 +163,12 @@ class Game:
             rules["epochs"] = config.epochs
         return cls(
             classifier=classifier.clone(calibration=Calibration(config.quant.ranges, DATA_AXIS)),
-            generator=models.Generator(image_size, classifier.classes, axis_name=DATA_AXIS),
+            generator=models.Generator(
+                image_size,
+                classifier.classes,
+                conditioning=config.generator.conditioning,
+                axis_name=DATA_AXIS,
+            ),
             config=ml_collections.FrozenConfigDict(rules),
             normalisation=(tuple(config.data.mean), tuple(config.data.std)),
         )
@@ -228,7 +233,7 @@ class Game:
           count: how many images N.
 
         Returns:
-          (images (N, H, W, 3), labels (N,)), the classes in turn.
+          (images (N, H, W, 3), labels (N,)), the classes in turn, from one batch to the next.
         """
         return _sample(self.generator.clone(axis_name=None), count, state, jnp.uint32(index))
 
@@ -442,7 +447,8 @@ def _initialize(generator: models.Generator, key: jax.Array) -> Any:
 def _sample(generator: models.Generator, count: int, state: GameState, index: jax.Array):
     key = jax.random.fold_in(jax.random.key(state.seed), _HELD_OUT)
     noise = jax.random.normal(jax.random.fold_in(key, index), (count, models.LATENT_SIZE))
-    labels = jnp.arange(count) % generator.classes
+    # Batches go on where the one before ended, so that many classes all have their turn.
+    labels = (index * count + jnp.arange(count)) % generator.classes
     return generator.apply({"params": state.generator.params}, noise, labels), labels
 
 

@@ -24,12 +24,14 @@ _CIFAR = {
     "student.learning_rate": 1e-4,
     "milestones": (100, 200, 300),
     "game.temperature": 20.0,
+    "generator.conditioning": "embedding",
     "warmup_epochs": 4,
 }
 _IMAGENET = {
     "student.learning_rate": 1e-5,
     "milestones": (350, 400),
     "game.temperature": 5.0,
+    "generator.conditioning": "batch_norm",
     "warmup_epochs": 50,
 }
 _BOTTLENECK = _IMAGENET | {

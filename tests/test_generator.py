@@ -35,9 +35,10 @@ def test_sub_pixel_form_is_the_convolution_of_the_enlarged_image(shape):
         np.testing.assert_allclose(*gradients, atol=1e-11)
 
 
+@pytest.mark.parametrize("conditioning", generator.CONDITIONINGS)
 @pytest.mark.parametrize("size", [8, 16, 32])
-def test_images_are_normalised_per_channel_over_the_batch(size):
-    module = generator.Generator(image_size=size, classes=10)
+def test_images_are_normalised_per_channel_over_the_batch(size, conditioning):
+    module = generator.Generator(size, 10, conditioning)
     noise = jax.random.normal(jax.random.key(0), (16, generator.LATENT_SIZE))
     labels = jnp.arange(16) % 10
     params = module.init(jax.random.key(1), noise, labels)["params"]
@@ -47,10 +48,13 @@ def test_images_are_normalised_per_channel_over_the_batch(size):
     np.testing.assert_allclose(images.std((0, 1, 2)), 1, atol=1e-2)
 
 
-def test_labels_change_the_images():
-    module = generator.Generator(image_size=8, classes=10)
+@pytest.mark.parametrize("conditioning", generator.CONDITIONINGS)
+def test_labels_change_the_images(conditioning):
+    module = generator.Generator(8, 10, conditioning)
     noise = jax.random.normal(jax.random.key(0), (4, generator.LATENT_SIZE))
     params = module.init(jax.random.key(1), noise, jnp.zeros(4, int))["params"]
+    if conditioning == "batch_norm":  # whose tables start alike for all classes
+        params["norm2"]["bias"] = params["norm2"]["bias"].at[1, :64].add(1.0)
     zeros, ones = (module.apply({"params": params}, noise, jnp.full(4, label)) for label in (0, 1))
     assert not np.allclose(zeros, ones)
 
@@ -65,3 +69,15 @@ def test_parameters_are_the_papers():
     dense = 100 * 128 * 64 + 128 * 64
     convs = 9 * 128 * 128 + 128 + 9 * 128 * 64 + 64 + 9 * 64 * 3 + 3
     assert count == 10 * 100 + dense + convs + 2 * (128 + 128 + 64)
+
+
+def test_parameters_of_the_class_conditional_form():
+    """At 224 px and 1000 classes, by hand: tables of a scale and a bias for each class."""
+    module = generator.Generator(224, 1000, "batch_norm")
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((2, 100)), jnp.zeros(2, int))[
+        "params"
+    ]
+    count = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    dense = 100 * 128 * 56 * 56 + 128 * 56 * 56
+    convs = 9 * 128 * 128 + 128 + 9 * 128 * 64 + 64 + 9 * 64 * 3 + 3
+    assert count == dense + convs + 1000 * 2 * (128 + 128 + 64)

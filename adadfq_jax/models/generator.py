@@ -1,4 +1,7 @@
-"""The generator G of the GDFQ family (Xu et al., ECCV 2020), for CIFAR-size images.
+"""The generator G of the GDFQ family (Xu et al., ECCV 2020), in two forms that take labels apart.
+
+For CIFAR-size images the noise is multiplied by an embedding of the class; for ImageNet-size ones
+every BatchNorm has a scale and a bias of each class (Dumoulin et al., ICLR 2017).
 
 Its BatchNorms use the statistics of the (global) batch always, when sampling too: draw mixed
 classes, then sort.
@@ -13,6 +16,7 @@ import jax.numpy as jnp
 from adadfq_jax.models.convolutions import convolution
 from adadfq_jax.models.layers import batch_moments, unite_moments
 
+CONDITIONINGS = ("embedding", "batch_norm")  # where labels come in
 LATENT_SIZE = 100
 _CHANNELS = 128
 # What the reference runs: `BatchNorm2d(128, 0.8)` sets epsilon, not momentum.
@@ -36,24 +40,31 @@ class BatchNorm(nn.Module):
     Attributes:
       epsilon: added to the variance.
       affine: whether a trained scale and bias follow.
+      classes: number of classes C that have a scale and a bias each; None for one of all.
       axis_name: mapped axis over which the batch is spread.
     """
 
     epsilon: float = 1e-5
     affine: bool = True
+    classes: int | None = None
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (..., channels) to itself."""
+    def __call__(self, x: jax.Array, labels: jax.Array | None = None) -> jax.Array:
+        """Maps (B, ..., channels) to itself; y (B,) where classes have a scale and a bias."""
         mean, variance = batch_moments(x)
         if self.axis_name is not None:
             shares = jax.lax.all_gather(jnp.stack([mean, variance]), self.axis_name, axis=1)
             mean, variance = unite_moments(*shares)
         x = (x - mean) * jax.lax.rsqrt(variance + self.epsilon)
         if self.affine:
-            scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-            x = x * scale + self.param("bias", nn.initializers.zeros, x.shape[-1:])
+            tables = () if self.classes is None else (self.classes,)
+            scale = self.param("scale", nn.initializers.ones, (*tables, x.shape[-1]))
+            bias = self.param("bias", nn.initializers.zeros, (*tables, x.shape[-1]))
+            if self.classes is not None:
+                shape = (-1, *(1,) * (x.ndim - 2), x.shape[-1])
+                scale, bias = scale[labels].reshape(shape), bias[labels].reshape(shape)
+            x = x * scale + bias
         return x
 
 
@@ -128,31 +139,36 @@ class Generator(nn.Module):
     Attributes:
       image_size: side s of the images in pixels, divisible by 4.
       classes: number of classes C.
+      conditioning: of `CONDITIONINGS`, where labels come in.
       axis_name: mapped axis over which a batch is spread.
     """
 
     image_size: int
     classes: int
+    conditioning: str = "embedding"
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, noise: jax.Array, labels: jax.Array) -> jax.Array:
         """Maps z (B, 100) and y (B,) to images (B, s, s, 3)."""
         side = self.image_size // 4
-        embedding = self.param(
-            "embedding", nn.initializers.normal(1.0), (self.classes, LATENT_SIZE)
-        )
+        if self.conditioning == "embedding":
+            embedding = self.param(
+                "embedding", nn.initializers.normal(1.0), (self.classes, LATENT_SIZE)
+            )
+            noise = embedding[labels] * noise
         units = side * side * _CHANNELS
         kernel = self.param("dense_kernel", _uniform(LATENT_SIZE), (LATENT_SIZE, units))
         bias = self.param("dense_bias", _uniform(LATENT_SIZE), (units,))
-        x = (embedding[labels] * noise) @ kernel + bias
-        x = self._norm("norm1")(x.reshape(-1, side, side, _CHANNELS))
+        x = noise @ kernel + bias
+        x = self._norm("norm1")(x.reshape(-1, side, side, _CHANNELS), labels)
         x = Conv(_CHANNELS, upsample=True, name="conv1")(x)
-        x = nn.leaky_relu(self._norm("norm2", _EPSILON)(x), _SLOPE)
+        x = nn.leaky_relu(self._norm("norm2", _EPSILON)(x, labels), _SLOPE)
         x = Conv(_CHANNELS // 2, upsample=True, name="conv2")(x)
-        x = nn.leaky_relu(self._norm("norm3", _EPSILON)(x), _SLOPE)
+        x = nn.leaky_relu(self._norm("norm3", _EPSILON)(x, labels), _SLOPE)
         x = nn.tanh(Conv(3, name="conv3")(x))
         return BatchNorm(affine=False, axis_name=self.axis_name, name="norm4")(x)
 
     def _norm(self, name: str, epsilon: float = 1e-5) -> nn.Module:
-        return BatchNorm(epsilon, axis_name=self.axis_name, name=name)
+        classes = self.classes if self.conditioning == "batch_norm" else None
+        return BatchNorm(epsilon, classes=classes, axis_name=self.axis_name, name=name)

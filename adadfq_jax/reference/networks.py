@@ -283,17 +283,38 @@ class Classifier(nn.Module):
 _TAPS = torch.tensor([[0.0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
 
 
-class Generator(nn.Module):
-    """The CIFAR-size generator: z (B, 100), labels (B,) -> images (B, 3, size, size).
+class ClassNorm2d(nn.Module):
+    """BatchNorm by the batch's statistics with a scale and a bias of each class, as embeddings."""
 
-    ``subpixel``: each nearest x2 and 3x3 convolution as the equal four 2x2 convolutions of the
-    small image. BatchNorms always use batch statistics.
+    def __init__(self, classes, channels, eps):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, eps, affine=False, track_running_stats=False)
+        self.weight = nn.Parameter(torch.ones(classes, channels))
+        self.bias = nn.Parameter(torch.zeros(classes, channels))
+
+    def forward(self, x, y):
+        """x (B, channels, H, W), y (B,) integers -> the shape of x."""
+        scale, shift = (
+            F.embedding(y, table)[:, :, None, None] for table in (self.weight, self.bias)
+        )
+        return self.norm(x) * scale + shift
+
+
+class Generator(nn.Module):
+    """The generator: z (B, 100), labels (B,) -> images (B, 3, size, size).
+
+    ``conditional``: labels choose the scales and biases of the BatchNorms (ImageNet-size); else an
+    embedding that z is multiplied by (CIFAR-size). ``subpixel``: each nearest x2 and 3x3
+    convolution as the equal four 2x2 convolutions of the small image. BatchNorms always use batch
+    statistics.
     """
 
-    def __init__(self, classes=10, size=32, latent=100, subpixel=False):
+    def __init__(self, classes=10, size=32, latent=100, subpixel=False, conditional=False):
         super().__init__()
         self.size, self.subpixel = size, subpixel
-        self.embedding = nn.Embedding(classes, latent)
+        self.conditional = classes if conditional else None
+        if not conditional:
+            self.embedding = nn.Embedding(classes, latent)
         # PyTorch's own start values are N(0, 1) here, U(+-1/sqrt(fan_in)) below.
         self.dense = nn.Linear(latent, 128 * (size // 4) ** 2)
         self.bn0 = self._norm(128, 1e-5)
@@ -306,20 +327,22 @@ class Generator(nn.Module):
         taps = torch.einsum("aj,bk->jkab", _TAPS, _TAPS).reshape(9, 16)
         self.register_buffer("taps", taps, persistent=False)
 
-    @staticmethod
-    def _norm(channels, eps, affine=True):
+    def _norm(self, channels, eps, affine=True):
+        if affine and self.conditional:
+            return ClassNorm2d(self.conditional, channels, eps)
         return nn.BatchNorm2d(channels, eps, affine=affine, track_running_stats=False)
 
     def forward(self, z, y):
         """z (B, latent), y (B,) integers -> images (B, 3, size, size)."""
         side = self.size // 4
-        x = self.dense(self.embedding(y) * z)
+        x = self.dense(z if self.conditional else self.embedding(y) * z)
+        of = (y,) if self.conditional else ()
         x = x.view(-1, side, side, 128).permute(0, 3, 1, 2)
         if not self.subpixel:
             x = x.contiguous()  # the plain program keeps PyTorch's default layout throughout
-        x = self.bn0(x)
-        x = F.leaky_relu(self.bn1(self._upsampled_conv(x, self.conv1)), 0.2, inplace=True)
-        x = F.leaky_relu(self.bn2(self._upsampled_conv(x, self.conv2)), 0.2, inplace=True)
+        x = self.bn0(x, *of)
+        x = F.leaky_relu(self.bn1(self._upsampled_conv(x, self.conv1), *of), 0.2, inplace=True)
+        x = F.leaky_relu(self.bn2(self._upsampled_conv(x, self.conv2), *of), 0.2, inplace=True)
         return self.bn3(torch.tanh(self.conv3(x)))
 
     def _upsampled_conv(self, x, conv):

@@ -59,7 +59,10 @@ def opponents(
         shape = game.classifier
         teacher = twin(shape)
         teacher.load_state_dict(weights, strict=False)
-        generator = networks.Generator(shape.classes, game.generator.image_size).to(device)
+        conditional = game.generator.conditioning == "batch_norm"
+        generator = networks.Generator(
+            shape.classes, game.generator.image_size, conditional=conditional
+        ).to(device)
         teacher = teacher.to(device)
         student = teacher.quantized(bits)
         match = reference.Game(teacher, student, generator, procedure=procedure, method=method)
