@@ -57,6 +57,7 @@ def benchmark(
     validate(config)
     teacher, weights = _teacher(config)
     recipes.fill_in(config, teacher.architecture, teacher.image_size)
+    config.data.mean, config.data.std = tuple(teacher.mean), tuple(teacher.std)
     devices = parallel.choose_devices(config.devices, config.batch_size)
     _check(against, profile, teacher, devices[0].platform)
     game = Game.create(config, teacher.module, teacher.image_size)

@@ -20,7 +20,8 @@ _DIFFERENCES = {
     "of which quantizers": ("student", "student, not quantized"),
     "student backward, to images": ("student, to images", "student"),
     "student backward, to weights": ("student, to weights", "student"),
-    "procedural images": ("lessons",),
+    "procedural images": ("procedural images",),
+    "learning from them": ("learning from them",),
     "optimizers": ("optimizers",),
     "evaluation of one batch": ("evaluation",),
 }
@@ -79,16 +80,26 @@ def programs(
         ),
         "student, to images": lambda s, t, x: pull(lambda x: answer(s.student.params, x, s, t), x),
         "student, to weights": lambda s, t, x: pull(lambda p: answer(p, x, s, t), s.student.params),
-        "lessons": lambda s, t, x: game.lessons(s, jax.lax.axis_index(DATA_AXIS), Phase.PLAY),
         "optimizers": lambda s, t, x: (
             optimize(s.generator, game.generator_optimizer),
             optimize(s.student, game.student_optimizer),
         ),
     }
-    if not game.config.samples.procedural:
-        del functions["lessons"]
+    if game.config.samples.procedural:
+
+        def draw(state):
+            return game.extra_images(state, jax.lax.axis_index(DATA_AXIS), Phase.PLAY)[0]
+
+        more = compiled(draw)(state)
+        functions["procedural images"] = lambda s, t, x: draw(s)
+        functions["learning from them"] = lambda s, t, x: (
+            network.apply(t, x),
+            pull(lambda p: answer(p, x, s, t), s.student.params),
+        )
     timed = {name: compiled(function) for name, function in functions.items()}
     calls = {name: lambda f=f: f(state, teacher, images) for name, f in timed.items()}
+    if "learning from them" in timed:
+        calls["learning from them"] = lambda: timed["learning from them"](state, teacher, more)
     return calls | {"evaluation": lambda: timed["student"](state, teacher, many)}
 
 

@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import os
+import re
 import signal
 import sys
 import warnings
@@ -512,6 +513,7 @@ def _one_line(error: Exception) -> str:
 def _without_traceback(error: Exception) -> str:
     """ml_collections puts the traceback of a configuration file into its message."""
     first, *rest = str(error).strip().splitlines()
+    first = re.sub(r"\('(.*)', .*\)$", r"\1", first)  # an error of two parts, printed as a tuple
     return f"{first} {rest[-1]}" if rest else first
 
 

@@ -162,8 +162,8 @@ def default_config(
     quant.overrides = ()  # exceptions by layer name: ("stem_*=w8a8", "classifier=w8")
 
     # None here as well: the method's own; for adadfq "minmax", False, 0 and "sgd".
-    quant.ranges = config_dict.placeholder(str)  # or "least_error": kernels' too
-    quant.learned_ranges = config_dict.placeholder(bool)  # by the student's optimizer, in play
+    quant.ranges = config_dict.placeholder(str)  # or "least_error"
+    quant.learned_ranges = config_dict.placeholder(bool)  # kernels' too, by the student's optimizer
     config.samples = samples = ml_collections.ConfigDict()
     samples.procedural = config_dict.placeholder(int)  # images of a formula for each of G's
 
@@ -322,7 +322,7 @@ def _check_switches(config: ml_collections.ConfigDict) -> None:
     if config.quant.learned_ranges and config.student.optimizer != "adam":
         raise ConfigError(
             "quant.learned_ranges=True needs student.optimizer='adam', whose steps are relative to "
-            f"what they change, not {config.student.optimizer!r}."
+            f"what they change, not {config.student.optimizer!r}; or quant.learned_ranges=False."
         )
     if config.samples.procedural and METHODS[config.game.method].needs_labels:
         raise ConfigError(

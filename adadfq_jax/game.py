@@ -5,7 +5,8 @@ of them, teacher P and student Q judge the images, and from their logits and P's
 statistics come two losses. G descends L_G through both networks; Q descends L_Q on the same images.
 
 Q may learn from procedural images besides (`procedural.py`), in which G has no part; and its
-activation ranges may be learned like its other parameters. Both are off in the paper's methods.
+ranges, of activations and kernels, may be learned like its other parameters. Both are off in the
+paper's methods.
 
 Q's parameters do not change between the two updates, so one forward pass of Q serves both: two
 cotangents are pulled back through the same linearization.
@@ -46,9 +47,9 @@ from adadfq_jax.parallel import DATA_AXIS
 class Phase(enum.Enum):
     """What a step does: which of the activation ranges and the players move."""
 
-    CALIBRATE = "calibrate"  # ranges follow the generated images; G learns
+    CALIBRATE = "calibrate"  # activation ranges follow the images that Q sees; G learns
     WARMUP = "warmup"  # ranges frozen; G learns
-    PLAY = "play"  # ranges frozen; both learn
+    PLAY = "play"  # ranges frozen, unless they are learned like Q's other parameters; both learn
 
 
 @flax.struct.dataclass
@@ -91,21 +92,21 @@ class Responses:
       student_logits: z_Q, same shape.
       moments: (mean, variance) of each of P's BatchNorm inputs over a slice, each
         (slices, channels).
-      lessons: the same two logits of images that Q alone learns from, a pair for each kind.
+      extra: z_P and z_Q of images that Q alone learns from, a pair for each kind; (slices, N, C).
     """
 
     teacher_logits: jax.Array
     student_logits: jax.Array
     moments: list[tuple[jax.Array, jax.Array]]
-    lessons: list[tuple[jax.Array, jax.Array]]
+    extra: list[tuple[jax.Array, jax.Array]]
 
     def logits(self) -> tuple[jax.Array, jax.Array]:
         """Returns z_P and z_Q of G's images, each (B, C)."""
         return _join(self.teacher_logits), _join(self.student_logits)
 
-    def lesson_logits(self) -> tuple[jax.Array, jax.Array]:
+    def all_logits(self) -> tuple[jax.Array, jax.Array]:
         """Returns z_P and z_Q of all images that Q learns from, each (>= B, C)."""
-        kinds = [(self.teacher_logits, self.student_logits), *self.lessons]
+        kinds = [(self.teacher_logits, self.student_logits), *self.extra]
         z_p, z_q = ([_join(logits) for logits in each] for each in zip(*kinds, strict=True))
         return jnp.concatenate(z_p), jnp.concatenate(z_q)
 
@@ -212,8 +213,8 @@ class Game:
         student_params = jax.tree.map(jnp.asarray, teacher["params"])
         ranges = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes["ranges"])
         learned = self.config.learned_ranges
-        if quant.ranges == "least_error":
-            ranges = _with_kernel_ranges(ranges, student_params, bits)
+        if learned:
+            ranges = _with_kernel_ranges(ranges, student_params, bits, quant.ranges)
         return GameState(
             step=jnp.int32(0),
             seed=jnp.uint32(config.seed),
@@ -245,7 +246,9 @@ class Game:
         noise = jax.random.normal(noise_key, (batch, models.LATENT_SIZE))
         return noise, jax.random.randint(label_key, (batch,), 0, self.generator.classes)
 
-    def lessons(self, state: GameState, device_index: jax.Array, phase: Phase) -> list[jax.Array]:
+    def extra_images(
+        self, state: GameState, device_index: jax.Array, phase: Phase
+    ) -> list[jax.Array]:
         """Makes this device's share of the images that Q alone learns from, and none elsewhere.
 
         Returns:
@@ -296,40 +299,40 @@ class Game:
             images,
             has_aux=True,
         )
-        lessons, pull_lessons = [], []
-        for lesson in self.lessons(state, device_index, phase):
-            answers, pull, ranges = self._teach(
-                lesson, state.replace(ranges=ranges), teacher, phase
-            )
-            lessons.append(answers)
-            pull_lessons.append(pull)
-        responses = _gather(Responses(teacher_logits, student_logits, moments, lessons))
+        # What Q alone learns from; in calibration its ranges follow one kind after the other.
+        extra, pull_extra = [], []
+        for more in self.extra_images(state, device_index, phase):
+            logits, pull, ranges = self._show(more, state.replace(ranges=ranges), teacher, phase)
+            extra.append(logits)
+            pull_extra.append(pull)
+        responses = _gather(Responses(teacher_logits, student_logits, moments, extra))
 
         # L_G, back to this device's images through both networks, and on to G.
-        (loss_g, metrics), to_responses = jax.value_and_grad(self.generator_loss, has_aux=True)(
+        (loss_g, metrics), to_responses_g = jax.value_and_grad(self.generator_loss, has_aux=True)(
             responses, labels, stored_statistics(teacher)
         )
-        to_own = jax.tree.map(lambda leaf: leaf[device_index], to_responses)
-        (through_teacher,) = pull_teacher((to_own.teacher_logits, to_own.moments))
-        _, through_student = pull_student(to_own.student_logits)
+        to_own_g = jax.tree.map(lambda leaf: leaf[device_index], to_responses_g)
+        (through_teacher,) = pull_teacher((to_own_g.teacher_logits, to_own_g.moments))
+        _, through_student = pull_student(to_own_g.student_logits)
         (gradients_g,) = pull_generator(through_teacher + through_student)
         generator, norm_g = self._update(
             player_g, gradients_g, self.generator_optimizer, self.generator_rate(state.step)
         )
 
         # L_Q, back to Q's parameters through the same linearization.
-        loss_q, to_responses = jax.value_and_grad(self.student_loss)(responses, labels)
+        loss_q, to_responses_q = jax.value_and_grad(self.student_loss)(responses, labels)
         student, norm_q = player_q, jnp.zeros_like(loss_q)
         range_opt_state = state.range_opt_state
         if phase is Phase.PLAY:
-            to_own = jax.tree.map(lambda leaf: leaf[device_index], to_responses)
-            gradients, _ = pull_student(to_own.student_logits)
-            for pull, (_, to_lesson) in zip(pull_lessons, to_own.lessons, strict=True):
-                gradients = jax.tree.map(jnp.add, gradients, pull(to_lesson)[0])
+            to_own_q = jax.tree.map(lambda leaf: leaf[device_index], to_responses_q)
+            gradients, _ = pull_student(to_own_q.student_logits)
+            for pull, (_, to_extra) in zip(pull_extra, to_own_q.extra, strict=True):
+                gradients = jax.tree.map(jnp.add, gradients, pull(to_extra)[0])
             rate = self.student_rate(state.step)
             student, norm_q = self._update(
                 player_q, gradients["params"], self.student_optimizer, rate
             )
+            # Apart, so that the state of a game without learned ranges has no place for it.
             if self.config.learned_ranges:
                 ends, _ = self._update(
                     Player(trained["clipping"], state.range_opt_state),
@@ -384,7 +387,7 @@ class Game:
     def student_loss(self, responses: Responses, labels: jax.Array) -> jax.Array:
         """L_Q of all images that Q learns from, as the method has it; labels y are (B,)."""
         rules = self.config.game
-        return METHODS[rules.method].student_loss(*responses.lesson_logits(), labels, rules)
+        return METHODS[rules.method].student_loss(*responses.all_logits(), labels, rules)
 
     def generator_rate(self, step: jax.Array) -> jax.Array:
         """Returns G's learning rate."""
@@ -419,8 +422,8 @@ class Game:
             return logits, written["ranges"]
         return self.classifier.apply(variables | trained, images), state.ranges
 
-    def _teach(self, images: jax.Array, state: GameState, teacher: Any, phase: Phase):
-        """Returns P's and Q's logits of a lesson, Q's linearization and its ranges after it."""
+    def _show(self, images: jax.Array, state: GameState, teacher: Any, phase: Phase):
+        """Returns P's and Q's logits of extra images, Q's linearization and its ranges after it."""
         student_logits, pull, ranges = jax.vjp(
             lambda trained: self._run_student(trained, images, state, teacher, phase),
             self._trained(state),
@@ -462,15 +465,15 @@ def _norm(tree: Any) -> jax.Array:
     )
 
 
-def _with_kernel_ranges(ranges: Any, params: Any, bits: Any) -> Any:
-    """Adds the ranges of least error of all kernels."""
+def _with_kernel_ranges(ranges: Any, params: Any, bits: Any, rule: str) -> Any:
+    """Adds the ranges of all kernels, where learning begins; of `quantizers.WEIGHT_RANGE_RULES`."""
     if "weight" in bits:
-        ends = quantizers.least_error_weight_range(params["kernel"], bits["weight"])
+        ends = quantizers.WEIGHT_RANGE_RULES[rule](params["kernel"], bits["weight"])
         return dict(zip(("minimum", "maximum"), ends, strict=True))
     return {
         name: ranges[name]
         if "activation" in below
-        else _with_kernel_ranges(ranges.get(name, {}), params[name], below)
+        else _with_kernel_ranges(ranges.get(name, {}), params[name], below, rule)
         for name, below in bits.items()
     }
 

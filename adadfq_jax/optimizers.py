@@ -33,8 +33,9 @@ def student_optimizer(rules: ml_collections.ConfigDict) -> optax.GradientTransfo
 
     Args:
       rules: the fields of `config.student`. "sgd" is the paper's, with Nesterov momentum and weight
-        decay on every parameter. "adam" scales each tensor's step by its root mean square, so that
-        one rate serves kernels, BatchNorms and activation ranges of any network.
+        decay on every parameter. "adam" scales each tensor's step by its root mean square (as
+        Adafactor, Shazeer & Stern, ICML 2018), so that one rate serves kernels, BatchNorms and
+        ranges of any network.
     """
     if rules.optimizer == "adam":
         return optax.chain(optax.scale_by_adam(), optax.scale_by_param_block_rms())
@@ -42,6 +43,11 @@ def student_optimizer(rules: ml_collections.ConfigDict) -> optax.GradientTransfo
         optax.add_decayed_weights(rules.weight_decay),
         optax.trace(rules.momentum, nesterov=True),
     )
+
+
+def rate_field(rules: ml_collections.ConfigDict) -> str:
+    """Returns the name of the field that holds Q's rate, of the fields of `config.student`."""
+    return "student.relative_rate" if rules.optimizer == "adam" else "student.learning_rate"
 
 
 def student_rate(config: ml_collections.ConfigDict) -> optax.Schedule:

@@ -6,7 +6,8 @@ Such images have the statistics of natural ones that early layers of a classifie
 Source of the idea: Baradad et al., "Learning to See by Looking at Noise", NeurIPS 2021. All
 constants below were fixed before any student had learned from the images.
 
-An image is a function of its key alone, so that any number of devices draws the same ones.
+An image is a function of its batch's key and its index alone, so that any number of devices draws
+the same ones.
 """
 
 import functools
@@ -16,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 _LEAVES = 48
-# Half the side of a leaf, in sides of the image. The density of sizes falls with their cube, so
-# that every scale covers an equal part of an image; its smallest leaves are of a size of its own.
+# Half the side of a leaf, in sides of the image. Every scale covers an equal part of an image; its
+# smallest leaves are of a size of its own.
 _SMALLEST, _LARGEST = (0.04, 0.4), 0.6
 _CHANNELS = 3
 
@@ -61,44 +62,53 @@ def image(key: jax.Array, size: int) -> jax.Array:
 def _leaves(
     key: jax.Array, texture: jax.Array, smallest: jax.Array, chroma: jax.Array
 ) -> jax.Array:
-    """Covers an image with leaves, each a window to the texture in its own colour."""
+    """Covers an image with leaves, each a window to the texture in its own colour.
+
+    Args:
+      key: of the leaves.
+      texture: (size, size, 3), of about unit variance.
+      smallest: half the side of the smallest leaves, in sides of the image.
+      chroma: how much colours differ from gray.
+
+    Returns:
+      (size, size, 3).
+    """
     size = texture.shape[0]
-    u = jax.random.uniform(key, (_LEAVES, 14))
+    uniform = jax.random.uniform(key, (_LEAVES, 14)).T
+    angle, x, y, scale, aspect, kind, luminance, *colour, striped, pitch, rough, heading = uniform
     grid = (jnp.arange(size) + 0.5) / size
-    # (leaves, size, size): where a pixel lies in its leaf's frame, in half sides.
-    angle = jnp.pi * u[:, 0]
-    cos, sin = jnp.cos(angle)[:, None, None], jnp.sin(angle)[:, None, None]
-    right = grid[None, None, :] - u[:, 1, None, None]
-    down = grid[None, :, None] - u[:, 2, None, None]
-    aspect = jnp.exp2(2 * u[:, 4] - 1)
-    radius = (smallest**-2 + u[:, 3] * (_LARGEST**-2 - smallest**-2)) ** -0.5
-    along = (cos * right + sin * down) / (radius * aspect)[:, None, None]
-    across = (cos * down - sin * right) / (radius / aspect)[:, None, None]
-    kind = jnp.floor(3 * u[:, 5])[:, None, None]
+
+    # Where a pixel lies in each leaf's frame, in half sides: (leaves, size, size).
+    def each(values: jax.Array) -> jax.Array:
+        return values[:, None, None]
+
+    cos, sin = each(jnp.cos(jnp.pi * angle)), each(jnp.sin(jnp.pi * angle))
+    right, down = grid[None, None, :] - each(x), grid[None, :, None] - each(y)
+    # The density of sizes falls with their cube.
+    radius = (smallest**-2 + scale * (_LARGEST**-2 - smallest**-2)) ** -0.5
+    aspect = jnp.exp2(2 * aspect - 1)
+    along = (cos * right + sin * down) / each(radius * aspect)
+    across = (cos * down - sin * right) / each(radius / aspect)
     ellipse = along**2 + across**2
     box = jnp.maximum(jnp.abs(along), jnp.abs(across))
     wedge = jnp.maximum(jnp.abs(along) + 0.5 * across + 0.5, jnp.abs(across))
+    kind = each(jnp.floor(3 * kind))
     inside = jnp.where(kind == 0, ellipse, jnp.where(kind == 1, box, wedge)) < 1
     inside = inside.at[-1].set(True)  # the background
     leaf = jnp.argmax(inside, axis=0)
 
-    # What a leaf looks like: (leaves, numbers), then (size, size, numbers).
-    luminance = u[:, 6:7]
-    colour = luminance + chroma * (u[:, 7:10] - 0.5)
-    stripes = 0.5 * jnp.maximum(u[:, 10] - 0.7, 0)  # three leaves of ten have them
-    frequency = jnp.pi * size * 0.5 ** (1 + 3 * u[:, 11])
-    looks = jnp.concatenate(
-        [
-            colour,
-            (0.35 * u[:, 12] ** 2)[:, None],
-            stripes[:, None],
-            (frequency * jnp.cos(2 * jnp.pi * u[:, 13]))[:, None],
-            (frequency * jnp.sin(2 * jnp.pi * u[:, 13]))[:, None],
-        ],
-        axis=1,
-    )[leaf]
-    wave = jnp.sin(looks[..., 5] * grid[None, :] + looks[..., 6] * grid[:, None])
-    return looks[..., :3] + looks[..., 3:4] * texture + (looks[..., 4] * wave)[..., None]
+    # What each leaf looks like, and then each pixel: (size, size, 7).
+    frequency = jnp.pi * size * 0.5 ** (1 + 3 * pitch)
+    looks = [
+        *(luminance + chroma * (channel - 0.5) for channel in colour),
+        0.35 * rough**2,
+        0.5 * jnp.maximum(striped - 0.7, 0),  # three leaves of ten have stripes
+        frequency * jnp.cos(2 * jnp.pi * heading),
+        frequency * jnp.sin(2 * jnp.pi * heading),
+    ]
+    *colour, rough, striped, across, down = jnp.moveaxis(jnp.stack(looks, axis=-1)[leaf], -1, 0)
+    wave = striped * jnp.sin(across * grid[None, :] + down * grid[:, None])
+    return jnp.stack(colour, axis=-1) + rough[..., None] * texture + wave[..., None]
 
 
 def _texture(key: jax.Array, size: int, alpha: jax.Array) -> jax.Array:
@@ -128,7 +138,7 @@ def _enlarge(nodes: jax.Array, size: int, axis: int) -> jax.Array:
 
 
 def _blur(x: jax.Array, sharpness: jax.Array) -> jax.Array:
-    """Mixes an image with its smoothed self."""
+    """Mixes an image (size, size, 3) with its smoothed self."""
     smooth = x
     for axis in (0, 1):
         before, after = jnp.roll(smooth, 1, axis), jnp.roll(smooth, -1, axis)

@@ -24,7 +24,7 @@ MAX_BITS = 8
 RANGE_DECAY = 0.9
 _SMALLEST_WIDTH = 1e-8
 # Values of an image that the error of a range is measured on.
-_LOOKED_AT = 1024
+_LOOKED_AT, _FEWEST_PIXELS = 1024, 16
 # Shares of a batch's range that may be the one of least error, in steps of 2^(1/4).
 _SHARES = tuple(2 ** (-index / 4) for index in range(16))
 
@@ -103,7 +103,7 @@ def fake_quantize_learned(
     The values are those of `fake_quantize`. By x the gradient is 1 inside the range and 0 outside;
     by the end of the range that x lies beyond it is 1; by both ends, for x inside, it is what the
     straight-through estimator of the rounding alone leaves: +-(x_hat - x) / (maximum - minimum)
-    (PACT, Choi et al., 2018; LSQ, Esser et al., ICLR 2020).
+    (PACT, Choi et al., 2018; LSQ+, Bhalgat et al., CVPR Workshops 2020).
 
     Args:
       x: (..., channels).
@@ -154,8 +154,9 @@ def fake_quantize_weight(kernel: jax.Array, bits: jax.Array) -> jax.Array:
     return fake_quantize(kernel, minimum, maximum, bits)
 
 
-def weight_range(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+def weight_range(kernel: jax.Array, bits: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """Returns the (minimum, maximum) of each output channel, the last axis; no gradient."""
+    del bits
     axes = tuple(range(kernel.ndim - 1))
     kernel = jax.lax.stop_gradient(kernel)
     return kernel.min(axes), kernel.max(axes)
@@ -201,8 +202,10 @@ def least_error_range(
 
     Not squared: errors of rounding are small, many and cancel out in the next layer; those of
     clipping are large, few and all of one sign, and a squared error thinks too little of them.
+    Other norms than 2 are usual in post-training quantization (LAPQ, Nahshan et al., 2021).
+
     Looked for among the min-max range and that range shrunk, in 16 steps down to 0.07 of it: a
-    wider range has longer steps, a narrower one clips more. The error is measured on some pixels of
+    wider range has longer steps, a narrower one clips more. The error is measured on some values of
     every image, the same ones in each, so that it does not depend on how images are spread.
 
     Args:
@@ -215,9 +218,7 @@ def least_error_range(
     """
     smallest, largest = minmax_range(x, axis_name=axis_name)
     shares = jnp.array(_SHARES, x.dtype)
-    pixels = x.reshape(x.shape[0], -1, x.shape[-1])
-    every = -(-pixels[0].size // _LOOKED_AT) | 1  # odd: not always the same columns
-    x = pixels[:, ::every]
+    x = _some_values(x)
 
     def error(share: jax.Array) -> jax.Array:
         difference = x - fake_quantize(x, share * smallest, share * largest, bits)
@@ -228,6 +229,16 @@ def least_error_range(
         errors = jax.lax.psum(errors, axis_name)
     share = shares[errors.argmin()]
     return share * smallest, share * largest
+
+
+def _some_values(x: jax.Array) -> jax.Array:
+    """Takes about a thousand values of each image, from (B, ..., channels): pixels all over it."""
+    x = x.reshape(x.shape[0], -1, x.shape[-1])
+    _, pixels, channels = x.shape
+    count = min(pixels, max(_LOOKED_AT // channels, _FEWEST_PIXELS))
+    # By the golden ratio, so that they keep to no row or column.
+    places = np.unique((np.arange(count) * 0.6180339887 % 1 * pixels).astype(int))
+    return x[:, places, :: -(-len(places) * channels // _LOOKED_AT)]
 
 
 def least_error_weight_range(kernel: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -254,5 +265,7 @@ def least_error_weight_range(kernel: jax.Array, bits: jax.Array) -> tuple[jax.Ar
     return tuple(end[best, channels].astype(kernel.dtype) for end in ends)
 
 
-# How calibration finds a batch's range, by the name that configurations know.
+# By the name that configurations know: how calibration finds the range of a batch's activations,
+# and where the ranges of kernels start that are learned.
 RANGE_RULES = {"minmax": minmax_range, "least_error": least_error_range}
+WEIGHT_RANGE_RULES = {"minmax": weight_range, "least_error": least_error_weight_range}

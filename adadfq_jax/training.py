@@ -21,6 +21,7 @@ from adadfq_jax.errors import ConfigError, DivergedError, StoppedError
 from adadfq_jax.evaluation import evaluate, percent
 from adadfq_jax.exporting import export, require
 from adadfq_jax.game import Game, GameState, Phase
+from adadfq_jax.optimizers import rate_field
 from adadfq_jax.progress import Progress
 from adadfq_jax.student import Student, generate, load_student, student_of
 from adadfq_jax.teachers import Teacher, load_teacher, save_teacher
@@ -447,10 +448,11 @@ class _Watch:
         for name, value in values.items():
             if not math.isfinite(value):
                 kept = " The last good checkpoint was kept." if self._log is not None else ""
+                rate = rate_field(self._config.student)
                 raise DivergedError(
                     f"the game diverged: {name} is {value} at step {step} ({phase.value}). In a "
-                    "new workdir, lower generator.learning_rate or student.learning_rate, or "
-                    f"calibrate longer (calibration_epochs).{kept}"
+                    f"new workdir, lower generator.learning_rate or {rate}, or calibrate longer "
+                    f"(calibration_epochs).{kept}"
                 )
         record = self._record
         if phase is Phase.CALIBRATE:

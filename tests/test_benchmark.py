@@ -43,6 +43,7 @@ def config(small_config):
 def test_measures_ours_and_theirs(config, monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark, "ROUNDS", 2)
     profile = tmp_path / "profile"
+    config.samples.procedural = 1
     result = benchmark.benchmark(config, steps=2, against="torch", profile=profile, games=2)
     assert json.loads(json.dumps(result)) == result
     assert set(result["phases"]) == {"calibrate", "warmup", "play"}
@@ -59,6 +60,8 @@ def test_measures_ours_and_theirs(config, monkeypatch, tmp_path):
     # the images and once to the weights.
     macs = models.measure(models.build("resnet8_cifar", 10), SIZE).macs
     assert result["flops_per_step"] > 6 * 2 * macs * 8
+    for part in ("procedural images", "learning from them"):
+        assert result["parts"][part] > 0
     for key in ("ratio", "ratio_same_algorithm"):
         assert result[key] > 0
     assert result["torch"]["phases"]["play"]["median_s"] > 0

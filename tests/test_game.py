@@ -88,27 +88,27 @@ def test_each_phase_moves_what_it_should(small_config, teacher, method):
     }
 
 
-def test_lessons_are_new_in_every_step_and_of_every_seed(small_config, teacher):
+def test_extra_images_are_new_in_every_step_and_of_every_seed(small_config, teacher):
     small_config.game.method = "adadfq_plus"
     game = make_game(small_config, teacher)
     state = game.init(small_config, teacher.variables)
 
-    def lessons(state, phase=Phase.PLAY):
+    def extra_images(state, phase=Phase.PLAY):
         def own(index, state):
-            return game.lessons(state, index, phase)
+            return game.extra_images(state, index, phase)
 
         devices = jax.devices()[:1]
         run = parallel.map_over_devices(own, devices, in_axes=(0, None))
         return parallel.fetch(run(parallel.device_indices(devices), state))
 
-    (images,) = lessons(state)
+    (images,) = extra_images(state)
     assert images.shape == (8, 8, 8, 3)
-    assert lessons(state, Phase.WARMUP) == []
+    assert extra_images(state, Phase.WARMUP) == []
     for changed in (state.replace(step=jnp.int32(1)), state.replace(seed=jnp.uint32(1))):
-        assert not np.allclose(images, lessons(changed)[0])
+        assert not np.allclose(images, extra_images(changed)[0])
 
 
-def test_the_generator_has_no_part_in_lessons(small_config, teacher):
+def test_the_generator_has_no_part_in_extra_images(small_config, teacher):
     """One step of play: G moves alike with and without procedural images, Q does not."""
     after = {}
     for count in (0, 1):

@@ -209,6 +209,16 @@ def test_least_error_scales_with_its_tensor():
     np.testing.assert_allclose(other, 8 * one, rtol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(14, 14, 1024), (7, 7, 1280), (14, 14, 256), (2, 2, 8)])
+def test_the_error_is_measured_all_over_an_image(shape):
+    """Where a corner is dark, the range is nevertheless that of the rest."""
+    x = np.abs(np.random.default_rng(0).normal(size=(4, *shape))).astype(np.float32)
+    _, bright = quantizers.least_error_range(jnp.array(x), jnp.int32(3))
+    x[:, : shape[0] // 2, : shape[1] // 2] *= 0.1
+    _, partly = quantizers.least_error_range(jnp.array(x), jnp.int32(3))
+    assert partly > 0.75 * bright
+
+
 @pytest.mark.parametrize("rule", quantizers.RANGE_RULES)
 def test_a_range_does_not_depend_on_how_images_are_spread(rule):
     x = jnp.abs(

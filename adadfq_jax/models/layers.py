@@ -5,12 +5,13 @@ What a layer does is decided by the variable collections that a caller hands to 
   params, batch_stats   always: weights, and the teacher's BatchNorm statistics.
   bits                  {layer: {"weight" | "activation": int32}}. Absent: full precision, the
                         teacher. Present: the student, fake-quantized.
-  ranges                {layer: {"minimum", "maximum"}}: the activations' quantization ranges.
-                        Updated, then used, exactly when the caller makes the collection mutable
-                        (calibration). Kernels' where they have any, by output channel; else theirs
-                        go from the smallest to the largest of the current weights.
-  clipping              {layer: {"minimum", "maximum"}} in place of the ranges' own, where these are
-                        learned: then a gradient reaches them.
+  ranges                {layer: {"minimum", "maximum"}}: quantization ranges. An activation's is
+                        updated, then used, exactly when the caller makes the collection mutable
+                        (calibration). A kernel has one, by output channel, only where ranges are
+                        learned; else it is quantized between its current extremes.
+  clipping              ends of the same ranges, used in their place, with a gradient (learned
+                        ranges). Then the gradient by an activation, and so by an image, is 0 where
+                        it is clipped, else 1 everywhere.
   statistics            mean and variance of each BatchNorm's input over this device's share of the
                         batch, written when mutable (L_BNS); see `input_moments` and
                         `unite_moments`.

@@ -13,7 +13,7 @@ from adadfq_jax.exporting.graph import trace
 from adadfq_jax.models.layers import input_moments, stored_statistics
 from adadfq_jax.network import Network, flatten, unflatten
 
-_FINE_BITS = 16  # next to any that a student has, as good as none quantized
+_FINE_BITS = 16  # as good as not quantized
 _BATCH = 64  # images at a time; of large networks, activations fill the memory
 
 

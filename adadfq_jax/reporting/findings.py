@@ -49,7 +49,10 @@ class Facts:
       not_finite: by metric, the first step at which it was infinite or not a number.
       calibration_epochs, warmup_epochs, epochs: of the schedule; the student learns after the
         second.
-      student_milestones: epochs at which the student's learning rate falls.
+      student_milestones: epochs at which the student's learning rate falls; empty for a rate that
+        falls all the time.
+      student_rate: the field that holds it.
+      clips_on_purpose: whether ranges are not meant to hold all values.
       range_change: relative change of the ranges in the last epoch of calibration; None unknown.
       lambda_l, lambda_u: the margin of H'; None without one.
       h_prime: H' of held-out images, any number.
@@ -71,6 +74,8 @@ class Facts:
     warmup_epochs: int
     epochs: int
     student_milestones: Sequence[float]
+    student_rate: str
+    clips_on_purpose: bool
     range_change: float | None
     lambda_l: float | None
     lambda_u: float | None
@@ -118,7 +123,7 @@ def _whether_it_ended(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             PROBLEM,
             f"{', '.join(sorted(facts.not_finite))} not finite, first at step {first}: lower "
-            "generator.learning_rate or student.learning_rate, or calibrate longer.",
+            f"generator.learning_rate or {facts.student_rate}, or calibrate longer.",
         )
 
 
@@ -139,7 +144,7 @@ def _ranges(facts: Facts) -> Iterator[Finding]:
             NOTE, "One epoch of calibration does not tell whether the ranges had settled."
         )
     clipped = [layer for layer in facts.activations if layer.clipped > _MOST_CLIPPED]
-    if clipped:
+    if clipped and not facts.clips_on_purpose:
         worst = max(clipped, key=lambda layer: layer.clipped)
         yield Finding(
             PROBLEM,

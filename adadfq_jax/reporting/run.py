@@ -13,11 +13,12 @@ import numpy as np
 
 import adadfq_jax
 from adadfq_jax import health, procedural
-from adadfq_jax.config import to_json
+from adadfq_jax.config import read_back, to_json
 from adadfq_jax.data import load_dataset
 from adadfq_jax.errors import DataError
 from adadfq_jax.evaluation import percent
 from adadfq_jax.network import normalize
+from adadfq_jax.optimizers import rate_field
 from adadfq_jax.reporting import causes, figures, findings, history, layers, page
 from adadfq_jax.reporting.command import command_to_repeat
 from adadfq_jax.reporting.drawing import Drawing
@@ -209,6 +210,8 @@ def _facts(config, result, logged, seen, weights, activations, step, schedule) -
         default={},
     )
     played = step > schedule.warm
+    full = read_back(config)
+    adam = full.student.optimizer == "adam"
     return findings.Facts(
         steps=step,
         total_steps=schedule.total,
@@ -217,7 +220,9 @@ def _facts(config, result, logged, seen, weights, activations, step, schedule) -
         calibration_epochs=config["calibration_epochs"],
         warmup_epochs=config["warmup_epochs"],
         epochs=config["epochs"],
-        student_milestones=config["student"]["milestones"],
+        student_milestones=() if adam else full.student.milestones,
+        student_rate=rate_field(full.student),
+        clips_on_purpose=full.quant.learned_ranges or full.quant.ranges != "minmax",
         range_change=result.get("range_change"),
         lambda_l=config["game"].get("lambda_l"),
         lambda_u=config["game"].get("lambda_u"),
