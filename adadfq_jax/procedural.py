@@ -11,12 +11,14 @@ the same ones.
 """
 
 import functools
+import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-_LEAVES = 48
+_LEAVES, _LEAF_NUMBERS = 48, 14
 # Half the side of a leaf, in sides of the image. Every scale covers an equal part of an image; its
 # smallest leaves are of a size of its own.
 _SMALLEST, _LARGEST = (0.04, 0.4), 0.6
@@ -48,11 +50,20 @@ def draw(
 
 def image(key: jax.Array, size: int) -> jax.Array:
     """Draws one image: pixels in [0, 1], (size, size, 3)."""
-    leaf_key, noise_key, own_key = jax.random.split(key, 3)
-    sharpness, contrast, brightness, alpha, chroma, scale = jax.random.uniform(own_key, (6,))
-    texture = _texture(noise_key, size, 0.5 + 1.5 * alpha)
+    cells = [2**octave for octave in range(1, size.bit_length())]
+    counts = [6, _LEAVES * _LEAF_NUMBERS, *((1 + _CHANNELS) * (cell + 1) ** 2 for cell in cells)]
+    # All at once, since every call of a random generator takes long to compile.
+    numbers = jax.random.uniform(key, (sum(counts),))
+    own, leaves, *octaves = jnp.split(numbers, np.cumsum(counts)[:-1])
+    sharpness, contrast, brightness, alpha, chroma, scale = own
+
+    nodes = [
+        values.reshape(cell + 1, cell + 1, 1 + _CHANNELS)
+        for values, cell in zip(octaves, cells, strict=True)
+    ]
+    texture = _texture(nodes, size, 0.5 + 1.5 * alpha)
     smallest = _SMALLEST[0] * (_SMALLEST[1] / _SMALLEST[0]) ** scale
-    x = _leaves(leaf_key, texture, smallest, 0.6 * chroma)
+    x = _leaves(leaves.reshape(_LEAF_NUMBERS, _LEAVES), texture, smallest, 0.6 * chroma)
     x = _blur(x, sharpness)
     # As photographs: some are pale, some dark.
     x = 0.5 + (0.3 + 0.9 * contrast) * (x - 0.5) + 0.5 * (brightness - 0.5)
@@ -60,12 +71,12 @@ def image(key: jax.Array, size: int) -> jax.Array:
 
 
 def _leaves(
-    key: jax.Array, texture: jax.Array, smallest: jax.Array, chroma: jax.Array
+    uniform: jax.Array, texture: jax.Array, smallest: jax.Array, chroma: jax.Array
 ) -> jax.Array:
     """Covers an image with leaves, each a window to the texture in its own colour.
 
     Args:
-      key: of the leaves.
+      uniform: (14, leaves) numbers in [0, 1) that say all of each leaf.
       texture: (size, size, 3), of about unit variance.
       smallest: half the side of the smallest leaves, in sides of the image.
       chroma: how much colours differ from gray.
@@ -74,7 +85,6 @@ def _leaves(
       (size, size, 3).
     """
     size = texture.shape[0]
-    uniform = jax.random.uniform(key, (_LEAVES, 14)).T
     angle, x, y, scale, aspect, kind, luminance, *colour, striped, pitch, rough, heading = uniform
     grid = (jnp.arange(size) + 0.5) / size
 
@@ -111,15 +121,23 @@ def _leaves(
     return jnp.stack(colour, axis=-1) + rough[..., None] * texture + wave[..., None]
 
 
-def _texture(key: jax.Array, size: int, alpha: jax.Array) -> jax.Array:
-    """Makes noise whose amplitude falls as 1/f^alpha, (size, size, 3), of about unit variance."""
+def _texture(octaves: Sequence[jax.Array], size: int, alpha: jax.Array) -> jax.Array:
+    """Makes noise whose amplitude falls as 1/f^alpha.
+
+    Args:
+      octaves: numbers in [0, 1) at the nodes of ever finer grids, (nodes, nodes, 1 + 3): one of all
+        channels and one of each.
+      size: side of the result in pixels.
+      alpha: the exponent.
+
+    Returns:
+      (size, size, 3), of about unit variance.
+    """
+    gray, colour = 0.9, 0.4  # natural images vary in luminance above all
     total, power = jnp.zeros((size, size, _CHANNELS)), 0.0
-    octaves = size.bit_length() - 1
-    for octave, octave_key in enumerate(jax.random.split(key, octaves)):
-        cells = 2 ** (octave + 1)
+    for octave, nodes in enumerate(octaves):
         amplitude = 2.0 ** (-octave * (alpha - 1))
-        gray, colour = 0.9, 0.4  # of noise; natural images vary in luminance above all
-        nodes = jax.random.normal(octave_key, (cells + 1, cells + 1, 1 + _CHANNELS))
+        nodes = math.sqrt(12) * (nodes - 0.5)
         nodes = gray * nodes[..., :1] + colour * nodes[..., 1:]
         total += amplitude * _enlarge(_enlarge(nodes, size, axis=0), size, axis=1)
         power += amplitude**2 * 0.5

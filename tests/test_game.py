@@ -102,7 +102,7 @@ def test_extra_images_are_new_in_every_step_and_of_every_seed(small_config, teac
         return parallel.fetch(run(parallel.device_indices(devices), state))
 
     (images,) = extra_images(state)
-    assert images.shape == (8, 8, 8, 3)
+    assert images.shape == (16, 8, 8, 3)  # two for each of the eight
     assert extra_images(state, Phase.WARMUP) == []
     for changed in (state.replace(step=jnp.int32(1)), state.replace(seed=jnp.uint32(1))):
         assert not np.allclose(images, extra_images(changed)[0])
