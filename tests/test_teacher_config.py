@@ -160,7 +160,12 @@ def test_what_is_set_stays():
 
 @pytest.mark.parametrize("field", FROM_TEACHER)
 def test_open_fields_are_still_checked_when_set(field):
-    values = {"warmup_epochs": -1, "student.milestones": (0,), "generator.milestones": (2, 2)}
+    values = {
+        "warmup_epochs": -1,
+        "generator.conditioning": "batch",
+        "student.milestones": (0,),
+        "generator.milestones": (2, 2),
+    }
     config = leave_to_teacher(default_config())
     config.update_from_flattened_dict({field: values.get(field, math.inf)})
     with pytest.raises(ConfigError, match=field.rpartition(".")[-1]):
