@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from adadfq_jax import models
+from adadfq_jax import models, training
 from adadfq_jax.config import default_config
 from adadfq_jax.teachers import Teacher
 
@@ -15,6 +15,14 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir(), "adadfq_jax_tests")))
 
 SIZE = 8
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Drops compiled programs after each file: all together, they pass the limit of memory maps."""
+    yield
+    training._compiled.cache_clear()
+    jax.clear_caches()
 
 
 @pytest.fixture
