@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from adadfq_jax import parallel
 from adadfq_jax.game import Game, GameState, Phase
+from adadfq_jax.models.layers import apply_with_moments
 from adadfq_jax.parallel import DATA_AXIS
 
 # Part: the timed program, less those that it contains.
@@ -50,7 +51,7 @@ def programs(
         return game.generator.apply({"params": params}, noise[:share], labels[:share])
 
     def judge(teacher, images):
-        return network.apply(teacher, images, mutable=["statistics"])
+        return apply_with_moments(network, teacher, images)
 
     def answer(params, images, state, teacher):
         student = {"params": params, "bits": state.bits, "ranges": state.ranges}
@@ -85,21 +86,21 @@ def programs(
             optimize(s.student, game.student_optimizer),
         ),
     }
-    if game.config.samples.procedural:
-
-        def draw(state):
-            return game.extra_images(state, jax.lax.axis_index(DATA_AXIS), Phase.PLAY)[0]
-
-        more = compiled(draw)(state)
-        functions["procedural images"] = lambda s, t, x: draw(s)
-        functions["learning from them"] = lambda s, t, x: (
-            network.apply(t, x),
-            pull(lambda p: answer(p, x, s, t), s.student.params),
-        )
     timed = {name: compiled(function) for name, function in functions.items()}
     calls = {name: lambda f=f: f(state, teacher, images) for name, f in timed.items()}
-    if "learning from them" in timed:
-        calls["learning from them"] = lambda: timed["learning from them"](state, teacher, more)
+    if game.config.samples.procedural:
+        draw = compiled(
+            lambda s: game.extra_images(s, jax.lax.axis_index(DATA_AXIS), Phase.PLAY)[0]
+        )
+        learn = compiled(
+            lambda s, t, x: (
+                network.apply(t, x),
+                pull(lambda p: answer(p, x, s, t), s.student.params),
+            )
+        )
+        more = draw(state)
+        calls["procedural images"] = lambda: draw(state)
+        calls["learning from them"] = lambda: learn(state, teacher, more)
     return calls | {"evaluation": lambda: timed["student"](state, teacher, many)}
 
 

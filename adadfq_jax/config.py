@@ -229,8 +229,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
     Raises:
       ConfigError: naming the field, its value and what would be right.
     """
-    _check_form(flatten(config.to_dict()))
-    _check_method(config.game)
+    given = flatten(config.to_dict())
+    _check_form(given)
+    _check_method(given)
     config = _without_gaps(config)
     flat = flatten(config.to_dict())
     for field, least in _AT_LEAST.items():
@@ -297,14 +298,14 @@ def check_source(what: str, source: str) -> None:
         raise ConfigError(f"unknown {what} {source!r}: {nearest(source, DATA_SOURCES)}")
 
 
-def _check_method(rules: ml_collections.ConfigDict) -> None:
-    for field, known in (("method", METHODS), ("kl_reduction", KL_REDUCTIONS)):
-        _check_name(f"game.{field}", rules[field], known)
-    for field, constant in METHODS[rules.method].constants.items():
-        if constant is None and rules[field.removeprefix("game.")] is not None:
-            value = rules[field.removeprefix("game.")]
+def _check_method(flat: Mapping[str, Any]) -> None:
+    for field, known in (("game.method", METHODS), ("game.kl_reduction", KL_REDUCTIONS)):
+        _check_name(field, flat[field], known)
+    method = flat["game.method"]
+    for field, constant in METHODS[method].constants.items():
+        if constant is None and flat[field] is not None:
             raise ConfigError(
-                f"{field}={value!r} means nothing to {rules.method}, whose losses have no such "
+                f"{field}={flat[field]!r} means nothing to {method}, whose losses have no such "
                 "term: leave it unset."
             )
 

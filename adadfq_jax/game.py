@@ -36,7 +36,7 @@ from adadfq_jax.methods import METHODS
 from adadfq_jax.models.bits import assign_bits
 from adadfq_jax.models.layers import (
     Calibration,
-    input_moments,
+    apply_with_moments,
     leaves_by_layer,
     stored_statistics,
     unite_moments,
@@ -290,7 +290,7 @@ class Game:
             player_g.params,
         )
         (teacher_logits, moments), pull_teacher = jax.vjp(
-            lambda images: self._run_teacher(teacher, images), images
+            lambda images: apply_with_moments(self.classifier, teacher, images), images
         )
         trained = self._trained(state)
         student_logits, pull_student, ranges = jax.vjp(
@@ -396,11 +396,6 @@ class Game:
     def student_rate(self, step: jax.Array) -> jax.Array:
         """Returns Q's learning rate."""
         return optimizers.student_rate(self.config)(step)
-
-    def _run_teacher(self, teacher: Any, images: jax.Array):
-        """Returns P's logits and, per BatchNorm layer, the moments of its input."""
-        logits, written = self.classifier.apply(teacher, images, mutable=["statistics"])
-        return logits, input_moments(written["statistics"])
 
     def _trained(self, state: GameState) -> dict[str, Any]:
         """Returns the collections that Q learns: `params` and, with learned ranges, `clipping`."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from adadfq_jax import losses
 from adadfq_jax.methods import METHODS
-from adadfq_jax.models.layers import input_moments, stored_statistics
+from adadfq_jax.models.layers import apply_with_moments, stored_statistics
 from adadfq_jax.network import Network
 
 # One margin for all methods and settings, so that their scores can be compared.
@@ -132,6 +132,5 @@ def ask(
 @functools.partial(jax.jit, static_argnums=0)
 def _ask_teacher(module: nn.Module, variables: Any, images: jax.Array):
     """Returns P's logits and L_BNS of the images."""
-    logits, written = module.apply(variables, images, mutable=["statistics"])
-    moments = input_moments(written["statistics"])
+    logits, moments = apply_with_moments(module, variables, images)
     return logits, losses.batch_norm_statistics_loss(moments, stored_statistics(variables))

@@ -56,7 +56,7 @@ def compare(
             raise ConfigError(f"{name} must be at least 1, not {value}.")
     for text in bits:
         parse_bits(text)
-    images = None if dataset is None else _images(dataset.sample(calibration), teacher.image_size)
+    images = None if dataset is None else dataset.sample(calibration).images(teacher.image_size)
 
     def top1(student: Student) -> float:
         return evaluate(student, dataset, batch_size)["top1"]
@@ -128,10 +128,6 @@ def calibrated_on(teacher: Teacher, bits: str, images: np.ndarray) -> Student:
 def _calibrate(module: nn.Module, variables: Any, images: jax.Array, mean, std) -> Any:
     _, written = module.apply(variables, normalize(images, mean, std), mutable=["ranges"])
     return written["ranges"]
-
-
-def _images(dataset: Dataset, image_size: int) -> np.ndarray:
-    return np.concatenate([images for images, _ in dataset.batches(64, image_size)])
 
 
 def table(rows: Sequence[dict[str, Any]], dataset_name: str | None) -> str:

@@ -12,6 +12,7 @@ from adadfq_jax.data.images import fit
 from adadfq_jax.errors import DataError
 
 _LARGEST_POOL = 16
+_TOGETHER = 64  # images at a time, where all are wanted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,10 @@ class Dataset:
         """Returns a set of so many of the images (or all), drawn evenly over the whole set."""
         order = np.random.default_rng(seed).permutation(len(self))[:count]
         return dataclasses.replace(self, records=_Chosen(self.records, order))
+
+    def images(self, image_size: int | None = None) -> np.ndarray:
+        """Returns all images at once, uint8 (N, H, W, 3); `image_size` is that of `batches`."""
+        return np.concatenate([images for images, _ in self.batches(_TOGETHER, image_size)])
 
     def batches(
         self,

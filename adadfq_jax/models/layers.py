@@ -13,8 +13,8 @@ What a layer does is decided by the variable collections that a caller hands to 
                         ranges). Then the gradient by an activation, and so by an image, is 0 where
                         it is clipped, else 1 everywhere.
   statistics            mean and variance of each BatchNorm's input over this device's share of the
-                        batch, written when mutable (L_BNS); see `input_moments` and
-                        `unite_moments`.
+                        batch, written when mutable (L_BNS); see `apply_with_moments`
+                        and `unite_moments`.
 
 `init` creates `params`, `batch_stats`, `bits` and `ranges`.
 """
@@ -52,14 +52,21 @@ def _bits(module: nn.Module, name: str) -> jax.Array | None:
     return module.get_variable("bits", name)
 
 
+def _quantize(module: nn.Module, x: jax.Array, bits: jax.Array) -> jax.Array:
+    """Fake-quantizes x by its layer's range, with a gradient for the ends that are learned."""
+    ends = (
+        module.get_variable("clipping", name, module.get_variable("ranges", name))
+        for name in ("minimum", "maximum")
+    )
+    if module.has_variable("clipping", "maximum"):
+        return quantizers.fake_quantize_learned(x, *ends, bits)
+    return quantizers.fake_quantize(x, *ends, bits)
+
+
 def _quantize_kernel(module: nn.Module, kernel: jax.Array, bits: jax.Array) -> jax.Array:
-    """Fake-quantizes a kernel, by its layer's ranges where it has any, else from min to max."""
-    if module.has_variable("clipping", "minimum"):
-        ends = (module.get_variable("clipping", name) for name in ("minimum", "maximum"))
-        return quantizers.fake_quantize_learned(kernel, *ends, bits)
+    """Fake-quantizes a kernel, by its layer's range where it has one, else from min to max."""
     if module.has_variable("ranges", "minimum"):
-        ends = (module.get_variable("ranges", name) for name in ("minimum", "maximum"))
-        return quantizers.fake_quantize(kernel, *ends, bits)
+        return _quantize(module, kernel, bits)
     return quantizers.fake_quantize_weight(kernel, bits)
 
 
@@ -151,12 +158,7 @@ class QuantReLU(nn.Module):
             return x
         if self.is_mutable_collection("ranges"):
             self._calibrate(jax.lax.stop_gradient(x), bits)
-        minimum = self.get_variable("ranges", "minimum")
-        if self.has_variable("clipping", "maximum"):
-            return quantizers.fake_quantize_learned(
-                x, minimum, self.get_variable("clipping", "maximum"), bits
-            )
-        return quantizers.fake_quantize(x, minimum, self.get_variable("ranges", "maximum"), bits)
+        return _quantize(self, x, bits)
 
     def _calibrate(self, x: jax.Array, bits: jax.Array) -> None:
         find = quantizers.RANGE_RULES[self.calibration.rule]
@@ -243,13 +245,16 @@ def unite_moments(means: jax.Array, variances: jax.Array) -> tuple[jax.Array, ja
     return mean, (variances + (means - mean) ** 2).mean(0)
 
 
-def input_moments(statistics: Any) -> list[tuple[jax.Array, jax.Array]]:
-    """Returns (mean, variance) of each BatchNorm's input: the `statistics` that a call wrote."""
-    return leaves_by_layer(statistics, lambda layer: layer["input"])
+def apply_with_moments(
+    network: nn.Module, variables: Any, images: jax.Array
+) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
+    """Returns a network's logits and the (mean, variance) of each BatchNorm's input."""
+    logits, written = network.apply(variables, images, mutable=["statistics"])
+    return logits, leaves_by_layer(written["statistics"], lambda layer: layer["input"])
 
 
 def stored_statistics(variables: Any) -> list[tuple[jax.Array, jax.Array]]:
-    """Returns the running (mean, variance) of each BatchNorm, in the order of `input_moments`."""
+    """Returns the running (mean, variance) of each BatchNorm, ordered as `apply_with_moments`."""
     return leaves_by_layer(variables["batch_stats"], lambda layer: (layer["mean"], layer["var"]))
 
 

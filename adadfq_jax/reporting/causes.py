@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from adadfq_jax.exporting.graph import trace
-from adadfq_jax.models.layers import input_moments, stored_statistics
+from adadfq_jax.models.layers import apply_with_moments, stored_statistics, unite_moments
 from adadfq_jax.network import Network, flatten, unflatten
+from adadfq_jax.reporting.layers import BATCH
 
 _FINE_BITS = 16  # as good as not quantized
-_BATCH = 64  # images at a time; of large networks, activations fill the memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,19 +96,20 @@ def coverage(name: str, teacher: Network, images: np.ndarray) -> Coverage:
       teacher: the network in full precision.
       images: (N, H, W, 3), normalised; whole batches of 64 are looked at, or all if they are fewer.
     """
-    size = min(_BATCH, len(images))
+    size = min(BATCH, len(images))
     logits, moments = [], []
     for start in range(0, len(images) // size * size, size):
-        z_p, seen = _look(teacher.module, teacher.variables, images[start : start + size])
+        batch = images[start : start + size]
+        z_p, seen = _apply_with_moments(teacher.module, teacher.variables, batch)
         logits.append(np.asarray(z_p))
         moments.append(seen)
     probabilities = np.asarray(jax.nn.softmax(np.concatenate(logits)))
     distances = []
     for place, (mean, variance) in enumerate(stored_statistics(teacher.variables)):
         means, variances = (np.stack([seen[place][i] for seen in moments]) for i in (0, 1))
-        variances = variances.mean(0) + means.var(0)
-        ratio = (variances + 1e-12) / (np.asarray(variance) + 1e-12)
-        shift = np.square(means.mean(0) - mean) / (np.asarray(variance) + 1e-12)
+        own_mean, own_variance = unite_moments(means, variances)
+        ratio = (own_variance + 1e-12) / (np.asarray(variance) + 1e-12)
+        shift = np.square(own_mean - mean) / (np.asarray(variance) + 1e-12)
         distances.append(0.5 * np.mean(ratio + shift - 1 - np.log(ratio)))
     return Coverage(
         name=name,
@@ -118,10 +119,7 @@ def coverage(name: str, teacher: Network, images: np.ndarray) -> Coverage:
     )
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _look(module: nn.Module, variables: Any, images: jax.Array):
-    logits, written = module.apply(variables, images, mutable=["statistics"])
-    return logits, input_moments(written["statistics"])
+_apply_with_moments = jax.jit(apply_with_moments, static_argnums=0)
 
 
 def _in_order(network: Network) -> list[int]:

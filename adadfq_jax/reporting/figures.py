@@ -333,10 +333,8 @@ def coverage(families: Sequence[Coverage]) -> Drawing:
     """Draws how families of images look to the teacher: by layer, and by its confidence."""
     figure = blank(4.6)
     by_layer, by_confidence = figure.subplots(2)
-    colours = dict(zip((family.name for family in families), _FAMILIES, strict=False))
     alt = []
-    for family in families:
-        colour = colours[family.name]
+    for family, colour in zip(families, _FAMILIES, strict=False):
         layers = np.arange(1, len(family.distances) + 1)
         by_layer.plot(layers, family.distances, "o-", color=colour, markersize=3, label=family.name)
         shares = np.linspace(0, 100, len(family.confidence))

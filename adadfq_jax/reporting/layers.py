@@ -16,7 +16,7 @@ from adadfq_jax.exporting.graph import trace
 from adadfq_jax.models.layers import QuantReLU
 from adadfq_jax.network import Network, flatten, kernel_range
 
-_BATCH = 64  # images at a time; of large networks, activations fill the memory
+BATCH = 64  # images at a time; of large networks, activations fill the memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +94,8 @@ def measure_activations(student: Network, images: np.ndarray) -> list[QuantizedA
         return found
 
     parts = [
-        jax.tree.map(np.asarray, look(student.variables, images[start : start + _BATCH]))
-        for start in range(0, len(images), _BATCH)
+        jax.tree.map(np.asarray, look(student.variables, images[start : start + BATCH]))
+        for start in range(0, len(images), BATCH)
     ]
     arrays, measured = flatten(student.variables), []
     for node in trace(student.module, student.image_size):

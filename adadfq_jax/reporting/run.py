@@ -178,9 +178,8 @@ def _families(
         return families, f"The run's evaluation images could not be read: {error}"
     if dataset is None:
         return families, "There are no evaluation images to compare with."
-    batches = dataset.sample(count).batches(count, teacher.image_size)
-    real = np.concatenate([images for images, _ in batches])
-    real = normalize(jnp.asarray(real), teacher.mean, teacher.std)
+    pixels = jnp.asarray(dataset.sample(count).images(teacher.image_size))
+    real = normalize(pixels, teacher.mean, teacher.std)
     return [*families, ("evaluation images", np.asarray(real))], ""
 
 
