@@ -1,6 +1,5 @@
 """How fast the game is played, and how fast the device would let it."""
 
-import functools
 import importlib.util
 import os
 import platform
@@ -14,14 +13,13 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from adadfq_jax import benchmark_games, breakdown, hardware, parallel, recipes
+from adadfq_jax import benchmark_games, breakdown, hardware, parallel, programs, recipes
 from adadfq_jax.config import validate
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.game import Game, Phase
 from adadfq_jax.teachers import Teacher, load_teacher
 from adadfq_jax.teachers.random import random_teacher
 
-ROUNDS = 5
 _DEFAULT_NETWORK = "resnet20_cifar"
 
 
@@ -29,20 +27,24 @@ def benchmark(
     config: ml_collections.ConfigDict,
     *,
     steps: int = 10,
+    rounds: int = 5,
+    parts: bool = True,
     against: str | None = None,
     profile: str | Path | None = None,
     games: int = 0,
 ) -> dict[str, Any]:
     """Times the steps of a game.
 
-    All contestants (our three phases, the parts of a step, PyTorch's games) take turns for
-    `ROUNDS` rounds, so that a machine that slows down slows all of them. As in a run, a step is
+    All contestants (our three phases, the parts of a step, PyTorch's games) take turns for some
+    rounds, so that a machine that slows down slows all of them. As in a run, a step is
     called while the one before is computed; its time is from the end of that one to its own.
 
     Args:
       config: the run's configuration; without `teacher.path`, the teacher is `teacher.architecture`
         (by default ResNet-20) with random weights.
       steps: how many each contestant plays in a round; one more before them is not counted.
+      rounds: how many turns each has.
+      parts: whether to time the parts of a step, too.
       against: "torch" for the two procedures of `reference/`.
       profile: a new or empty folder for a trace of one round of play.
       games: how many games, of different seeds, to play in each way of `benchmark_games` as well.
@@ -70,10 +72,7 @@ def benchmark(
     began = time.perf_counter()
     compiled, compile_s = {}, {}
     for phase in Phase:
-        step = parallel.map_over_devices(
-            functools.partial(game.step, phase=phase), devices, donate=(0,)
-        )
-        compiled[phase] = step.lower(state, variables, indices).compile()
+        compiled[phase] = programs.steps(game, devices, phase, 1, state, variables)
         compile_s[phase.value] = time.perf_counter() - began - sum(compile_s.values())
 
     # ---- The contestants ----------------------------------------------------------------------
@@ -93,7 +92,10 @@ def benchmark(
     evaluated = config.evaluation.batch_size // len(devices)
     # The steps take over the memory of their state, the parts keep a copy.
     kept = jax.tree.map(jnp.copy, state)
-    for name, part in breakdown.programs(game, kept, variables, devices, evaluated).items():
+    programs_of_parts = (
+        breakdown.programs(game, kept, variables, devices, evaluated) if parts else {}
+    )
+    for name, part in programs_of_parts.items():
         contestants[f"part {name}"] = lambda part=part: jax.block_until_ready(part())
     if against is not None:
         import torch
@@ -105,14 +107,14 @@ def benchmark(
         contestants |= {f"torch {name}": play for name, play in plays.items()}
 
     # ---- Play ---------------------------------------------------------------------------------
-    rounds = [
+    turns = [
         {name: hardware.seconds(play, steps) for name, play in contestants.items()}
-        for _ in range(ROUNDS)
+        for _ in range(rounds)
     ]
     if profile is not None:
         with jax.profiler.trace(str(profile)):
             hardware.seconds(contestants["play"], steps)
-    times = {name: [t for turn in rounds for t in turn[name]] for name in contestants}
+    times = {name: [t for turn in turns for t in turn[name]] for name in contestants}
     play = compiled[Phase.PLAY]
     flops = play.cost_analysis()["flops"] * len(devices)
     median = statistics.median(times["play"])
@@ -150,7 +152,7 @@ def benchmark(
         for seed, other in enumerate(configs):
             other.seed = seed
         result["games"] = benchmark_games.compare(
-            game, configs, teacher.variables, devices, steps=steps, rounds=ROUNDS
+            game, configs, teacher.variables, devices, steps=steps, rounds=rounds
         )
     if against is not None:
         result["versions"]["torch"] = torch.__version__
@@ -162,7 +164,7 @@ def benchmark(
         for key, name in (("ratio", "authors"), ("ratio_same_algorithm", "lean")):
             result[key] = statistics.median(
                 statistics.median(turn[f"torch {name}"]) / statistics.median(turn["play"])
-                for turn in rounds
+                for turn in turns
             )
     return result
 
@@ -182,8 +184,8 @@ def _check(against: str | None, profile: str | Path | None, teacher: Teacher, ba
 
     if not serves(teacher.module):
         raise ConfigError(
-            "--against=torch knows the ResNets of basic blocks (such as resnet20_cifar and "
-            f"resnet18), not {teacher.architecture}; leave it out to time ours alone."
+            "--against=torch knows the ResNets, and MobileNetV2 with a dense classifier, not "
+            f"{teacher.architecture}; leave it out to time ours alone."
         )
     if backend == "tpu" or (backend == "gpu" and not torch.cuda.is_available()):
         raise ConfigError(f"--against=torch: this PyTorch cannot use the {backend} that JAX uses.")

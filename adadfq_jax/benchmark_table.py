@@ -10,10 +10,11 @@ def table(result: dict[str, Any]) -> str:
     phases, used = result["phases"], result["flops_per_s"]
     ceiling = result["matmul_flops_per_s"]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    compiled = [f"{name} {phase['compile_s']:.1f}" for name, phase in phases.items()]
     lines = [
         f"{'device':<30}{result['device']}, {result['cores']} cores, {versions}",
         f"{'network':<30}{result['network']}, {result['bits']}, batch {result['batch_size']}",
-        f"{'compilation':<30}{result['compile_s']:.1f} s",
+        f"{'compilation':<30}{result['compile_s']:.1f} s: {', '.join(compiled)}",
         f"{'memory':<30}{result['peak_bytes'] / 1e6:.0f} MB",
         f"{'FLOP a step of play':<30}{result['flops_per_step'] / 1e9:.2f}e9, as XLA counts",
         f"{'FLOP/s':<30}{used / 1e9:.0f}e9, {used / ceiling:.0%} of a matrix product's",
@@ -38,7 +39,8 @@ def table(result: dict[str, Any]) -> str:
                 f"  x {result['ratio_same_algorithm']:.2f}",
             ),
         ]
-    lines += ["", f"{'parts, each alone, ms':<30}"]
+    if result["parts"]:
+        lines += ["", f"{'parts, each alone, ms':<30}"]
     lines += [f"{name:<30}{seconds * 1e3:>9.2f}" for name, seconds in result["parts"].items()]
     if "games" in result:
         lines += ["", f"{'a step of each of the games':<30}"]

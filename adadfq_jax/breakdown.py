@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from adadfq_jax import parallel
 from adadfq_jax.game import Game, GameState, Phase
-from adadfq_jax.models.layers import apply_with_moments
 from adadfq_jax.parallel import DATA_AXIS
 
 # Part: the timed program, less those that it contains.
@@ -51,7 +50,7 @@ def programs(
         return game.generator.apply({"params": params}, noise[:share], labels[:share])
 
     def judge(teacher, images):
-        return apply_with_moments(network, teacher, images)
+        return game.ask_teacher(teacher, images)
 
     def answer(params, images, state, teacher):
         student = {"params": params, "bits": state.bits, "ranges": state.ranges}
@@ -94,7 +93,7 @@ def programs(
         )
         learn = compiled(
             lambda s, t, x: (
-                network.apply(t, x),
+                judge(t, x)[0],
                 pull(lambda p: answer(p, x, s, t), s.student.params),
             )
         )

@@ -273,7 +273,9 @@ def _benchmark(argv: Sequence[str]) -> None:
     """time the steps of a game, and their parts"""
     values = flags.FlagValues()
     _define_config(values, "benchmark", argv)
-    flags.DEFINE_integer("steps", 10, "steps in each of five rounds", 1, flag_values=values)
+    flags.DEFINE_integer("steps", 10, "steps in a round", 1, flag_values=values)
+    flags.DEFINE_integer("rounds", 5, "turns that all take", 1, flag_values=values)
+    flags.DEFINE_bool("parts", True, "also time the parts of a step", flag_values=values)
     flags.DEFINE_string("against", None, "torch: PyTorch plays in turns", flag_values=values)
     flags.DEFINE_integer(
         "games", 0, "also time so many games, in each way to play them", 0, flag_values=values
@@ -281,9 +283,8 @@ def _benchmark(argv: Sequence[str]) -> None:
     flags.DEFINE_string("profile", None, "new folder for a trace of play", flag_values=values)
     flags.DEFINE_bool("json", False, "print one JSON object instead of tables", flag_values=values)
     if _asks_for_help(argv):
-        print(
-            _help(values, "benchmark", ("config", "steps", "against", "games", "profile", "json"))
-        )
+        names = ("config", "steps", "rounds", "parts", "against", "games", "profile", "json")
+        print(_help(values, "benchmark", names))
         return
     config = _parse_config(values, "benchmark", argv)
 
@@ -294,6 +295,8 @@ def _benchmark(argv: Sequence[str]) -> None:
     measured = benchmark.benchmark(
         config,
         steps=values.steps,
+        rounds=values.rounds,
+        parts=values.parts,
         against=values.against,
         profile=values.profile,
         games=values.games,

@@ -21,6 +21,8 @@ from adadfq_jax.models.generator import CONDITIONINGS
 from adadfq_jax.optimizers import STUDENT_OPTIMIZERS
 from adadfq_jax.quantizers import RANGE_RULES
 
+# What may be computed in bfloat16; a float32 of a GPU may be TensorFloat-32.
+PRECISIONS = ("float32", "bfloat16")
 DATA_SOURCES = ("none", "npz", "folder", "tfds:NAME")
 
 # By format of exported students, the suffixes of its files; the first one is usual.
@@ -35,6 +37,7 @@ EXPORT_FORMATS = {
 IDENTITY_EXEMPT = (
     "epochs",
     "devices",
+    "remat",
     "steps_per_dispatch",
     "teacher.path",
     "data.source",
@@ -67,6 +70,7 @@ _AT_LEAST = {
     "student.weight_decay": 0,
     "samples.procedural": 0,
     "evaluation.every_epochs": 1,
+    "evaluation.subset": 0,
     "evaluation.batch_size": 1,
     "evaluation.generated_images": 1,
     "checkpoint.every_seconds": 0,
@@ -111,6 +115,9 @@ _BEFORE = {
     "samples.procedural": 0,
     "student.optimizer": "sgd",
     "generator.conditioning": "embedding",
+    "precision.teacher": "float32",
+    "precision.generator": "float32",
+    "precision.student": "float32",
 }
 _BELOW_ONE = ("generator.beta1", "generator.beta2", "student.momentum")
 
@@ -139,6 +146,7 @@ def default_config(
     config.calibration_epochs = 4  # first epochs, in which activation ranges follow the images
     config.warmup_epochs = 4  # epochs (calibration included) before the student learns
     config.devices = 0  # 0: all there are
+    config.remat = False  # make the activations inside of blocks again, instead of keeping them
     config.steps_per_dispatch = 0  # steps per call of the device; 0: 1 on CPU, else 50
     config.export = ""  # formats in which a finished run leaves its student: "integers,onnx"
     config.log_every_steps = 50
@@ -155,6 +163,11 @@ def default_config(
     data.path = config_dict.placeholder(str)  # file, folder, or tensorflow-datasets' data_dir
     data.mean = ()  # per channel, of pixels in [0, 1]; empty: as the teacher's file says
     data.std = ()
+
+    config.precision = precision = ml_collections.ConfigDict()
+    precision.teacher = "float32"  # or "bfloat16", as its gradient to the images
+    precision.generator = "float32"  # or "bfloat16": its convolutions
+    precision.student = "float32"  # nothing else: its codes would not be those of its exports
 
     config.quant = quant = ml_collections.ConfigDict()
     quant.weight_bits = weight_bits
@@ -199,6 +212,7 @@ def default_config(
 
     config.evaluation = evaluation = ml_collections.ConfigDict()
     evaluation.every_epochs = 1
+    evaluation.subset = 0  # images of the measurements before the last one; 0: all
     evaluation.batch_size = 256
     evaluation.generated_images = 1024  # held-out generated images for teacher agreement
 
@@ -319,6 +333,14 @@ def _check_switches(config: ml_collections.ConfigDict) -> None:
     """Checks the parts that methods are built of against each other; none is None any more."""
     _check_name("quant.ranges", config.quant.ranges, RANGE_RULES)
     _check_name("generator.conditioning", config.generator.conditioning, CONDITIONINGS)
+    for part in ("teacher", "generator"):
+        _check_name(f"precision.{part}", config.precision[part], PRECISIONS)
+    if config.precision.student != "float32":
+        raise ConfigError(
+            "the student's quantizers, ranges and updates stay in float32, so precision.student "
+            f"must be 'float32', not {config.precision.student!r}; precision.teacher and "
+            "precision.generator can be 'bfloat16'."
+        )
     _check_name("student.optimizer", config.student.optimizer, STUDENT_OPTIMIZERS)
     if config.quant.learned_ranges and config.student.optimizer != "adam":
         raise ConfigError(

@@ -124,7 +124,12 @@ _RULES = (
     "generator",
     "student",
     "samples",
+    "precision",
 )
+
+
+# Of `precision`; None: as wide as everything else, which is float64 where JAX is told so.
+_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,11 +168,15 @@ class Game:
         if config.student.optimizer != "sgd":  # its rate depends on how long the game will be
             rules["epochs"] = config.epochs
         return cls(
-            classifier=classifier.clone(calibration=Calibration(config.quant.ranges, DATA_AXIS)),
+            classifier=classifier.clone(
+                calibration=Calibration(config.quant.ranges, DATA_AXIS), remat=config.remat
+            ),
             generator=models.Generator(
                 image_size,
                 classifier.classes,
                 conditioning=config.generator.conditioning,
+                dtype=_DTYPES[config.precision.generator],
+                remat=config.remat,
                 axis_name=DATA_AXIS,
             ),
             config=ml_collections.FrozenConfigDict(rules),
@@ -290,7 +299,7 @@ class Game:
             player_g.params,
         )
         (teacher_logits, moments), pull_teacher = jax.vjp(
-            lambda images: apply_with_moments(self.classifier, teacher, images), images
+            lambda images: self.ask_teacher(teacher, images), images
         )
         trained = self._trained(state)
         student_logits, pull_student, ranges = jax.vjp(
@@ -358,6 +367,13 @@ class Game:
         )
         return new_state, metrics
 
+    def ask_teacher(
+        self, teacher: Any, images: jax.Array
+    ) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
+        """Returns z_P and the moments of P's BatchNorm inputs, computed in P's precision."""
+        images = images.astype(_DTYPES[self.config.precision.teacher] or images.dtype)
+        return apply_with_moments(self.classifier, teacher, images)
+
     def generator_loss(
         self, responses: Responses, labels: jax.Array, stored: list[tuple[jax.Array, jax.Array]]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -424,7 +440,8 @@ class Game:
             self._trained(state),
             has_aux=True,
         )
-        return (self.classifier.apply(teacher, images), student_logits), pull, ranges
+        teacher_logits, _ = self.ask_teacher(teacher, images)
+        return (teacher_logits, student_logits), pull, ranges
 
     def _update(self, player: Player, gradients: Any, optimizer, rate: jax.Array):
         """Returns the player after one step of its optimizer, and its gradient's norm."""

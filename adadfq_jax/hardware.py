@@ -1,7 +1,10 @@
 """What the machine has, and what it can do."""
 
+import contextlib
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,6 +12,8 @@ import jax.numpy as jnp
 
 _MATRIX_SIDE = {"cpu": 1024}
 _MATRIX_SIDE_ELSEWHERE = 8192
+
+_CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def seconds(play: Callable[[], Any], steps: int) -> list[float]:
@@ -36,8 +41,11 @@ def matrix_product(devices: list[jax.Device]) -> float:
 def peak_bytes(program: Any, device: jax.Device) -> int:
     """Returns the most memory in use on a device; on CPU, what a compiled program asks for."""
     measured = device.memory_stats()
-    if measured:
-        return measured["peak_bytes_in_use"]
+    return measured["peak_bytes_in_use"] if measured else program_bytes(program)
+
+
+def program_bytes(program: jax.stages.Compiled) -> int:
+    """Returns the memory that a compiled program asks of each of its devices."""
     plan = program.memory_analysis()
     return (
         plan.argument_size_in_bytes
@@ -45,3 +53,17 @@ def peak_bytes(program: Any, device: jax.Device) -> int:
         - plan.alias_size_in_bytes
         + plan.temp_size_in_bytes
     )
+
+
+def memory_bytes(device: jax.Device) -> int | None:
+    """Returns a device's memory, None where it does not tell; CPU devices share the machine's."""
+    known = device.memory_stats() or {}
+    if "bytes_limit" in known:
+        return known["bytes_limit"]
+    if device.platform != "cpu" or "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return None
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    # In a container, what it was given.
+    with contextlib.suppress(OSError, ValueError):  # no such file; "max"
+        machine = min(machine, int(_CONTAINER_LIMIT.read_text()))
+    return machine // jax.local_device_count("cpu")

@@ -121,6 +121,14 @@ def device_indices(devices: list[jax.Device]) -> jax.Array:
     return _put([np.int32(index) for index in range(len(devices))], devices)
 
 
+def replicated_types(tree: Any, devices: int) -> Any:
+    """Returns shapes and types of what `replicate` would make for so many devices."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((devices, *np.shape(leaf)), jax.dtypes.result_type(leaf)),
+        tree,
+    )
+
+
 def replicate(tree: Any, devices: list[jax.Device]) -> Any:
     """Copies a tree of arrays to every device, with a leading device axis."""
     return jax.tree.map(lambda leaf: _put([np.asarray(leaf)] * len(devices), devices), tree)

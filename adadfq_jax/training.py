@@ -1,11 +1,10 @@
 """One run, from a configuration to a measured student."""
 
 import dataclasses
-import functools
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from adadfq_jax import health, parallel, recipes, samples
+from adadfq_jax import health, parallel, programs, recipes, samples
 from adadfq_jax.checkpoint import Checkpoints
 from adadfq_jax.config import EXPORT_FORMATS, export_formats, to_json, validate
 from adadfq_jax.data import Dataset, check_fits, load_dataset
@@ -33,10 +32,6 @@ from adadfq_jax.workdir import (
     MetricLog,
     Workdir,
 )
-
-# XLA's CPU backend runs convolutions inside a loop 30 to 50 times slower than outside.
-_STEPS_PER_DISPATCH = {"cpu": 1}
-_STEPS_PER_DISPATCH_ELSEWHERE = 50
 
 # When the game runs away, L_BNS rises before anything else shows it.
 _BNS_ALARM_FACTOR, _BNS_ALARM_STEPS = 10.0, 200
@@ -101,6 +96,8 @@ def quantize(
     dataset = load_dataset(config.data.source, config.data.path)
     if dataset is not None:
         check_fits(dataset, teacher)
+    subset = config.evaluation.subset
+    between = dataset.stratified(subset) if dataset is not None and subset else dataset
     game = Game.create(config, teacher.module, teacher.image_size)
     state = game.init(config, teacher.variables)
 
@@ -126,10 +123,22 @@ def quantize(
                     _export(student, folder, config, progress, overwrite=False)
                     return student
                 progress.say(f"{folder.path}: its last steps are lost, and are played again")
+        cost = programs.foresee(game, config, state, teacher, devices)
+        progress.say(cost.to_text())
+        if folder is not None:
             folder.claim(config)
             _keep_teacher(folder, teacher)
         student = _run(
-            config, game, state, teacher, dataset, devices, folder, progress, should_stop
+            config,
+            game,
+            state,
+            teacher,
+            (between, dataset),
+            devices,
+            cost,
+            folder,
+            progress,
+            should_stop,
         )
         _export(student, folder, config, progress, overwrite=True)
         return student
@@ -143,13 +152,15 @@ def _run(
     game: Game,
     state: GameState,
     teacher: Teacher,
-    dataset: Dataset | None,
+    datasets: tuple[Dataset | None, Dataset | None],
     devices: list[jax.Device],
+    cost: programs.Cost,
     folder: Workdir | None,
     progress: Progress,
     should_stop: Callable[[], int | None],
 ) -> Student:
     # ---- Resume: the newest whole checkpoint, else the beginning ------------------------------
+    between, dataset = datasets  # before the last step, and after it
     checkpoints = None if folder is None else Checkpoints(folder.path)
     record, step = _Record(), 0
     restored = checkpoints and checkpoints.restore(state)
@@ -184,9 +195,9 @@ def _run(
     measured: dict[str, Any] = {}
     try:
         with progress:
-            for count in _dispatches(step, total, config, devices[0].platform):
+            for count in programs.dispatches(step, total, config, devices[0].platform):
                 phase = game.phase(step)
-                advance = _compiled(game, tuple(devices), phase, count)
+                advance = programs.steps(game, devices, phase, count, state, variables)
                 state, metrics = advance(state, variables, indices)
                 watch.look(step, phase, metrics)
                 step += count
@@ -199,7 +210,8 @@ def _run(
                     if evaluated or pictured:
                         host = parallel.fetch(state)
                     if evaluated:
-                        measured = _measure(config, game, host, teacher, dataset, devices)
+                        images = dataset if step == total else between
+                        measured = _measure(config, game, host, teacher, images, devices)
                         _note(record, step, epoch, config, measured)
                         watch.show(step, phase, measured)
                     if pictured:
@@ -247,10 +259,12 @@ def _run(
         "teacher_top1": teacher_accuracy["top1"],
         "teacher_top5": teacher_accuracy["top5"],
         "calibrated_top1": record.calibrated.get("top1"),
+        "calibrated_images": record.calibrated.get("images"),
         "top1": measured["top1"],
         "top5": measured["top5"],
         "best_top1": record.best.get("top1"),
         "best_step": record.best.get("step"),
+        "best_images": record.best.get("images"),
         "healthiest_top1": record.healthiest.get("top1"),
         "healthiest_step": record.healthiest.get("step"),
         "health": measured["health"],
@@ -263,6 +277,9 @@ def _run(
         "overrides": list(config.quant.overrides),
         "seed": config.seed,
         "architecture": teacher.architecture,
+        "parameters": cost.parameters,
+        "macs": cost.macs,
+        "step_bytes": cost.step_bytes,
         "evaluation_images": None if dataset is None else len(dataset),
         "seconds": seconds,
         "steps_per_second": step / seconds,
@@ -353,41 +370,6 @@ def _keep_teacher(folder: Workdir, teacher: Teacher) -> None:
 
 
 # ---- During it --------------------------------------------------------------------------------
-
-
-def _dispatches(
-    step: int, total: int, config: ml_collections.ConfigDict, platform: str
-) -> Iterator[int]:
-    """Yields how many steps to take at a time; a dispatch never crosses the end of an epoch."""
-    most = config.steps_per_dispatch or _STEPS_PER_DISPATCH.get(
-        platform, _STEPS_PER_DISPATCH_ELSEWHERE
-    )
-    while step < total:
-        within = step % config.steps_per_epoch
-        # Counted from the epoch's start, so that a resumed run dispatches the same pieces.
-        count = min(most - within % most, config.steps_per_epoch - within)
-        yield count
-        step += count
-
-
-@functools.lru_cache(maxsize=16)
-def _compiled(game: Game, devices: tuple[jax.Device, ...], phase: Phase, count: int):
-    """Returns the function that plays `count` steps of a phase on all devices.
-
-    It maps (state, teacher, device index) to (state, metrics with a leading axis of steps), and is
-    kept, so that another game of the same rules in this process need not compile again.
-    """
-
-    def run(state, teacher, device_index):
-        def body(state, _):
-            return game.step(state, teacher, device_index, phase)
-
-        if count > 1:
-            return jax.lax.scan(body, state, length=count)
-        state, metrics = body(state, None)
-        return state, jax.tree.map(lambda value: value[None], metrics)
-
-    return parallel.map_over_devices(run, list(devices), donate=(0,))
 
 
 class _Watch:
@@ -527,7 +509,7 @@ def _evaluation_is_due(epoch: int, config: ml_collections.ConfigDict) -> bool:
 
 def _accuracy(config, network, dataset: Dataset | None, devices) -> dict[str, Any]:
     if dataset is None:
-        return {"top1": None, "top5": None, "loss": None}
+        return {"top1": None, "top5": None, "loss": None, "images": None}
     return evaluate(network, dataset, config.evaluation.batch_size, devices)
 
 
@@ -538,12 +520,12 @@ def _measure(config, game, host: GameState, teacher, dataset, devices) -> dict[s
     batch = config.evaluation.batch_size
     images, labels = generate(game, host, config.evaluation.generated_images, batch)
     answers = health.ask(teacher, student, images, labels, config.batch_size, batch)
-    known = {name: accuracy[name] for name in ("top1", "top5", "loss")}
+    known = {name: accuracy[name] for name in ("top1", "top5", "loss", "images")}
     return known | answers.numbers() | {"h_prime_histogram": answers.histogram()}
 
 
 def _note(record: _Record, step: int, epoch: int, config, measured: dict[str, Any]) -> None:
-    noted = {name: measured[name] for name in ("top1", "top5", "agreement", "health")}
+    noted = {name: measured[name] for name in ("top1", "top5", "images", "agreement", "health")}
     noted["step"] = step
     if epoch == config.warmup_epochs:
         record.calibrated = noted
@@ -571,4 +553,8 @@ def table(result: dict[str, Any]) -> str:
     ]
     if result["best_top1"] is not None:
         rows[4] = (rows[4][0], f"{rows[4][1]} (step {result['best_step']}, chosen on these images)")
+    for row, name in ((2, "calibrated"), (4, "best")):
+        count = result[f"{name}_images"]
+        if count not in (None, result["evaluation_images"]):
+            rows[row] = (rows[row][0], f"{rows[row][1]}, on {count:,} images")
     return "\n".join(f"{name:<22}{value}" for name, value in rows)

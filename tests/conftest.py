@@ -1,13 +1,17 @@
 """Four CPU devices for every test, small games, and a compilation cache shared by the workers."""
 
+import dataclasses
+import functools
 import tempfile
 from pathlib import Path
 
+import flax.linen
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adadfq_jax import models, training
+from adadfq_jax import models, programs
 from adadfq_jax.config import default_config
 from adadfq_jax.teachers import Teacher
 
@@ -21,7 +25,7 @@ SIZE = 8
 def forget_programs():
     """Drops compiled programs after each file: all together, they pass the limit of memory maps."""
     yield
-    training._compiled.cache_clear()
+    programs._compiled.cache_clear()
     jax.clear_caches()
 
 
@@ -32,9 +36,11 @@ def x64():
         yield
 
 
-def make_teacher(seed: int = 0, architecture: str = "resnet8_cifar", size: int = SIZE) -> Teacher:
+def make_teacher(
+    seed: int = 0, architecture: str = "resnet8_cifar", size: int = SIZE, classes: int = 10
+) -> Teacher:
     """An untrained teacher with BatchNorm statistics and scales that are not trivial."""
-    module = models.build(architecture, 10)
+    module = models.build(architecture, classes)
     variables = jax.tree.map(
         np.asarray, models.initial_variables(module, size, jax.random.key(seed))
     )
@@ -57,6 +63,21 @@ def make_teacher(seed: int = 0, architecture: str = "resnet8_cifar", size: int =
         mean=(0.5,) * 3,
         std=(0.25,) * 3,
     )
+
+
+def settled(teacher: Teacher) -> Teacher:
+    """The teacher with BatchNorm statistics as inputs of noise have them."""
+    module = teacher.module.clone(
+        norm=functools.partial(flax.linen.BatchNorm, use_running_average=False, momentum=0.0)
+    )
+    size = teacher.image_size
+    images = np.random.default_rng(0).normal(size=(16, size, size, 3))
+    images = images.astype(jnp.result_type(float))
+    _, written = jax.jit(functools.partial(module.apply, mutable=["batch_stats"]))(
+        teacher.variables, images
+    )
+    statistics = jax.tree.map(np.asarray, written["batch_stats"])
+    return dataclasses.replace(teacher, variables=teacher.variables | {"batch_stats": statistics})
 
 
 @pytest.fixture

@@ -332,3 +332,30 @@ def test_a_folder_must_have_the_teachers_classes(folder, teacher, classes):
         return
     with pytest.raises(DataError, match=rf"{classes} classes \(\d+, .*, …, c\).* has 10"):
         check_fits(dataset, teacher)
+
+
+def test_a_stratified_subset_has_the_classes_shares(tmp_path):
+    """Of 400, 200 and 10 images; always the same ones, and others of another seed."""
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [400, 200, 10]))
+    images = np.arange(610, dtype=np.uint16).view(np.uint8).reshape(610, 1, 2, 1).repeat(3, axis=3)
+    dataset = from_arrays(images, labels)
+    subset = dataset.stratified(61)
+    assert np.bincount([label for _, label in subset.records]).tolist() == [40, 20, 1]
+    chosen, again, other = (
+        {image.tobytes() for image, _ in dataset.stratified(61, seed).records} for seed in (0, 0, 1)
+    )
+    assert len(chosen) == 61
+    assert chosen == again != other
+    assert len(dataset.stratified(610)) == 610
+    with pytest.raises(DataError, match="610 images, too few for a subset of 611"):
+        dataset.stratified(611)
+
+
+def test_labels_are_known_without_decoding(tmp_path):
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        for index in range(4):
+            (tmp_path / name / f"{index}.png").write_bytes(b"no image at all")
+    subset = load_dataset("folder", str(tmp_path)).stratified(6)
+    with pytest.raises(DataError, match="cannot be decoded"):
+        subset.records[0]

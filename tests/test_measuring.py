@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import adadfq_jax
-from adadfq_jax import cli, training, untrained
+from adadfq_jax import cli, programs, training, untrained
 from adadfq_jax.data import from_arrays
 from adadfq_jax.errors import ConfigError, DataError
 from adadfq_jax.network import flatten, normalize
@@ -216,9 +216,9 @@ def test_compare(teacher):
 
 
 def test_widths_share_one_compiled_step(teacher):
-    training._compiled.cache_clear()
+    programs._compiled.cache_clear()
     untrained.compare(teacher, ["w8a8", "w4a4", "w2a3"], epochs=1)
-    assert training._compiled.cache_info().currsize == 1
+    assert programs._compiled.cache_info().currsize == 1
 
 
 @pytest.mark.parametrize("numbers", [{"calibration": 0}, {"epochs": 0}])

@@ -1,9 +1,5 @@
 """A whole two-player step agrees with the independent PyTorch transcription in `reference/`."""
 
-import dataclasses
-import functools
-
-import flax.linen
 import jax
 import numpy as np
 import pytest
@@ -18,7 +14,7 @@ from adadfq_jax.reference import game as reference
 from adadfq_jax.reference import networks
 from adadfq_jax.reference.opponents import twin
 from adadfq_jax.teachers import load_teacher
-from tests.conftest import make_teacher
+from tests.conftest import make_teacher, settled
 
 SIZE, BATCH = 16, 8
 PHASES = {Phase.CALIBRATE: "calibrate", Phase.WARMUP: "warmup", Phase.PLAY: "play"}
@@ -88,12 +84,10 @@ def torch_ranges(student: networks.Classifier) -> dict[str, np.ndarray]:
     found = {}
     for name, module in student.named_modules():
         if isinstance(module, networks.Activation):
-            parts = name.split(".")
-            if len(parts) == 1:
-                layer = "stem_relu"
-            else:
-                stage, block, act = parts
-                layer = f"stage{stage[5:]}_block{int(block) + 1}/relu{act[3:]}"
+            *block, act = name.split(".")
+            layer = act.replace("act", "relu") if block or act != "act1" else "stem_relu"
+            if block:
+                layer = f"stage{block[0][5:]}_block{int(block[1]) + 1}/{layer}"
             found[f"{layer}/minimum"] = module.low.numpy()
             found[f"{layer}/maximum"] = module.high.numpy()
     return found
@@ -211,28 +205,28 @@ def test_step_of_the_family_in_float64(name):
         compare(metrics, result, state, g, q)
 
 
-def settled(teacher):
-    """With the statistics of its inputs: else L_BNS is so large that rounding noise passes 1e-9."""
-    module = teacher.module.clone(
-        norm=functools.partial(flax.linen.BatchNorm, use_running_average=False, momentum=0.0)
-    )
-    images = np.random.default_rng(0).normal(size=(16, *3 * [teacher.image_size]))[..., :3]
-    _, written = module.apply(teacher.variables, images, mutable=["batch_stats"])
-    return dataclasses.replace(teacher, variables=teacher.variables | written)
-
-
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("procedure", reference.PROCEDURES)
-def test_step_of_imagenets_resnet_in_float64(procedure):
-    """As precise; a 7x7 stem, a max-pool and projections, with an eighth of the channels.
+@pytest.mark.parametrize(
+    ("architecture", "procedure"),
+    [
+        ("resnet18_x0.125", "authors"),
+        ("resnet18_x0.125", "lean"),
+        ("resnet50_stride3x3_x0.125", "lean"),
+        ("mobilenet_v2_x0.25", "lean"),
+    ],
+)
+def test_step_of_imagenets_networks_in_float64(procedure, architecture):
+    """As precise; 7x7 stem, max-pool, projections, bottlenecks, depthwise convolutions, ReLU6.
 
-    With the class-conditional generator, whose tables have moved after the first step.
+    With few of their channels, and with the class-conditional generator, whose tables have moved
+    after the first step.
     """
-    teacher = settled(make_teacher(architecture="resnet18_x0.125", size=32))
+    # Else L_BNS is so large that rounding noise passes 1e-9.
+    teacher = settled(make_teacher(architecture=architecture, size=32))
     for _, metrics, result, state, (g, q) in play(
         np.float64, procedure, 2, small=True, teacher=teacher, conditioning="batch_norm"
     ):
-        compare(metrics, result, state, g, q, biases=1e-8)
+        compare(metrics, result, state, g, q, biases=1e-7)
 
 
 def compare(metrics, result, state, g, q, biases=1e-9):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adadfq_jax import training
+from adadfq_jax import programs, training
 from adadfq_jax.errors import ConfigError, DivergedError, StoppedError
 from adadfq_jax.network import flatten
 from adadfq_jax.student import load_student
@@ -226,11 +226,11 @@ def test_full_precision_student_is_the_teacher(teacher):
 
 def test_a_dispatch_never_crosses_an_epoch(small_config):
     small_config.steps_per_dispatch, small_config.steps_per_epoch = 4, 10
-    pieces = list(training._dispatches(0, 20, small_config, "gpu"))
+    pieces = list(programs.dispatches(0, 20, small_config, "gpu"))
     assert pieces == [4, 4, 2, 4, 4, 2]
-    assert list(training._dispatches(5, 20, small_config, "gpu")) == [3, 2, 4, 4, 2]
+    assert list(programs.dispatches(5, 20, small_config, "gpu")) == [3, 2, 4, 4, 2]
     small_config.steps_per_dispatch = 0
-    assert set(training._dispatches(0, 20, small_config, "cpu")) == {1}
+    assert set(programs.dispatches(0, 20, small_config, "cpu")) == {1}
 
 
 def test_overrides_reach_the_student(small_config, teacher):

@@ -21,7 +21,8 @@ class Dataset:
 
     Attributes:
       name: for people.
-      records: `records[i]` is (image, label): uint8 (H, W, 3) and an int.
+      records: `records[i]` is (image, label): uint8 (H, W, 3) and an int. Those whose images are
+        read from files also have `label(i)`, which reads none.
       labels: smallest and largest label, where they are known without reading every image.
       class_names: what the labels stand for, where the set tells.
       encoded: whether a record is decoded when it is read, and may have any size; `batches` then
@@ -41,6 +42,28 @@ class Dataset:
         """Returns a set of so many of the images (or all), drawn evenly over the whole set."""
         order = np.random.default_rng(seed).permutation(len(self))[:count]
         return dataclasses.replace(self, records=_Chosen(self.records, order))
+
+    def stratified(self, count: int, seed: int = 0) -> "Dataset":
+        """Returns a set of so many of the images, with the classes' shares of the whole set.
+
+        Args:
+          count: how many.
+          seed: of the choice within each class.
+
+        Raises:
+          DataError: there are fewer.
+        """
+        if count > len(self):
+            raise DataError(
+                f"{self.name} has {len(self)} images, too few for a subset of {count}; choose at "
+                f"most {len(self)}, or 0 for all (--config.evaluation.subset)."
+            )
+        label = getattr(self.records, "label", lambda index: self.records[index][1])
+        labels = [label(index) for index in range(len(self))]
+        by_class = np.lexsort((np.random.default_rng(seed).random(len(self)), labels))
+        # Evenly spaced, so that none gets one more than its share.
+        chosen = by_class[np.arange(count) * len(self) // count]
+        return dataclasses.replace(self, records=_Chosen(self.records, chosen))
 
     def images(self, image_size: int | None = None) -> np.ndarray:
         """Returns all images at once, uint8 (N, H, W, 3); `image_size` is that of `batches`."""
@@ -105,6 +128,9 @@ class _ArrayRecords:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         return self._images[index], self._labels[index]
+
+    def label(self, index: int) -> int:
+        return self._labels[index]
 
 
 def from_arrays(images: np.ndarray, labels: np.ndarray, name: str = "arrays") -> Dataset:

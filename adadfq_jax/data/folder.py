@@ -25,6 +25,9 @@ class _Files:
         path, label = self._files[index]
         return decode(Path(path).read_bytes(), repr(path)), label
 
+    def label(self, index: int) -> int:
+        return self._files[index][1]
+
 
 def load_folder(path: Path) -> Dataset:
     """Finds the images `class/name.jpg` (or .jpeg, .png, in any case); other files are ignored.

@@ -27,14 +27,20 @@ class _Examples:
         return len(self._source)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        try:
-            example = self._source[index]
-        except Exception as error:  # the file is damaged
-            raise DataError(f"image {index} of {self._name} cannot be read: {error}") from error
+        example = self._read(index)
         image = example["image"]
         if isinstance(image, bytes):
             image = decode(image, f"image {index} of {self._name}")
         return image, int(example["label"])
+
+    def label(self, index: int) -> int:
+        return int(self._read(index)["label"])
+
+    def _read(self, index: int) -> dict[str, Any]:
+        try:
+            return self._source[index]
+        except Exception as error:  # the file is damaged
+            raise DataError(f"image {index} of {self._name} cannot be read: {error}") from error
 
 
 def load_tfds(name: str, data_dir: str | Path | None = None) -> Dataset:

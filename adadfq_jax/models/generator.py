@@ -8,6 +8,7 @@ classes, then sort.
 """
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -52,6 +53,7 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, labels: jax.Array | None = None) -> jax.Array:
         """Maps (B, ..., channels) to itself; y (B,) where classes have a scale and a bias."""
+        dtype = x.dtype
         mean, variance = batch_moments(x)
         if self.axis_name is not None:
             shares = jax.lax.all_gather(jnp.stack([mean, variance]), self.axis_name, axis=1)
@@ -65,7 +67,7 @@ class BatchNorm(nn.Module):
                 shape = (-1, *(1,) * (x.ndim - 2), x.shape[-1])
                 scale, bias = scale[labels].reshape(shape), bias[labels].reshape(shape)
             x = x * scale + bias
-        return x
+        return x.astype(dtype)
 
 
 class Conv(nn.Module):
@@ -91,8 +93,10 @@ class Conv(nn.Module):
         kernel = self.param("kernel", _uniform(fan_in), shape)
         bias = self.param("bias", _uniform(fan_in), (self.features,))
         if self.upsample:
-            return upsampled_convolution(x, kernel) + bias
-        return convolution(x, kernel) + bias
+            x = upsampled_convolution(x, kernel)
+        else:
+            x = convolution(x, kernel.astype(x.dtype))
+        return x + bias.astype(x.dtype)
 
 
 def upsampled_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -119,7 +123,7 @@ def _phase(x: jax.Array, kernel: jax.Array, row: int, column: int) -> jax.Array:
     """Makes the pixels (2m + row, 2n + column) of the enlarged convolution, (B, H, W, out)."""
     return jax.lax.conv_general_dilated(
         x,
-        _merge_taps(_merge_taps(kernel, row, axis=0), column, axis=1),
+        _merge_taps(_merge_taps(kernel, row, axis=0), column, axis=1).astype(x.dtype),
         (1, 1),
         [(1 - row, row), (1 - column, column)],
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
@@ -140,12 +144,18 @@ class Generator(nn.Module):
       image_size: side s of the images in pixels, divisible by 4.
       classes: number of classes C.
       conditioning: of `CONDITIONINGS`, where labels come in.
+      dtype: of the convolutions; by default that of the noise. The batch's statistics, their
+        normalisation and the images are in float32 at least.
+      remat: whether to make what lies between its convolutions again for the backward pass, instead
+        of keeping it.
       axis_name: mapped axis over which a batch is spread.
     """
 
     image_size: int
     classes: int
     conditioning: str = "embedding"
+    dtype: Any = None
+    remat: bool = False
     axis_name: str | None = None
 
     @nn.compact
@@ -160,14 +170,20 @@ class Generator(nn.Module):
         units = side * side * _CHANNELS
         kernel = self.param("dense_kernel", _uniform(LATENT_SIZE), (LATENT_SIZE, units))
         bias = self.param("dense_bias", _uniform(LATENT_SIZE), (units,))
-        x = noise @ kernel + bias
+        x = (noise @ kernel + bias).astype(self.dtype or noise.dtype)
         x = self._norm("norm1")(x.reshape(-1, side, side, _CHANNELS), labels)
         x = Conv(_CHANNELS, upsample=True, name="conv1")(x)
-        x = nn.leaky_relu(self._norm("norm2", _EPSILON)(x, labels), _SLOPE)
-        x = Conv(_CHANNELS // 2, upsample=True, name="conv2")(x)
-        x = nn.leaky_relu(self._norm("norm3", _EPSILON)(x, labels), _SLOPE)
-        x = nn.tanh(Conv(3, name="conv3")(x))
+        stage = nn.remat(Generator._stage, static_argnums=(3,)) if self.remat else Generator._stage
+        x = stage(self, x, labels, 2)
+        x = stage(self, x, labels, 3)
+        x = nn.tanh(x.astype(noise.dtype))
         return BatchNorm(affine=False, axis_name=self.axis_name, name="norm4")(x)
+
+    def _stage(self, x: jax.Array, labels: jax.Array, number: int) -> jax.Array:
+        x = nn.leaky_relu(self._norm(f"norm{number}", _EPSILON)(x, labels), _SLOPE)
+        if number == 2:
+            return Conv(_CHANNELS // 2, upsample=True, name="conv2")(x)
+        return Conv(3, name="conv3")(x)
 
     def _norm(self, name: str, epsilon: float = 1e-5) -> nn.Module:
         classes = self.classes if self.conditioning == "batch_norm" else None

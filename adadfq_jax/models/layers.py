@@ -17,6 +17,10 @@ What a layer does is decided by the variable collections that a caller hands to 
                         and `unite_moments`.
 
 `init` creates `params`, `batch_stats`, `bits` and `ranges`.
+
+Layers compute in the type of their input, whatever that of their parameters: images in bfloat16
+make a teacher of that precision. Moments, the global average and so the logits are in float32 at
+least.
 """
 
 import dataclasses
@@ -99,18 +103,19 @@ class QuantConv(nn.Module):
             kernel = _quantize_kernel(self, kernel, bits)
         padding = self.kernel_size // 2 if self.padding is None else self.padding
         if (self.kernel_size, self.strides, padding, self.groups) == (3, 1, 1, 1):
-            x = convolution(x, kernel)
+            x = convolution(x, kernel.astype(x.dtype))
         else:
             x = jax.lax.conv_general_dilated(
                 x,
-                kernel,
+                kernel.astype(x.dtype),
                 window_strides=(self.strides, self.strides),
                 padding=[(padding, padding)] * 2,
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
                 feature_group_count=self.groups,
             )
         if self.use_bias:
-            x = x + self.param("bias", nn.initializers.zeros, (self.features,))
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            x = x + bias.astype(x.dtype)
         return x
 
 
@@ -195,7 +200,7 @@ class FrozenBatchNorm(nn.Module):
             self.put_variable("statistics", "input", batch_moments(x))
         # One multiplication and one addition an element.
         factor = scale * jax.lax.rsqrt(variance + self.epsilon)
-        return x * factor + (bias - mean * factor)
+        return (x * factor + (bias - mean * factor)).astype(x.dtype)
 
 
 @jax.custom_vjp
@@ -206,8 +211,9 @@ def batch_moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
       x: (..., channels).
 
     Returns:
-      (mean, variance), each (channels,).
+      (mean, variance), each (channels,), in float32 at least.
     """
+    x = _at_least_float32(x)
     axes = tuple(range(x.ndim - 1))
     mean = x.mean(axes)
     # Two passes: E[x^2] - E[x]^2 would cancel in float32.
@@ -225,10 +231,19 @@ def _moments_backward(saved, cotangents):
     x, mean = saved
     to_mean, to_variance = cotangents
     count = x.size // x.shape[-1]
-    return ((to_mean + 2 * to_variance * (x - mean)) / count,)
+    return (((to_mean + 2 * to_variance * (x - mean)) / count).astype(x.dtype),)
 
 
 batch_moments.defvjp(_moments_forward, _moments_backward)
+
+
+def global_average(x: jax.Array) -> jax.Array:
+    """Averages (B, H, W, channels) over the pixels, to (B, channels) in float32 at least."""
+    return _at_least_float32(x).mean((1, 2))
+
+
+def _at_least_float32(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def unite_moments(means: jax.Array, variances: jax.Array) -> tuple[jax.Array, jax.Array]:

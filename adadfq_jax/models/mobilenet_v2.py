@@ -10,7 +10,14 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 
-from adadfq_jax.models.layers import Calibration, FrozenBatchNorm, QuantConv, QuantDense, QuantReLU
+from adadfq_jax.models.layers import (
+    Calibration,
+    FrozenBatchNorm,
+    QuantConv,
+    QuantDense,
+    QuantReLU,
+    global_average,
+)
 
 STAGE_SIZES = (1, 2, 3, 4, 3, 3, 1)
 _STRIDES = (1, 2, 2, 2, 1, 2, 1)
@@ -89,6 +96,8 @@ class MobileNetV2(nn.Module):
       classes: number of classes C.
       norm: constructor of the normalisation (`flax.linen.BatchNorm` to train a teacher).
       calibration: how activation ranges follow a batch.
+      remat: whether to make the activations inside of blocks again for the backward pass, instead
+        of keeping them.
     """
 
     widths: Sequence[int] = _WIDTHS
@@ -97,16 +106,18 @@ class MobileNetV2(nn.Module):
     classes: int = 1000
     norm: Callable[..., nn.Module] = FrozenBatchNorm
     calibration: Calibration = Calibration()
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps normalised images (B, H, W, 3) to logits (B, classes)."""
         stem, *widths, head = self.widths
         x = self._activate("stem", QuantConv(stem, 3, 2, name="stem_conv")(x))
+        inverted_residual = nn.remat(InvertedResidual) if self.remat else InvertedResidual
         stages = zip(STAGE_SIZES, _STRIDES, widths, strict=True)
         for stage, (size, strides, width) in enumerate(stages, 1):
             for block in range(1, size + 1):
-                x = InvertedResidual(
+                x = inverted_residual(
                     features=width,
                     strides=strides if block == 1 else 1,
                     expansion=1 if stage == 1 else _EXPANSION,
@@ -116,10 +127,11 @@ class MobileNetV2(nn.Module):
                     name=f"stage{stage}_block{block}",
                 )(x)
         x = self._activate("head", QuantConv(head, 1, name="head_conv")(x))
+        x = global_average(x)
         if self.dense_classifier:
-            return QuantDense(self.classes, name="classifier")(x.mean((1, 2)))
-        x = x.mean((1, 2), keepdims=True)
-        return QuantConv(self.classes, 1, name="classifier")(x).reshape(-1, self.classes)
+            return QuantDense(self.classes, name="classifier")(x)
+        x = QuantConv(self.classes, 1, name="classifier")(x[:, None, None])
+        return x.reshape(-1, self.classes)
 
     def _activate(self, name: str, x: jax.Array) -> jax.Array:
         x = self.norm(name=f"{name}_norm")(x)

@@ -9,7 +9,14 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 
-from adadfq_jax.models.layers import Calibration, FrozenBatchNorm, QuantConv, QuantDense, QuantReLU
+from adadfq_jax.models.layers import (
+    Calibration,
+    FrozenBatchNorm,
+    QuantConv,
+    QuantDense,
+    QuantReLU,
+    global_average,
+)
 from adadfq_jax.models.resnet_cifar import BasicBlock, project
 
 EXPANSION = 4  # a bottleneck's output channels, in units of its inner ones
@@ -62,6 +69,8 @@ class ResNet(nn.Module):
       classes: number of classes C.
       norm: constructor of the normalisation (`flax.linen.BatchNorm` to train a teacher).
       calibration: how activation ranges follow a batch.
+      remat: whether to make the activations inside of blocks again for the backward pass, instead
+        of keeping them.
     """
 
     stage_sizes: Sequence[int]
@@ -72,6 +81,7 @@ class ResNet(nn.Module):
     classes: int = 1000
     norm: Callable[..., nn.Module] = FrozenBatchNorm
     calibration: Calibration = Calibration()
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -89,7 +99,7 @@ class ResNet(nn.Module):
         for stage, (size, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True), 1):
             for block in range(1, size + 1):
                 x = self._block(width, 2 if stage > 1 and block == 1 else 1, stage, block)(x)
-        return QuantDense(self.classes, name="classifier")(x.mean((1, 2)))
+        return QuantDense(self.classes, name="classifier")(global_average(x))
 
     def _block(self, features: int, strides: int, stage: int, block: int) -> nn.Module:
         shared = {
@@ -100,5 +110,7 @@ class ResNet(nn.Module):
             "name": f"stage{stage}_block{block}",
         }
         if self.stride_first is None:
-            return BasicBlock(projection=True, **shared)
-        return Bottleneck(stride_first=self.stride_first, **shared)
+            kind, shared["projection"] = BasicBlock, True
+        else:
+            kind, shared["stride_first"] = Bottleneck, self.stride_first
+        return (nn.remat(kind) if self.remat else kind)(**shared)

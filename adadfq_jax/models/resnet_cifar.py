@@ -11,7 +11,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from adadfq_jax.models.layers import Calibration, FrozenBatchNorm, QuantConv, QuantDense, QuantReLU
+from adadfq_jax.models.layers import (
+    Calibration,
+    FrozenBatchNorm,
+    QuantConv,
+    QuantDense,
+    QuantReLU,
+    global_average,
+)
 
 
 class BasicBlock(nn.Module):
@@ -70,6 +77,8 @@ class ResNetCifar(nn.Module):
       classes: number of classes C.
       norm: constructor of the normalisation (`flax.linen.BatchNorm` to train a teacher).
       calibration: how activation ranges follow a batch.
+      remat: whether to make the activations inside of blocks again for the backward pass, instead
+        of keeping them.
     """
 
     stage_sizes: Sequence[int]
@@ -78,6 +87,7 @@ class ResNetCifar(nn.Module):
     classes: int = 10
     norm: Callable[..., nn.Module] = FrozenBatchNorm
     calibration: Calibration = Calibration()
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -85,9 +95,10 @@ class ResNetCifar(nn.Module):
         x = QuantConv(self.widths[0], 3, name="stem_conv")(x)
         x = self.norm(name="stem_norm")(x)
         x = QuantReLU(name="stem_relu", calibration=self.calibration)(x)
+        basic_block = nn.remat(BasicBlock) if self.remat else BasicBlock
         for stage, (size, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True), 1):
             for block in range(1, size + 1):
-                x = BasicBlock(
+                x = basic_block(
                     features=width,
                     strides=2 if stage > 1 and block == 1 else 1,
                     projection=self.projection,
@@ -95,4 +106,4 @@ class ResNetCifar(nn.Module):
                     calibration=self.calibration,
                     name=f"stage{stage}_block{block}",
                 )(x)
-        return QuantDense(self.classes, name="classifier")(x.mean((1, 2)))
+        return QuantDense(self.classes, name="classifier")(global_average(x))

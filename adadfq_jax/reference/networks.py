@@ -1,4 +1,4 @@
-"""The quantizer, the ResNets of basic blocks (teacher and student) and the CIFAR-size generator.
+"""The quantizer, ResNets and MobileNetV2 (teacher and student), and the generators.
 
 Images and activations are (B, channels, H, W), whatever their memory format.
 """
@@ -42,14 +42,16 @@ def _quantize_weight(weight, bits):
 class Conv2d(nn.Conv2d):
     """Convolution padded by half its size, no bias; fake-quantizes its weight if bits are set."""
 
-    def __init__(self, inputs, outputs, stride, bits, size=3):
-        super().__init__(inputs, outputs, size, stride=stride, padding=size // 2, bias=False)
+    def __init__(self, inputs, outputs, stride, bits, size=3, groups=1):
+        super().__init__(
+            inputs, outputs, size, stride, padding=size // 2, groups=groups, bias=False
+        )
         self.bits = bits
 
     def forward(self, x):
         """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
         weight = self.weight if self.bits is None else _quantize_weight(self.weight, self.bits)
-        return F.conv2d(x, weight, None, self.stride, self.padding)
+        return F.conv2d(x, weight, None, self.stride, self.padding, groups=self.groups)
 
 
 class Linear(nn.Linear):
@@ -66,16 +68,16 @@ class Linear(nn.Linear):
 
 
 class Activation(nn.Module):
-    """ReLU, then fake quantization over the per-tensor range (``low``, ``high``) if bits are set.
+    """ReLU or ReLU6, then fake quantization over the range (``low``, ``high``) if bits are set.
 
     While ``calibrating`` the range follows the batches, and each batch is quantized with the
     range that already includes it. Before the first such batch the range is empty. The input is
     overwritten with its ReLU (a twentieth of a step is saved by such reuse of memory).
     """
 
-    def __init__(self, bits):
+    def __init__(self, bits, six=False):
         super().__init__()
-        self.bits = bits
+        self.bits, self.six = bits, six
         self.calibrating = False
         if bits is not None:
             for name in ("low", "high", "mean_low", "mean_high"):
@@ -84,7 +86,7 @@ class Activation(nn.Module):
 
     def forward(self, x):
         """Any shape; the range is one of the whole tensor."""
-        x = F.relu(x, inplace=True)
+        x = F.relu6(x, inplace=True) if self.six else F.relu(x, inplace=True)
         if self.bits is None:
             return x
         if self.calibrating:
@@ -187,57 +189,75 @@ class Block(nn.Module):
         return self.act2(y)
 
 
-class Classifier(nn.Module):
-    """A ResNet of basic blocks: (B, 3, H, W) images -> (B, classes) logits.
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions to four times the channels, and a shortcut as ``Block``'s.
 
-    ``blocks`` and ``widths`` have one entry a stage; (3, 3, 3) is CIFAR's ResNet-20. ImageNet's
-    have ``projection`` shortcuts, a stem of ``stem_size`` 7 (of stride 2, then) and a max-``pool``.
-    ``bits`` is None or (weight bits, activation bits).
+    ``stride_first``: whether the first convolution has the stride, or the second.
     """
 
-    def __init__(
-        self,
-        blocks=(3, 3, 3),
-        widths=(16, 32, 64),
-        classes=10,
-        bits=None,
-        *,
-        projection=False,
-        stem_size=3,
-        pool=False,
-    ):
+    def __init__(self, inputs, features, stride, weight_bits, activation_bits, stride_first):
         super().__init__()
-        self.blocks, self.widths, self.classes = tuple(blocks), tuple(widths), classes
-        self.shape = {"projection": projection, "stem_size": stem_size, "pool": pool}
-        weight_bits, activation_bits = bits or (None, None)
-        stem_stride = 2 if stem_size == 7 else 1
-        self.conv1 = Conv2d(3, widths[0], stem_stride, weight_bits, stem_size)
-        self.bn1 = BatchNorm2d(widths[0])
+        outputs = 4 * features
+        strides = (stride, 1) if stride_first else (1, stride)
+        self.conv1 = Conv2d(inputs, features, strides[0], weight_bits, size=1)
+        self.bn1 = BatchNorm2d(features)
         self.act1 = Activation(activation_bits)
-        inputs = widths[0]
-        for i, (count, outputs) in enumerate(zip(blocks, widths, strict=True)):
-            stage = []
-            for j in range(count):
-                stride = 2 if i > 0 and j == 0 else 1
-                stage.append(
-                    Block(inputs, outputs, stride, weight_bits, activation_bits, projection)
-                )
-                inputs = outputs
-            self.add_module(f"layer{i + 1}", nn.Sequential(*stage))
-        self.linear = Linear(inputs, classes, weight_bits)
+        self.conv2 = Conv2d(features, features, strides[1], weight_bits)
+        self.bn2 = BatchNorm2d(features)
+        self.act2 = Activation(activation_bits)
+        self.conv3 = Conv2d(features, outputs, 1, weight_bits, size=1)
+        self.bn3 = BatchNorm2d(outputs)
+        self.act3 = Activation(activation_bits)
+        self.projection = stride != 1 or inputs != outputs
+        if self.projection:
+            self.shortcut_conv = Conv2d(inputs, outputs, stride, weight_bits, size=1)
+            self.shortcut_bn = BatchNorm2d(outputs)
 
     def forward(self, x):
-        """(B, 3, H, W) -> (B, classes)."""
-        x = self.act1(self.bn1(self.conv1(x)))
-        if self.shape["pool"]:
-            x = F.max_pool2d(x, 3, stride=2, padding=1)
-        for i in range(len(self.blocks)):
-            x = getattr(self, f"layer{i + 1}")(x)
-        return self.linear(x.mean(dim=(2, 3)))
+        """(B, inputs, H, W) -> (B, 4 features, H / stride, W / stride)."""
+        y = self.act1(self.bn1(self.conv1(x)))
+        y = self.act2(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        y += self.shortcut_bn(self.shortcut_conv(x)) if self.projection else x
+        return self.act3(y)
+
+
+class InvertedResidual(nn.Module):
+    """1x1 expansion (if any), depthwise 3x3, linear 1x1 projection; a shortcut if shapes agree."""
+
+    def __init__(self, inputs, outputs, stride, expansion, expand, weight_bits, activation_bits):
+        super().__init__()
+        inner = expansion * inputs
+        self.expand = expand
+        if expand:
+            self.expand_conv = Conv2d(inputs, inner, 1, weight_bits, size=1)
+            self.expand_bn = BatchNorm2d(inner)
+            self.expand_act = Activation(activation_bits, six=True)
+        self.depthwise_conv = Conv2d(inner, inner, stride, weight_bits, groups=inner)
+        self.depthwise_bn = BatchNorm2d(inner)
+        self.depthwise_act = Activation(activation_bits, six=True)
+        self.project_conv = Conv2d(inner, outputs, 1, weight_bits, size=1)
+        self.project_bn = BatchNorm2d(outputs)
+
+    def forward(self, x):
+        """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
+        y = x
+        if self.expand:
+            y = self.expand_act(self.expand_bn(self.expand_conv(y)))
+        y = self.depthwise_act(self.depthwise_bn(self.depthwise_conv(y)))
+        y = self.project_bn(self.project_conv(y))
+        return y + x if y.shape == x.shape else y
+
+
+class Classifier(nn.Module):
+    """What all networks share: (B, 3, H, W) images -> (B, classes) logits.
+
+    A network says in ``shape`` what it was constructed with besides ``bits``.
+    """
 
     def quantized(self, bits):
         """A quantized copy of this network (the student of this teacher), not yet calibrated."""
-        student = Classifier(self.blocks, self.widths, self.classes, bits, **self.shape)
+        student = type(self)(**self.shape, bits=bits)
         student = student.to(self.linear.weight)
         unexpected = student.load_state_dict(self.state_dict(), strict=False).unexpected_keys
         if unexpected:
@@ -276,6 +296,106 @@ class Classifier(nn.Module):
         for norm in norms:
             norm.collect = norm.statistics = None
         return logits, statistics
+
+
+class ResNet(Classifier):
+    """A ResNet.
+
+    ``blocks`` and ``widths`` have one entry a stage; (3, 3, 3) is CIFAR's ResNet-20. ImageNet's
+    have ``projection`` shortcuts, a stem of ``stem_size`` 7 (of stride 2, then) and a max-``pool``;
+    with ``stride_first`` other than None their blocks are bottlenecks. ``bits`` is None or (weight
+    bits, activation bits).
+    """
+
+    def __init__(
+        self,
+        blocks=(3, 3, 3),
+        widths=(16, 32, 64),
+        classes=10,
+        bits=None,
+        *,
+        projection=False,
+        stem_size=3,
+        pool=False,
+        stride_first=None,
+    ):
+        super().__init__()
+        self.shape = {
+            "blocks": tuple(blocks),
+            "widths": tuple(widths),
+            "classes": classes,
+            "projection": projection,
+            "stem_size": stem_size,
+            "pool": pool,
+            "stride_first": stride_first,
+        }
+        bits = bits or (None, None)
+        self.conv1 = Conv2d(3, widths[0], 2 if stem_size == 7 else 1, bits[0], stem_size)
+        self.bn1 = BatchNorm2d(widths[0])
+        self.act1 = Activation(bits[1])
+        inputs = widths[0]
+        for i, (count, width) in enumerate(zip(blocks, widths, strict=True)):
+            stage = []
+            for j in range(count):
+                stride = 2 if i > 0 and j == 0 else 1
+                if stride_first is None:
+                    stage.append(Block(inputs, width, stride, *bits, projection))
+                    inputs = width
+                else:
+                    stage.append(Bottleneck(inputs, width, stride, *bits, stride_first))
+                    inputs = 4 * width
+            self.add_module(f"layer{i + 1}", nn.Sequential(*stage))
+        self.linear = Linear(inputs, classes, bits[0])
+
+    def forward(self, x):
+        """(B, 3, H, W) -> (B, classes)."""
+        x = self.act1(self.bn1(self.conv1(x)))
+        if self.shape["pool"]:
+            x = F.max_pool2d(x, 3, stride=2, padding=1)
+        for i in range(len(self.shape["blocks"])):
+            x = getattr(self, f"layer{i + 1}")(x)
+        return self.linear(x.mean(dim=(2, 3)))
+
+
+class MobileNetV2(Classifier):
+    """MobileNetV2 with a dense classifier.
+
+    ``widths``: channels of the stem, of the seven stages and of the head; ``expand_first``: whether
+    the first block has an expansion, of factor 1.
+    """
+
+    BLOCKS = (1, 2, 3, 4, 3, 3, 1)
+    STRIDES = (1, 2, 2, 2, 1, 2, 1)
+
+    def __init__(self, widths, classes=1000, bits=None, *, expand_first=False):
+        super().__init__()
+        self.shape = {"widths": tuple(widths), "classes": classes, "expand_first": expand_first}
+        bits = bits or (None, None)
+        stem, *stages, head = widths
+        self.conv1 = Conv2d(3, stem, 2, bits[0])
+        self.bn1 = BatchNorm2d(stem)
+        self.act1 = Activation(bits[1], six=True)
+        inputs = stem
+        for i, outputs in enumerate(stages):
+            stage = []
+            for j in range(self.BLOCKS[i]):
+                stride = self.STRIDES[i] if j == 0 else 1
+                form = (6, True) if i else (1, expand_first)
+                stage.append(InvertedResidual(inputs, outputs, stride, *form, *bits))
+                inputs = outputs
+            self.add_module(f"layer{i + 1}", nn.Sequential(*stage))
+        self.head_conv = Conv2d(inputs, head, 1, bits[0], size=1)
+        self.head_bn = BatchNorm2d(head)
+        self.head_act = Activation(bits[1], six=True)
+        self.linear = Linear(head, classes, bits[0])
+
+    def forward(self, x):
+        """(B, 3, H, W) -> (B, classes)."""
+        x = self.act1(self.bn1(self.conv1(x)))
+        for i in range(len(self.BLOCKS)):
+            x = getattr(self, f"layer{i + 1}")(x)
+        x = self.head_act(self.head_bn(self.head_conv(x)))
+        return self.linear(x.mean(dim=(2, 3)))
 
 
 # Row k: which taps of a 3-tap kernel meet the input pixel i at the output pixel 2 i - 1 + k, if

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from adadfq_jax.game import Game
+from adadfq_jax.models.mobilenet_v2 import MobileNetV2
 from adadfq_jax.models.resnet import ResNet
 from adadfq_jax.models.resnet_cifar import ResNetCifar
 from adadfq_jax.network import flatten
@@ -20,16 +21,18 @@ _WARM_UP = 2
 
 def serves(module: Any) -> bool:
     """Tells whether there is a PyTorch twin of a classifier."""
-    return isinstance(module, ResNetCifar) or (
-        isinstance(module, ResNet) and module.stride_first is None
+    return isinstance(module, ResNetCifar | ResNet) or (
+        isinstance(module, MobileNetV2) and module.dense_classifier
     )
 
 
 def twin(module: Any) -> networks.Classifier:
     """Returns the PyTorch twin of a classifier that `serves` knows, with weights of its own."""
-    own = {"projection": True, "stem_size": 3, "pool": False}
+    if isinstance(module, MobileNetV2):
+        return networks.MobileNetV2(module.widths, module.classes, expand_first=module.expand_first)
+    own = {"projection": True, "stem_size": 3, "pool": False, "stride_first": None}
     shape = {name: getattr(module, name, value) for name, value in own.items()}
-    return networks.Classifier(module.stage_sizes, module.widths, module.classes, **shape)
+    return networks.ResNet(module.stage_sizes, module.widths, module.classes, **shape)
 
 
 def opponents(

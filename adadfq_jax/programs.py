@@ -1,0 +1,191 @@
+"""The steps of a game as compiled programs, and what they ask of a device, told beforehand."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import ml_collections
+
+from adadfq_jax import hardware, parallel
+from adadfq_jax.errors import ConfigError
+from adadfq_jax.game import Game, GameState, Phase
+from adadfq_jax.models import size
+from adadfq_jax.teachers import Teacher
+
+# XLA's CPU backend runs convolutions inside a loop 30 to 50 times slower than outside.
+_STEPS_PER_DISPATCH = {"cpu": 1}
+_STEPS_PER_DISPATCH_ELSEWHERE = 50
+
+# XLA's CPU backend takes away the barriers of rematerialisation before it looks for what is
+# computed twice, and so undoes it.
+_KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+
+
+def dispatches(
+    step: int, total: int, config: ml_collections.ConfigDict, platform: str
+) -> Iterator[int]:
+    """Yields how many steps to take at a time; a dispatch never crosses the end of an epoch.
+
+    Args:
+      step: steps taken so far.
+      total: steps in all.
+      config: the run's configuration.
+      platform: of the devices, such as "cpu".
+    """
+    most = config.steps_per_dispatch or _STEPS_PER_DISPATCH.get(
+        platform, _STEPS_PER_DISPATCH_ELSEWHERE
+    )
+    while step < total:
+        within = step % config.steps_per_epoch
+        # Counted from the epoch's start, so that a resumed run dispatches the same pieces.
+        count = min(most - within % most, config.steps_per_epoch - within)
+        yield count
+        step += count
+
+
+def steps(
+    game: Game,
+    devices: list[jax.Device],
+    phase: Phase,
+    count: int,
+    state: GameState,
+    teacher: Any,
+) -> jax.stages.Compiled:
+    """Compiles the function that plays `count` steps of a phase on all devices.
+
+    It is kept, so that another game of the same rules in this process need not compile again.
+
+    Args:
+      game: the rules.
+      devices: where to play.
+      phase: what the steps do.
+      count: how many.
+      state, teacher: arrays with a device axis, or their `jax.ShapeDtypeStruct`.
+
+    Returns:
+      A program from (state, teacher, device indices) to (state, metrics with a leading axis of
+      steps), which takes over the memory of the state.
+    """
+    leaves, tree = jax.tree.flatten((state, teacher))
+    types = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+    return _compiled(game, tuple(devices), phase, count, tree, types)
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(game, devices, phase, count, tree, types) -> jax.stages.Compiled:
+    def run(state, teacher, device_index):
+        def body(state, _):
+            return game.step(state, teacher, device_index, phase)
+
+        if count > 1:
+            return jax.lax.scan(body, state, length=count)
+        state, metrics = body(state, None)
+        return state, jax.tree.map(lambda value: value[None], metrics)
+
+    step = parallel.map_over_devices(run, list(devices), donate=(0,))
+    lowered = step.lower(*jax.tree.unflatten(tree, types), parallel.device_indices(list(devices)))
+    undone = game.classifier.remat and devices[0].platform == "cpu"
+    return lowered.compile(compiler_options=_KEEP_BARRIERS if undone else None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a game asks for.
+
+    Attributes:
+      parameters: of teacher or student.
+      macs: multiply-accumulate operations of one of them for one image.
+      generator_parameters: of the generator.
+      phase: of the steps that ask for the most memory.
+      step_bytes: of memory that they ask of each device.
+      device_bytes: that a device has; None where it does not tell.
+      devices: how many, and of which kind.
+    """
+
+    parameters: int
+    macs: int
+    generator_parameters: int
+    phase: str
+    step_bytes: int
+    device_bytes: int | None
+    devices: str
+
+    def to_text(self) -> str:
+        """Returns one line for a person."""
+        has = "" if self.device_bytes is None else f" of {self.device_bytes / 1e9:.1f} GB"
+        return (
+            f"network: {self.parameters:,} parameters, {self.macs:,} MACs an image; generator: "
+            f"{self.generator_parameters:,} parameters; a step ({self.phase}): "
+            f"{self.step_bytes / 1e9:.2f} GB{has} on each of {self.devices}"
+        )
+
+
+def foresee(
+    game: Game,
+    config: ml_collections.ConfigDict,
+    state: GameState,
+    teacher: Teacher,
+    devices: list[jax.Device],
+) -> Cost:
+    """Compiles the steps that ask for the most memory, and returns what they cost.
+
+    Args:
+      game: the rules.
+      config: the run's configuration.
+      state: the state before the first step, arrays without a device axis.
+      teacher: P.
+      devices: where to play.
+
+    Raises:
+      ConfigError: the steps do not fit the devices; says what would help.
+    """
+    plays = config.epochs > config.warmup_epochs
+    phase = Phase.PLAY if plays else game.phase((config.epochs - 1) * config.steps_per_epoch)
+    count = next(dispatches(0, config.steps_per_epoch, config, devices[0].platform))
+    variables = {name: teacher.variables[name] for name in ("params", "batch_stats")}
+    program = steps(
+        game,
+        devices,
+        phase,
+        count,
+        *(parallel.replicated_types(tree, len(devices)) for tree in (state, variables)),
+    )
+    classifier = size.measure(teacher.module, teacher.image_size)
+    cost = Cost(
+        parameters=classifier.parameters,
+        macs=classifier.macs,
+        generator_parameters=sum(
+            math.prod(leaf.shape) for leaf in jax.tree.leaves(state.generator.params)
+        ),
+        phase=phase.value,
+        step_bytes=hardware.program_bytes(program),
+        device_bytes=hardware.memory_bytes(devices[0]),
+        devices=f"{len(devices)} x {devices[0].device_kind}",
+    )
+    if cost.device_bytes is not None and cost.step_bytes > cost.device_bytes:
+        raise ConfigError(
+            f"it does not fit: a step ({cost.phase}) of {teacher.architecture} asks for "
+            f"{cost.step_bytes / 1e9:.1f} GB of each of {cost.devices}, which has "
+            f"{cost.device_bytes / 1e9:.1f} GB. {_advice(config, devices)}"
+        )
+    return cost
+
+
+def _advice(config: ml_collections.ConfigDict, devices: list[jax.Device]) -> str:
+    """Returns a sentence on what makes a step smaller, of what is not done yet."""
+    ways = []
+    # CPU devices share one memory.
+    if devices[0].platform != "cpu" and len(devices) < config.batch_size:
+        ways.append(f"more devices than {len(devices)} to spread the batch over")
+    if not config.remat:
+        ways.append("--config.remat=True, which makes activations twice instead of keeping them")
+    ways += [
+        f"--config.precision.{part}=bfloat16"
+        for part in ("teacher", "generator")
+        if config.precision[part] == "float32"
+    ]
+    ways.append(f"a --config.batch_size below {config.batch_size}")
+    return f"What helps: {'; '.join(ways)}."
