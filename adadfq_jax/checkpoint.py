@@ -53,9 +53,18 @@ class Checkpoints:
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
+        folder = (self._workdir / "checkpoints").absolute()
+        folder.mkdir(parents=True, exist_ok=True)
         return ocp.CheckpointManager(
-            (self._workdir / "checkpoints").absolute(),
-            options=ocp.CheckpointManagerOptions(preservation_policy=self._kept),
+            folder,
+            options=ocp.CheckpointManagerOptions(
+                create=False,
+                preservation_policy=self._kept,
+                # Of several processes, one alone writes: all have the same state.
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    primary_host=jax.process_index(), active_processes={jax.process_index()}
+                ),
+            ),
         )
 
     def save(

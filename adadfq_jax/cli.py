@@ -86,24 +86,42 @@ def _quantize(argv: Sequence[str]) -> None:
     values = flags.FlagValues()
     _define_config(values, "quantize", argv)
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    flags.DEFINE_bool(
+        "distributed",
+        False,
+        "play with the other processes that are started so; on Cloud TPU and under Slurm this is "
+        "enough, elsewhere give the next three",
+        flag_values=values,
+    )
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0", flag_values=values)
+    flags.DEFINE_integer("processes", None, "how many there are", 1, flag_values=values)
+    flags.DEFINE_integer("process", None, "which one this is, from 0", 0, flag_values=values)
     _define_cache(values)
     if _asks_for_help(argv):
-        print(_help(values, "quantize", ("config", "workdir", "cache")))
+        names = ("config", "workdir", "distributed", "coordinator", "processes", "process", "cache")
+        print(_help(values, "quantize", names))
         return
     config = _parse_config(values, "quantize", argv)
     if not values.workdir:
         raise ConfigError("--workdir=DIR is missing: where the run's files should go.")
 
-    from adadfq_jax import parallel, training
+    others = (values.coordinator, values.processes, values.process)
+    if not values.distributed and others != (None,) * 3:
+        raise ConfigError("--coordinator, --processes and --process need --distributed.")
+
+    from adadfq_jax import parallel, processes, training
 
     _keep_compiled_programs(values.cache)
     parallel.divide_cpu(config.batch_size)
+    if values.distributed:
+        print(processes.start(*others), file=sys.stderr)
     with _listening() as received:
         student = training.quantize(
             config, workdir=values.workdir, should_stop=lambda: received[-1]
         )
-    print(training.table(student.result))
-    print(f"{'files':<22}{values.workdir}")
+    if processes.leads():
+        print(training.table(student.result))
+        print(f"{'files':<22}{values.workdir}")
 
 
 def _evaluate(argv: Sequence[str]) -> None:

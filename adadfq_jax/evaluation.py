@@ -132,7 +132,7 @@ def count_hits(
         # A label beyond the classes belongs to an image that only fills the batch.
         labels = np.pad(labels, (0, missing), constant_values=network.classes)
         batch = images.reshape(own, share, *images.shape[1:]), labels.reshape(own, share)
-        counted.append(count(variables, *batch))
+        counted.append(count(variables, *(parallel.spread(part, devices) for part in batch)))
         if len(counted) == 1 and steps > 1:
             jax.block_until_ready(counted)
             start, done = time.perf_counter(), share * len(devices)

@@ -78,12 +78,26 @@ def choose_devices(count: int, batch_size: int) -> list[jax.Device]:
     count = count or len(found)
     if count > len(found):
         raise ConfigError(f"devices={count}, but this machine has {len(found)}.")
+    if count > batch_size:
+        raise ConfigError(
+            f"a game of batch_size={batch_size} is played by at most as many devices, not {count}: "
+            "name fewer with --config.devices, or fill them with many games (`adadfq sweep`)."
+        )
     if batch_size % count:
         raise ConfigError(
             f"batch_size={batch_size} does not divide evenly over {count} devices; choose a "
             f"multiple of {count}, or fewer devices with --config.devices."
         )
-    return found[:count]
+    chosen = found[:count]
+    shares = {process: 0 for process in range(jax.process_count())}
+    for device in chosen:
+        shares[device.process_index] += 1
+    if len(set(shares.values())) > 1:
+        raise ConfigError(
+            f"devices={count} are not the same number in each of {len(shares)} processes; choose "
+            f"all {len(found)} (--config.devices=0)."
+        )
+    return chosen
 
 
 def part_of_process(devices: list[jax.Device]) -> tuple[list[jax.Device], int, int]:
@@ -111,14 +125,51 @@ def map_over_devices(
     Returns:
       The compiled function, whose results have a leading device axis.
     """
-    return jax.pmap(
+    mapped = jax.pmap(
         function, axis_name=DATA_AXIS, in_axes=in_axes, devices=devices, donate_argnums=donate
     )
+    return mapped if jax.process_count() == 1 else _OverProcesses(mapped)
+
+
+class _OverProcesses:
+    """A mapped function whose arrays have rows of all processes' devices.
+
+    `jax.pmap` itself takes and returns the rows of one process, and copies what it takes over. What
+    it compiles does neither.
+    """
+
+    def __init__(self, mapped: Callable[..., Any]):
+        self._mapped = mapped
+        self._compiled: dict[Any, jax.stages.Compiled] = {}
+
+    def lower(self, *arguments: Any) -> jax.stages.Lowered:
+        """As of `jax.pmap`; needs shapes and types only."""
+        local = jax.local_device_count() / jax.device_count()
+        own = [
+            jax.tree.map(
+                lambda leaf: np.zeros((round(leaf.shape[0] * local), *leaf.shape[1:]), leaf.dtype),
+                argument,
+            )
+            for argument in arguments
+        ]
+        return self._mapped.lower(*own)
+
+    def __call__(self, *arguments: Any) -> Any:
+        leaves, tree = jax.tree.flatten(arguments)
+        key = tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+        if key not in self._compiled:
+            self._compiled[key] = self.lower(*arguments).compile()
+        return self._compiled[key](*arguments)
 
 
 def device_indices(devices: list[jax.Device]) -> jax.Array:
     """Returns 0, 1, …: one index a device, on it."""
     return _put([np.int32(index) for index in range(len(devices))], devices)
+
+
+def spread(rows: np.ndarray, devices: list[jax.Device]) -> jax.Array:
+    """Puts one row on each of this process's devices; the array has those of all processes."""
+    return jax.make_array_from_process_local_data(_sharding(devices), rows)
 
 
 def replicated_types(tree: Any, devices: int) -> Any:
@@ -135,10 +186,17 @@ def replicate(tree: Any, devices: list[jax.Device]) -> Any:
 
 
 def _put(values: list[np.ndarray], devices: list[jax.Device]) -> jax.Array:
-    """Makes one array whose i-th row lies on the i-th device, in the layout that pmap expects."""
+    """Makes one array whose i-th row lies on the i-th device."""
+    shape = (len(values), *values[0].shape)
+    return jax.make_array_from_callback(
+        shape, _sharding(devices), lambda index: np.array(values[index[0].start or 0][None])
+    )
+
+
+def _sharding(devices: list[jax.Device]) -> jax.sharding.Sharding:
+    """The layout that pmap expects."""
     mesh = jax.sharding.Mesh(np.array(devices), (DATA_AXIS,))
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(DATA_AXIS))
-    return jax.device_put(np.stack(values), sharding)
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(DATA_AXIS))
 
 
 def fetch(tree: Any) -> Any:

@@ -162,7 +162,7 @@ def foresee(
         ),
         phase=phase.value,
         step_bytes=hardware.program_bytes(program),
-        device_bytes=hardware.memory_bytes(devices[0]),
+        device_bytes=hardware.memory_bytes(parallel.part_of_process(devices)[0][0]),
         devices=f"{len(devices)} x {devices[0].device_kind}",
     )
     if cost.device_bytes is not None and cost.step_bytes > cost.device_bytes:

@@ -1,6 +1,7 @@
 """One run, from a configuration to a measured student."""
 
 import dataclasses
+import json
 import math
 import signal
 import time
@@ -12,7 +13,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from adadfq_jax import health, parallel, programs, recipes, samples
+from adadfq_jax import health, parallel, processes, programs, recipes, samples
 from adadfq_jax.checkpoint import Checkpoints
 from adadfq_jax.config import EXPORT_FORMATS, export_formats, to_json, validate
 from adadfq_jax.data import Dataset, check_fits, load_dataset
@@ -68,7 +69,8 @@ def quantize(
     """Plays a game: quantizes a teacher without its data.
 
     A workdir that holds a checkpoint of the same run is resumed, one that holds the finished run
-    is read.
+    is read. Where several processes play (`processes.start`), all call this alike, and the workdir
+    lies on a disk that they share.
 
     Args:
       config: of `default_config` or a file in `configs/`.
@@ -88,46 +90,52 @@ def quantize(
       StoppedError: `should_stop` said so; in a workdir a checkpoint was written.
     """
     # ---- What was given, checked before anything compiles -------------------------------------
-    config = config.copy_and_resolve_references()
-    validate(config)
-    devices = parallel.choose_devices(config.devices, config.batch_size)
-    teacher = teacher or teacher_of(config)
-    config = resolve(config, teacher)
-    dataset = load_dataset(config.data.source, config.data.path)
-    if dataset is not None:
-        check_fits(dataset, teacher)
-    subset = config.evaluation.subset
-    between = dataset.stratified(subset) if dataset is not None and subset else dataset
-    game = Game.create(config, teacher.module, teacher.image_size)
-    state = game.init(config, teacher.variables)
+    with processes.together():
+        config = config.copy_and_resolve_references()
+        validate(config)
+        devices = parallel.choose_devices(config.devices, config.batch_size)
+        teacher = teacher or teacher_of(config)
+        config = resolve(config, teacher)
+        dataset = load_dataset(config.data.source, config.data.path)
+        if dataset is not None:
+            check_fits(dataset, teacher)
+        subset = config.evaluation.subset
+        between = dataset.stratified(subset) if dataset is not None and subset else dataset
+        game = Game.create(config, teacher.module, teacher.image_size)
+        state = game.init(config, teacher.variables)
+        for name in export_formats(config):
+            if workdir is None:
+                raise ConfigError("export needs a workdir: that is where the files go.")
+            require(name)
+    processes.check_equal("configuration", to_json(config))
 
     # ---- The workdir: ours alone, and of this run ---------------------------------------------
-    for name in export_formats(config):
-        if workdir is None:
-            raise ConfigError("export needs a workdir: that is where the files go.")
-        require(name)
     total = config.epochs * config.steps_per_epoch
-    progress = Progress(total, show_progress)
-    folder = None if workdir is None else Workdir(workdir)
+    progress = Progress(total, show_progress and processes.leads())
+    folder = None
     try:
-        if folder is not None:
-            folder.check_identity(config)
-            if folder.finished_steps() >= total:
-                student = load_student(folder.path)
-                if student.result:
-                    progress.say(
-                        f"{folder.path}: the run is already complete, with "
-                        f"{folder.finished_steps()} steps; `adadfq evaluate --workdir` measures it "
-                        "on other images."
-                    )
-                    _export(student, folder, config, progress, overwrite=False)
-                    return student
-                progress.say(f"{folder.path}: its last steps are lost, and are played again")
-        cost = programs.foresee(game, config, state, teacher, devices)
-        progress.say(cost.to_text())
-        if folder is not None:
-            folder.claim(config)
-            _keep_teacher(folder, teacher)
+        with processes.together():
+            if workdir is not None and processes.leads():
+                folder = Workdir(workdir)
+                folder.check_identity(config)
+            finished = 0 if folder is None else folder.finished_steps()
+        finished = processes.of_any(finished) or 0
+        if finished >= total:
+            student = load_student(workdir)
+            if student.result:
+                progress.say(
+                    f"{workdir}: the run is already complete, with {finished} steps; "
+                    "`adadfq evaluate --workdir` measures it on other images."
+                )
+                _export(student, folder, config, progress, overwrite=False)
+                return student
+            progress.say(f"{workdir}: its last steps are lost, and are played again")
+        with processes.together():
+            cost = programs.foresee(game, config, state, teacher, devices)
+            progress.say(cost.to_text())
+            if folder is not None:
+                folder.claim(config)
+                _keep_teacher(folder, teacher)
         student = _run(
             config,
             game,
@@ -136,6 +144,7 @@ def quantize(
             (between, dataset),
             devices,
             cost,
+            workdir,
             folder,
             progress,
             should_stop,
@@ -155,19 +164,23 @@ def _run(
     datasets: tuple[Dataset | None, Dataset | None],
     devices: list[jax.Device],
     cost: programs.Cost,
+    workdir: str | Path | None,
     folder: Workdir | None,
     progress: Progress,
     should_stop: Callable[[], int | None],
 ) -> Student:
     # ---- Resume: the newest whole checkpoint, else the beginning ------------------------------
+    # Of several processes, the first alone has the workdir open: `folder`.
     between, dataset = datasets  # before the last step, and after it
-    checkpoints = None if folder is None else Checkpoints(folder.path)
-    record, step = _Record(), 0
-    restored = checkpoints and checkpoints.restore(state)
-    if restored:
-        step, state, fields = restored
-        record = _Record(**fields)
-        progress.say(f"resumed at step {step} from {folder.path}")
+    with processes.together():
+        checkpoints = None if folder is None else Checkpoints(folder.path)
+        restored = (checkpoints and checkpoints.restore(state)) or (0, state, {})
+    noted = processes.from_leader(lambda: json.dumps([restored[0], restored[2]]).encode())
+    step, fields = json.loads(noted)
+    record = _Record(**fields)
+    if step:
+        state = processes.arrays_from_leader(lambda: restored[1], state)
+        progress.say(f"resumed at step {step} from {workdir}")
     log = None if folder is None else MetricLog(folder, step)
 
     teacher_accuracy = _accuracy(config, teacher, dataset, devices)
@@ -221,7 +234,7 @@ def _run(
                         )
                         folder.write_bytes(f"{SAMPLES_OVER_TIME}/{step:09}.png", picture)
 
-                stop = should_stop()
+                stop = processes.of_any(should_stop())
                 due = config.checkpoint.every_steps
                 interval = config.checkpoint.every_seconds
                 if (
@@ -237,8 +250,8 @@ def _run(
                 if stop and step < total:
                     where = (
                         "without a workdir, so that nothing is kept"
-                        if folder is None
-                        else f"with a checkpoint in {folder.path}; run the same command to go on"
+                        if workdir is None
+                        else f"with a checkpoint in {workdir}; run the same command to go on"
                     )
                     name = signal.Signals(stop).name
                     raise StoppedError(
@@ -296,6 +309,8 @@ def _run(
 
 def _export(student: Student, folder: Workdir | None, config, progress, overwrite: bool) -> None:
     """Leaves a finished run's student in the formats asked for."""
+    if folder is None:
+        return
     for name in export_formats(config):
         path = folder.path / f"student{EXPORT_FORMATS[name][0]}"
         if overwrite or not path.exists():

@@ -1,0 +1,55 @@
+"""One of several processes that play a small game in float64; what `test_processes.py` starts.
+
+Arguments: workdir, HOST:PORT, processes, index, devices of each process, index of the process that
+gets a SIGTERM, the dispatch after which it does, a different seed or nothing.
+"""
+
+import os
+import signal
+import sys
+
+import jax
+import numpy as np
+
+from adadfq_jax import cli, processes, training
+from adadfq_jax.errors import AdaDFQError
+from tests.conftest import make_small_config, make_teacher
+
+
+def main(workdir, coordinator, count, index, devices, stopped, after, seed):
+    # Not before: importing conftest sets four.
+    jax.config.update("jax_num_cpu_devices", devices)
+    jax.config.update("jax_enable_x64", True)
+    if count > 1:
+        print(processes.start(coordinator, count, index, seconds=60), file=sys.stderr)
+    teacher = make_teacher()
+    teacher.variables.update(jax.tree.map(np.float64, teacher.variables))
+    config = make_small_config()
+    config.devices, config.seed = 0, seed
+    config.steps_per_epoch, config.epochs = 8, 3
+    dispatches = 0
+
+    def should_stop():
+        nonlocal dispatches
+        dispatches += 1
+        if index == stopped and dispatches == after:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return received[-1]
+
+    images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), np.uint8)
+    path = os.path.join(os.path.dirname(workdir), f"images_{index}.npz")
+    np.savez(path, x=images, y=np.arange(50) % 10)
+    config.data.source = "npz"
+    config.data.path = path if count == 1 else path.replace(f"_{index}.", "_0.")
+    with cli._listening() as received:
+        training.quantize(
+            config, teacher, workdir, should_stop=should_stop, show_progress=processes.leads()
+        )
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:3], *map(int, sys.argv[3:]))
+    except AdaDFQError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(cli._exit_code(error))
