@@ -115,7 +115,7 @@ def _quantize(argv: Sequence[str]) -> None:
     parallel.divide_cpu(config.batch_size)
     if values.distributed:
         print(processes.start(*others), file=sys.stderr)
-    with _listening() as received:
+    with _listening() as received, processes.leaving_at_once():
         student = training.quantize(
             config, workdir=values.workdir, should_stop=lambda: received[-1]
         )

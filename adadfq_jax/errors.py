@@ -5,7 +5,13 @@ from collections.abc import Iterable
 
 
 class AdaDFQError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose.
+
+    Attributes:
+      shared: whether, of several processes that play one game, all raise it.
+    """
+
+    shared = False
 
 
 class ConfigError(AdaDFQError):
@@ -35,6 +41,8 @@ class ExportError(AdaDFQError):
 class DivergedError(AdaDFQError):
     """A loss or a gradient of the game became infinite or not a number."""
 
+    shared = True
+
 
 class VerificationError(AdaDFQError):
     """Two networks that should be equal are not."""
@@ -46,6 +54,8 @@ class StoppedError(AdaDFQError):
     Attributes:
       signal: the number of the signal that asked for it.
     """
+
+    shared = True
 
     def __init__(self, message: str, signal: int):
         super().__init__(message)

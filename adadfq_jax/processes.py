@@ -8,7 +8,10 @@ known to all here, so that they go on or end together. With one process, nothing
 import contextlib
 import hashlib
 import json
+import os
 import re
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -94,7 +97,7 @@ def together() -> Iterator[None]:
     """Ends a stretch of work in all processes alike: an error of one is raised by all.
 
     Raises:
-      AdaDFQError: of this process or, as one of the same kind, of the first that has one.
+      AdaDFQError: what the first process that has an error says, of its kind.
     """
     error: Exception | None = None
     try:
@@ -112,10 +115,13 @@ def together() -> Iterator[None]:
     for index, row in enumerate(rows):
         said = json.loads(bytes(row).rstrip(b"\0"))
         if said is not None:
-            if error is not None:
-                raise error
+            name, message = said
             kinds = {kind.__name__: kind for kind in AdaDFQError.__subclasses__()}
-            raise kinds.get(said[0], ConfigError)(f"process {index}: {said[1]}")
+            if name not in kinds:  # unforeseen
+                message = f"{name}: {message}"
+            told_of = kinds.get(name, ConfigError)(f"process {index}: {message}")
+            told_of.shared = True
+            raise told_of from error
 
 
 def check_equal(what: str, text: str) -> None:
@@ -134,9 +140,29 @@ def check_equal(what: str, text: str) -> None:
     rows = multihost_utils.process_allgather(digest)
     others = [str(index) for index, row in enumerate(rows) if not np.array_equal(row, rows[0])]
     if others:
-        raise ConfigError(
+        error = ConfigError(
             f"process {', '.join(others)} was started with another {what} than process 0."
         )
+        error.shared = True
+        raise error
+
+
+@contextlib.contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Ends this process where it alone has an error, so that the others do not wait for it.
+
+    At its usual end a process waits for the others, which may be waiting for it in the middle of a
+    step; when it is gone, JAX's runtime ends them after a while.
+    """
+    try:
+        yield
+    except Exception as error:
+        if jax.process_count() == 1 or getattr(error, "shared", False):
+            raise
+        traceback.print_exc()
+        print(f"process {jax.process_index()} ends, and so do the others.", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def of_any(number: int | None) -> int | None:

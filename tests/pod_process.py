@@ -41,7 +41,7 @@ def main(workdir, coordinator, count, index, devices, stopped, after, seed):
     np.savez(path, x=images, y=np.arange(50) % 10)
     config.data.source = "npz"
     config.data.path = path if count == 1 else path.replace(f"_{index}.", "_0.")
-    with cli._listening() as received:
+    with cli._listening() as received, processes.leaving_at_once():
         training.quantize(
             config, teacher, workdir, should_stop=should_stop, show_progress=processes.leads()
         )

@@ -1,12 +1,13 @@
 import os
-import shutil
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / ".ci" / "run"]
+SCRIPTS = [*sorted((ROOT / "launch").glob("*.s*h")), ROOT / ".ci" / "run"]
 
 
 def run(*argv, **environment):
@@ -27,14 +28,21 @@ def test_scripts_are_sh(path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_shellcheck_finds_nothing(path):
-    done = run("shellcheck", "--shell=sh", "--external-sources", "--severity=warning", path)
+    done = run(
+        Path(sys.executable).parent / "shellcheck",
+        "--shell=sh",
+        "--external-sources",
+        "--severity=warning",
+        path,
+    )
     assert (done.returncode, done.stdout) == (0, "")
 
 
-@pytest.mark.parametrize("name", ["local.sh", "test.sh", "prepare_data.sh"])
+@pytest.mark.parametrize(
+    "name", [path.name for path in SCRIPTS if path.name not in ("run", "environment.sh")]
+)
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help(tmp_path, name, flag):
     done = run(ROOT / "launch" / name, flag, ADADFQ_VENV=str(tmp_path / "venv"))
@@ -146,3 +154,247 @@ def test_prepare_data_installs_tensorflow_and_hands_everything_on(environment):
     assert done.returncode == 0, done.stderr
     assert installs(calls)[0].endswith(f"--editable|{ROOT}[tf]")
     assert calls[-1] == "-m|adadfq_jax.data.prepare|" + "|".join(argv)
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    """A `gcloud` that notes its calls; the slice's states and the game's codes come from a list.
+
+    Returns a function that runs launch/tpu_pod.sh and returns (its exit code, stderr, the calls).
+    """
+    write_script(
+        tmp_path / "gcloud",
+        r"""
+        cd "$(dirname "$0")"
+        echo "$*" >>calls
+        case "$*" in
+        *describe*) next=states ;;
+        *run.code\ 2*) next=codes ;;
+        *) exit ;;
+        esac
+        head -n 1 $next
+        # The last one stays.
+        [ "$(wc -l <$next)" -gt 1 ] && sed -i 1d $next
+        exit 0
+        """,
+    )
+    write_script(tmp_path / "git", "exit 0")
+
+    def call(*argv, states=("READY",), codes=("",)):
+        (tmp_path / "calls").write_text("")
+        (tmp_path / "states").write_text("".join(f"{state}\n" for state in states))
+        (tmp_path / "codes").write_text("".join(f"{code}\n" for code in codes))
+        done = run(
+            ROOT / "launch" / "tpu_pod.sh",
+            *argv,
+            PATH=f"{tmp_path}:{os.environ['PATH']}",
+            ADADFQ_PODS=str(tmp_path / "pods"),
+            ADADFQ_POLL="0",
+        )
+        calls = [
+            line.removeprefix("compute tpus ").replace("--zone=z --project=p", "ZONE")
+            for line in (tmp_path / "calls").read_text().splitlines()
+        ]
+        return done.returncode, done.stderr, calls
+
+    return call
+
+
+CREATE = "tpu-vm create pod --accelerator-type=v5litepod-16 --version=v2-alpha-tpuv5-lite"
+DESCRIBE = "tpu-vm describe pod --format=value(state) ZONE"
+LOOK = "tpu-vm ssh pod --worker=0 --command=cat adadfq_jax/run.code 2>/dev/null ZONE"
+
+
+def kinds(calls):
+    """Names the calls of a game that is waited for."""
+    return [
+        {DESCRIBE: "describe", LOOK: "look"}.get(line)
+        or ("play" if "quantize" in line else " ".join(line.split()[:2]))
+        for line in calls
+    ]
+
+
+def make_pod(cloud, *flags):
+    return cloud("create", "pod", "--zone=z", "--project=p", "--type=v5litepod-16", *flags)
+
+
+def test_a_slice_from_creation_to_deletion(cloud, tmp_path):
+    assert make_pod(cloud, "--spot") == (0, "", [f"{CREATE} --spot ZONE"])
+    code, _, calls = cloud("setup", "pod")
+    assert code == 0
+    assert calls[0].startswith("tpu-vm scp ")
+    assert calls[0].endswith(" pod:adadfq_jax.tar.gz --worker=all ZONE")
+    assert calls[1:] == [
+        "tpu-vm ssh pod --worker=all --command=mkdir -p adadfq_jax && tar -xzf adadfq_jax.tar.gz "
+        "-C adadfq_jax && adadfq_jax/launch/tpu_vm_setup.sh ZONE"
+    ]
+    code, _, calls = cloud("run", "pod", "configs/a.py:w4a4", "--workdir=/mnt/it's", "--detach")
+    assert code == 0
+    assert len(calls) == 1
+    assert calls[0].startswith(
+        "tpu-vm ssh pod --worker=all --command=cd adadfq_jax && rm -f run.code"
+    )
+    # What the workers' shell makes of it: no word is taken apart, none is lost.
+    command = calls[0].partition("--command=")[2].removesuffix(" ZONE")
+    (tmp_path / "adadfq_jax" / ".venv" / "bin").mkdir(parents=True)
+    write_script(
+        tmp_path / "adadfq_jax" / ".venv" / "bin" / "python", 'printf "%s\\n" "$@" >words; exit 3'
+    )
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True, timeout=20)
+    code_file = tmp_path / "adadfq_jax" / "run.code"
+    for _ in range(100):
+        if code_file.exists() and code_file.read_text():
+            break
+        time.sleep(0.1)
+    assert code_file.read_text() == "3\n"
+    assert (tmp_path / "adadfq_jax" / "words").read_text().splitlines() == [
+        *("-m", "adadfq_jax", "quantize", "--distributed"),
+        *("--config=configs/a.py:w4a4", "--workdir=/mnt/it's"),
+    ]
+    assert kinds(cloud("status", "pod")[2]) == ["describe", "tpu-vm ssh"]
+    assert "tail -n 100 -F" in cloud("logs", "pod")[2][0]
+    assert "pkill -TERM" in cloud("stop", "pod")[2][0]
+    assert cloud("delete", "pod")[2] == ["tpu-vm delete pod --quiet ZONE"]
+    code, said, calls = cloud("status", "pod")
+    assert (code, calls) == (2, [])
+    assert "there is no slice 'pod'" in said
+
+
+def test_a_queued_slice_is_waited_for(cloud):
+    code, _, calls = make_pod(cloud, "--queued", "--version=v")
+    assert (code, calls[1:]) == (0, [DESCRIBE])
+    assert calls[0] == (
+        "queued-resources create pod --node-id=pod --accelerator-type=v5litepod-16 "
+        "--runtime-version=v ZONE"
+    )
+    assert cloud("delete", "pod")[2] == ["queued-resources delete pod --force --quiet ZONE"]
+
+
+GAME = ("run", "pod", "configs/a.py:w4a4", "--workdir=/mnt/run")
+
+
+@pytest.mark.parametrize("code", [0, 2, 3, 4])
+def test_a_game_that_ended_is_not_played_again(cloud, code):
+    make_pod(cloud)
+    ended, _, calls = cloud(*GAME, codes=("", "", code))
+    assert ended == code
+    assert kinds(calls) == ["play", *["describe", "look"] * 3]
+
+
+def test_a_preempted_game_is_played_on(cloud):
+    """The slice stays: exit code 75 of the game."""
+    make_pod(cloud)
+    code, said, calls = cloud(*GAME, codes=("", 75, "", 0))
+    assert (code, said) == (0, "pod: the game is played on\n")
+    assert kinds(calls) == [
+        "play",
+        *["describe", "look"] * 2,
+        *["describe", "play"],
+        *["describe", "look"] * 2,
+    ]
+
+
+def test_a_lost_slice_is_made_again(cloud):
+    make_pod(cloud, "--spot")
+    states = ("READY", "PREEMPTED", "PREEMPTED", "READY")
+    code, said, calls = cloud(*GAME, states=states, codes=("", 0))
+    assert code == 0
+    assert "pod is gone; it is made again" in said
+    assert kinds(calls) == [
+        *["play", "describe", "look", "describe", "describe"],
+        *["tpu-vm delete", "tpu-vm create", "tpu-vm scp", "tpu-vm ssh", "play", "describe", "look"],
+    ]
+    assert f"{CREATE} --spot ZONE" in calls
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["create", "pod", "--zone=z"], "needs --zone=ZONE and --type=TYPE"),
+        (["create", "pod", "--zone=z", "--type=t", "--spots"], "knows no '--spots'"),
+        (["run", "other", "configs/a.py", "--workdir=/r"], "no slice 'other'"),
+        (["run", "pod", "--workdir=/r"], "run needs a configuration"),
+        (["run", "pod", "configs/a.py"], "run needs --workdir=DIR"),
+        (["stop", "pod", "--now"], "stop knows no '--now'"),
+        (["sweeep", "pod"], "usage: "),
+    ],
+)
+def test_bad_words_for_a_slice(cloud, argv, message):
+    make_pod(cloud)
+    code, said, calls = cloud(*argv)
+    assert (code, calls) == (2, [])
+    assert message in said
+
+
+def test_a_dry_run_calls_nothing(cloud):
+    make_pod(cloud)
+    for argv in (
+        ["create", "b", "--zone=z", "--type=t"],
+        ["setup", "pod"],
+        [*GAME],
+        ["stop", "pod"],
+    ):
+        code, _, calls = cloud(*argv, "--dry-run")
+        assert (code, calls) == (0, [])
+
+
+def test_the_commands_of_a_rehearsal():
+    done = run(
+        ROOT / "launch" / "cpu_pod.sh",
+        *("configs/base.py:w4a4", "--processes=2", "--devices=3", "--config.seed=7", "--dry-run"),
+    )
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    for index, line in enumerate(lines):
+        assert line.startswith("JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=3 ")
+        assert f"--processes=2 --process={index} --config.seed=7" in line
+    done = run(ROOT / "launch" / "cpu_pod.sh", "configs/base.py", "--processes=two")
+    assert done.returncode == 2
+    assert "must be positive numbers, not 'two'" in done.stderr
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """Returns a function that runs launch/slurm.sbatch as a job that ends with a code."""
+    venv = tmp_path / "venv"
+    (venv / "bin").mkdir(parents=True)
+    write_script(venv / "bin" / "python", "exit 0")
+    write_script(tmp_path / "srun", f'echo "$@" >>{tmp_path}/calls; exit ${{CODE:-0}}')
+    write_script(tmp_path / "scontrol", f'echo scontrol "$@" >>{tmp_path}/calls')
+
+    def submit(*argv, **environment):
+        (tmp_path / "calls").write_text("")
+        done = run(
+            ROOT / "launch" / "slurm.sbatch",
+            *argv,
+            PATH=f"{tmp_path}:{os.environ['PATH']}",
+            ADADFQ_VENV=str(venv),
+            SLURM_SUBMIT_DIR=str(ROOT),
+            SLURM_JOB_ID="17",
+            **environment,
+        )
+        calls = (tmp_path / "calls").read_text().replace(f"{venv}/bin/", "")
+        return done.returncode, calls.splitlines()
+
+    return submit
+
+
+def test_a_job_of_several_tasks_is_one_game(slurm):
+    command = "python -m adadfq_jax quantize --config=configs/a.py --distributed --workdir=r"
+    words = ("quantize", "configs/a.py", "--workdir=r")
+    assert slurm(*words, SLURM_NTASKS="4") == (0, [command])
+    assert slurm(*words) == (0, [command.replace("--distributed ", "")])
+    assert slurm(*words, CODE="3") == (3, [command.replace("--distributed ", "")])
+    code, calls = slurm(*words, SLURM_NTASKS="4", CODE="75")
+    assert (code, calls) == (75, [command, "scontrol requeue 17"])
+
+
+def test_a_task_of_an_array_plays_a_sweeps_games(slurm):
+    words = ("sweep", "configs/a.py", "--workdir=r", "--grid=seed=0..3")
+    assert slurm(*words, SLURM_NTASKS="4") == (
+        0,
+        ["python -m adadfq_jax sweep --config=configs/a.py --workdir=r --grid=seed=0..3"],
+    )
+    assert slurm("evaluate", "configs/a.py")[0] == 2
+    assert slurm(*words, "--dry-run") == (0, [])

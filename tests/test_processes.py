@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from adadfq_jax import processes, rendezvous
-from adadfq_jax.errors import ConfigError
+from adadfq_jax.errors import ConfigError, DataError, StoppedError
 from adadfq_jax.network import flatten
 from adadfq_jax.student import load_state
 
@@ -202,3 +202,20 @@ def test_those_who_are_all_there_wait_no_longer():
     # The port is free again at once.
     with socket.create_server(("127.0.0.1", int(coordinator.split(":")[1]))):
         pass
+
+
+def test_an_error_of_one_process_alone_ends_it_at_once(monkeypatch, capfd):
+    """Else it would wait at its end for the others, and they for it."""
+
+    def leave(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(DataError), processes.leaving_at_once():
+        raise DataError("one process")
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(SystemExit, match="1"), processes.leaving_at_once():
+        raise DataError("image 7 cannot be decoded")
+    assert "image 7 cannot be decoded" in capfd.readouterr().err
+    with pytest.raises(StoppedError), processes.leaving_at_once():  # all have it
+        raise StoppedError("stopped", 15)

@@ -1,0 +1,236 @@
+#!/bin/sh
+# Plays one game on a Cloud TPU slice, from this machine, with `gcloud`.
+set -eu
+
+usage() {
+    cat <<TEXT
+usage: $0 create NAME --zone=ZONE --type=TYPE [--version=VERSION] [--spot] [--queued] [--project=ID]
+       $0 setup  NAME
+       $0 run    NAME CONFIG[:BITS] --workdir=DIR [--detach] [--config.FIELD=VALUE ...]
+       $0 logs | status | stop | delete NAME
+
+  $0 create pod1 --zone=us-west4-a --type=v5litepod-16 --spot
+  $0 setup pod1
+  $0 run pod1 configs/imagenet_resnet18.py:w4a4 --workdir=/mnt/shared/resnet18_w4a4 \\
+    --config.teacher.path=/mnt/shared/resnet18.pth --config.batch_size=64
+
+create  makes the slice, and remembers in runs/pods/NAME how; --queued asks for it by a queued resource,
+        --spot at spot price
+setup   copies the committed tree to every worker and makes its environment there
+run     plays on all workers, detached from this terminal, and waits. A game that was preempted (exit
+        code 75, or the slice is gone) is played on, the slice made anew where it has to be; any other
+        code ends the wait and is this script's: 0 complete, 2 bad input, 3 diverged, 4 not verified.
+        --detach starts the game and does not wait. DIR, teacher and data lie on a disk that all
+        workers share (such as a Filestore mount)
+logs    follows what worker 0 says
+status  says how the slice is, and the game's exit code where it has ended
+stop    ends the game with a checkpoint
+delete  gives the slice back
+
+Everywhere: --dry-run prints the gcloud commands instead. Environment: ADADFQ_POLL, seconds between two
+looks at a game that is waited for (60); ADADFQ_PODS, where it is remembered how slices were made.
+TEXT
+}
+
+case "${1:-}" in
+-h | --help)
+    usage
+    exit
+    ;;
+create | setup | run | logs | status | stop | delete) ;;
+*)
+    usage >&2
+    exit 2
+    ;;
+esac
+if [ $# -lt 2 ]; then
+    usage >&2
+    exit 2
+fi
+root=$(cd "$(dirname "$0")/.." && pwd)
+verb=$1
+name=$2
+shift 2
+pods="${ADADFQ_PODS:-$root/runs/pods}"
+memory="$pods/$name"
+dry=""
+detach=""
+
+fail() {
+    echo "$0: $1" >&2
+    exit 2
+}
+
+call() {
+    if [ -n "$dry" ]; then
+        echo "gcloud $*"
+    else
+        gcloud "$@"
+    fi
+}
+
+# Sets zone, project, type, version, spot and queued, as `create` was told.
+remember() {
+    [ -r "$memory" ] || fail "there is no slice '$name' that '$0 create' made: $memory is missing."
+    zone="" project="" type="" version="" spot="" queued=""
+    while IFS='=' read -r key value; do
+        case "$key" in
+        zone) zone=$value ;;
+        project) project=$value ;;
+        type) type=$value ;;
+        version) version=$value ;;
+        spot) spot=$value ;;
+        queued) queued=$value ;;
+        esac
+    done <"$memory"
+}
+
+# Calls gcloud about the slice: what, then what to do with it.
+slice() {
+    call compute tpus "$@" --zone="$zone" ${project:+"--project=$project"}
+}
+
+make_slice() {
+    if [ -n "$queued" ]; then
+        slice queued-resources create "$name" --node-id="$name" --accelerator-type="$type" \
+            --runtime-version="$version" ${spot:+--spot}
+        until [ -n "$dry" ] || [ "$(state)" = READY ]; do
+            echo "$name is queued" >&2
+            sleep "${ADADFQ_POLL:-60}"
+        done
+    else
+        slice tpu-vm create "$name" --accelerator-type="$type" --version="$version" ${spot:+--spot}
+    fi
+}
+
+delete_slice() {
+    if [ -n "$queued" ]; then
+        slice queued-resources delete "$name" --force --quiet
+    else
+        slice tpu-vm delete "$name" --quiet
+    fi
+}
+
+set_up() {
+    archive=$(mktemp)
+    git -C "$root" archive --format=tar.gz --output="$archive" HEAD
+    slice tpu-vm scp "$archive" "$name:adadfq_jax.tar.gz" --worker=all
+    rm -f "$archive"
+    on all "mkdir -p adadfq_jax && tar -xzf adadfq_jax.tar.gz -C adadfq_jax && adadfq_jax/launch/tpu_vm_setup.sh"
+}
+
+# Runs a command on worker $1 (or all).
+on() {
+    slice tpu-vm ssh "$name" --worker="$1" --command="$2"
+}
+
+state() {
+    slice tpu-vm describe "$name" --format="value(state)" 2>/dev/null || echo GONE
+}
+
+# Quotes a word for another shell.
+quoted() {
+    printf "'%s'" "$(printf %s "$1" | sed "s/'/'\\\\''/g")"
+}
+
+start() {
+    on all "cd adadfq_jax && rm -f run.code && (nohup setsid sh -c $(quoted "$game; echo \$? >run.code") >run.log 2>&1 </dev/null &)"
+}
+
+# Waits for the game's end and returns its code; 75 where the slice is gone.
+wait_for_code() {
+    while :; do
+        sleep "${ADADFQ_POLL:-60}"
+        if [ "$(state)" != READY ]; then
+            return 75
+        fi
+        code=$(on 0 "cat adadfq_jax/run.code 2>/dev/null" 2>/dev/null || true)
+        case "$code" in
+        "" | *[!0-9]*) ;;
+        *) return "$code" ;;
+        esac
+    done
+}
+
+if [ "$verb" = create ]; then
+    zone="" project="" type="" version=v2-alpha-tpuv5-lite spot="" queued=""
+    for argument in "$@"; do
+        case "$argument" in
+        --zone=*) zone=${argument#*=} ;;
+        --project=*) project=${argument#*=} ;;
+        --type=*) type=${argument#*=} ;;
+        --version=*) version=${argument#*=} ;;
+        --spot) spot=yes ;;
+        --queued) queued=yes ;;
+        --dry-run) dry=yes ;;
+        *) fail "create knows no '$argument'." ;;
+        esac
+    done
+    [ -n "$zone" ] && [ -n "$type" ] || fail "create needs --zone=ZONE and --type=TYPE."
+    make_slice
+    if [ -z "$dry" ]; then
+        mkdir -p "$pods"
+        printf 'zone=%s\nproject=%s\ntype=%s\nversion=%s\nspot=%s\nqueued=%s\n' \
+            "$zone" "$project" "$type" "$version" "$spot" "$queued" >"$memory"
+    fi
+    exit
+fi
+
+remember
+if [ "$verb" = run ]; then
+    case "${1:-}" in
+    "" | -*) fail "run needs a configuration: run $name configs/FILE.py:BITS --workdir=DIR." ;;
+    esac
+    config=$1
+    shift
+    workdir=""
+    game=".venv/bin/python -m adadfq_jax quantize --distributed --config=$(quoted "$config")"
+    for argument in "$@"; do
+        case "$argument" in
+        --detach) detach=yes ;;
+        --dry-run) dry=yes ;;
+        *)
+            case "$argument" in --workdir=*) workdir=${argument#*=} ;; esac
+            game="$game $(quoted "$argument")"
+            ;;
+        esac
+    done
+    [ -n "$workdir" ] || fail "run needs --workdir=DIR, on a disk that all workers share."
+    start
+    if [ -n "$detach" ] || [ -n "$dry" ]; then
+        exit
+    fi
+    while :; do
+        code=0
+        wait_for_code || code=$?
+        [ "$code" -eq 75 ] || exit "$code"
+        if [ "$(state)" != READY ]; then
+            echo "$name is gone; it is made again" >&2
+            delete_slice || true
+            make_slice
+            set_up
+        fi
+        echo "$name: the game is played on" >&2
+        start
+    done
+fi
+
+for argument in "$@"; do
+    case "$argument" in
+    --dry-run) dry=yes ;;
+    *) fail "$verb knows no '$argument'." ;;
+    esac
+done
+case "$verb" in
+setup) set_up ;;
+logs) on 0 "tail -n 100 -F adadfq_jax/run.log" ;;
+status)
+    echo "$name: $(state)"
+    on 0 "cat adadfq_jax/run.code 2>/dev/null || echo playing, or never started"
+    ;;
+stop) on all "pkill -TERM -f 'adadfq_jax quantize' || true" ;;
+delete)
+    delete_slice
+    [ -n "$dry" ] || rm -f "$memory"
+    ;;
+esac
