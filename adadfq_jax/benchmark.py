@@ -17,10 +17,8 @@ from adadfq_jax import benchmark_games, breakdown, hardware, parallel, programs,
 from adadfq_jax.config import validate
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.game import Game, Phase
-from adadfq_jax.teachers import Teacher, load_teacher
-from adadfq_jax.teachers.random import random_teacher
-
-_DEFAULT_NETWORK = "resnet20_cifar"
+from adadfq_jax.teachers import Teacher
+from adadfq_jax.teachers.random import teacher_or_random
 
 
 def benchmark(
@@ -57,7 +55,7 @@ def benchmark(
     """
     config = config.copy_and_resolve_references()
     validate(config)
-    teacher, weights = _teacher(config)
+    teacher, weights = teacher_or_random(config)
     recipes.fill_in(config, teacher.architecture, teacher.image_size)
     config.data.mean, config.data.std = tuple(teacher.mean), tuple(teacher.std)
     devices = parallel.choose_devices(config.devices, config.batch_size)
@@ -193,22 +191,6 @@ def _check(against: str | None, profile: str | Path | None, teacher: Teacher, ba
 
 def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
-
-
-def _teacher(config: ml_collections.ConfigDict) -> tuple[Teacher, str]:
-    """Returns the teacher to play with, and what its weights are."""
-    wanted = config.teacher
-    if wanted.path is not None:
-        teacher = load_teacher(
-            wanted.path,
-            wanted.architecture,
-            mean=config.data.mean,
-            std=config.data.std,
-            image_size=wanted.image_size or None,
-        )
-        return teacher, f"weights of {Path(wanted.path).name}"
-    name = wanted.architecture or _DEFAULT_NETWORK
-    return random_teacher(name, wanted.image_size, wanted.classes), "random weights"
 
 
 def _summary(seconds: list[float]) -> dict[str, float]:

@@ -322,6 +322,27 @@ def _benchmark(argv: Sequence[str]) -> None:
     print(json.dumps(measured) if values.json else benchmark_table.table(measured))
 
 
+def _precompile(argv: Sequence[str]) -> None:
+    """compile a game's step for a TPU slice that is not there, and tell what it asks of it"""
+    values = flags.FlagValues()
+    _define_config(values, "precompile", argv)
+    flags.DEFINE_list(
+        "topology", [], "slices, such as v5e:4x4 or v5e:2x2,v5e:4x4", flag_values=values
+    )
+    flags.DEFINE_bool("json", False, "print one JSON object instead of a table", flag_values=values)
+    if _asks_for_help(argv):
+        print(_help(values, "precompile", ("config", "topology", "json")))
+        return
+    config = _parse_config(values, "precompile", argv)
+    if not values.topology:
+        raise ConfigError("--topology=NAME is missing: the slice to compile for, such as v5e:4x4.")
+
+    from adadfq_jax import precompile
+
+    measured = precompile.precompile(config, values.topology)
+    print(json.dumps(measured) if values.json else precompile.table(measured))
+
+
 def _sample(argv: Sequence[str]) -> None:
     """write images that a run's generator makes, with labels and the teacher's logits"""
     values = flags.FlagValues()
@@ -449,6 +470,7 @@ _VERBS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "evaluate": (_evaluate, _evaluate.__doc__),
     "export": (_export, _export.__doc__),
     "benchmark": (_benchmark, _benchmark.__doc__),
+    "precompile": (_precompile, _precompile.__doc__),
     "sample": (_sample, _sample.__doc__),
     "sweep": (_sweep, _sweep.__doc__),
     "surface": (_surface, _surface.__doc__),

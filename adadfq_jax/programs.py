@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 
 from adadfq_jax import hardware, parallel
@@ -86,7 +87,8 @@ def _compiled(game, devices, phase, count, tree, types) -> jax.stages.Compiled:
         return state, jax.tree.map(lambda value: value[None], metrics)
 
     step = parallel.map_over_devices(run, list(devices), donate=(0,))
-    lowered = step.lower(*jax.tree.unflatten(tree, types), parallel.device_indices(list(devices)))
+    index = jax.ShapeDtypeStruct((len(devices),), jnp.int32)
+    lowered = step.lower(*jax.tree.unflatten(tree, types), index)
     undone = game.classifier.remat and devices[0].platform == "cpu"
     return lowered.compile(compiler_options=_KEEP_BARRIERS if undone else None)
 

@@ -56,6 +56,7 @@ def files(tmp_path_factory):
 
     labels = np.arange(10)
     images = np.zeros((10, SIZE, SIZE, 3), np.uint8)
+    np.savez(folder / "good.npz", x=images, y=labels)
     np.savez(folder / "labels.npz", x=images, y=labels + 1)
     np.savez(folder / "size.npz", x=images[:, 1:], y=labels)
     (folder / "text.npz").write_text("no data")
@@ -150,6 +151,13 @@ DATA = ("--config.data.source=npz", "--config.data.path={files}/")
         (["--config.quant.overrides=stem"], "quant.overrides takes entries like not 'stem'"),
         (["--config.batch_size=6"], "batch_size=6 does not divide evenly over 4 devices"),
         (["--config.devices=5"], "devices=5, but this machine has 4"),
+        (["--config.batch_size=2", "--config.devices=4"], "at most devices, not 4 `adadfq sweep`"),
+        (["--config.precision.student=bfloat16"], "precision.student must be 'float32', not"),
+        (["--config.precision.teacher=float8"], "precision.teacher 'float8' float32"),
+        (["--config.teacher.image_size=10"], "image_size=8, but 10 was asked for"),
+        # Several processes.
+        (["--processes=2"], "--coordinator, --processes and --process need --distributed"),
+        (["--distributed", "--processes=2"], "--coordinator, --process is missing"),
         # Teachers.
         (["--config.teacher.architecture=resnet21_cifar"], "'resnet21_cifar' resnet20_cifar"),
         (["--config.teacher.architecture=resnet20_cifar"], "resnet8_cifar resnet20_cifar"),
@@ -177,6 +185,7 @@ DATA = ("--config.data.source=npz", "--config.data.path={files}/")
         ([DATA[0], DATA[1] + "text.npz"], "text.npz' is not an .npz file"),
         ([DATA[0], DATA[1] + "size.npz"], "size.npz 7x8 pixels 8x8"),
         ([DATA[0], DATA[1] + "labels.npz"], "labels.npz has a label 10 classes 0 to 9"),
+        ([DATA[0], DATA[1] + "good.npz", "--config.evaluation.subset=99"], "too few for a subset"),
         # Flags.
         (["--config.seed=1", "stray"], "'stray' is not a flag"),
         (["--wrokdir=x"], "'wrokdir' workdir"),

@@ -1,10 +1,15 @@
 """A teacher that has learnt nothing, for what does not depend on it, such as speed."""
 
+from pathlib import Path
+
 import jax
+import ml_collections
 import numpy as np
 
 from adadfq_jax import models
-from adadfq_jax.teachers import Teacher
+from adadfq_jax.teachers import Teacher, load_teacher
+
+_DEFAULT_NETWORK = "resnet20_cifar"
 
 _IMAGENET_SIZE, _IMAGENET_CLASSES, _CIFAR_CLASSES = 224, 1000, 10
 
@@ -36,3 +41,29 @@ def random_teacher(architecture: str, image_size: int = 0, classes: int = 0) -> 
         mean=(0.5,) * 3,
         std=(0.25,) * 3,
     )
+
+
+def teacher_or_random(config: ml_collections.ConfigDict) -> tuple[Teacher, str]:
+    """Returns the teacher that a configuration names, or one of random weights where it names none.
+
+    Args:
+      config: a run's configuration.
+
+    Returns:
+      (the teacher, by default of ResNet-20; what its weights are, in words).
+
+    Raises:
+      ConfigError, TeacherError: it is unknown, or cannot be read.
+    """
+    wanted = config.teacher
+    if wanted.path is None:
+        name = wanted.architecture or _DEFAULT_NETWORK
+        return random_teacher(name, wanted.image_size, wanted.classes), "random weights"
+    teacher = load_teacher(
+        wanted.path,
+        wanted.architecture,
+        mean=config.data.mean,
+        std=config.data.std,
+        image_size=wanted.image_size or None,
+    )
+    return teacher, f"weights of {Path(wanted.path).name}"
