@@ -105,6 +105,8 @@ class Cost:
       step_bytes: of memory that they ask of each device.
       device_bytes: that a device has; None where it does not tell.
       devices: how many, and of which kind.
+      images: of a step, over all devices.
+      share: images of each device.
     """
 
     parameters: int
@@ -114,14 +116,17 @@ class Cost:
     step_bytes: int
     device_bytes: int | None
     devices: str
+    images: int
+    share: int
 
     def to_text(self) -> str:
         """Returns one line for a person."""
         has = "" if self.device_bytes is None else f" of {self.device_bytes / 1e9:.1f} GB"
         return (
             f"network: {self.parameters:,} parameters, {self.macs:,} MACs an image; generator: "
-            f"{self.generator_parameters:,} parameters; a step ({self.phase}): "
-            f"{self.step_bytes / 1e9:.2f} GB{has} on each of {self.devices}"
+            f"{self.generator_parameters:,} parameters; a step ({self.phase}) of {self.images} "
+            f"images: {self.step_bytes / 1e9:.2f} GB{has} on each of {self.devices}, which plays "
+            f"{self.share}"
         )
 
 
@@ -166,6 +171,8 @@ def foresee(
         step_bytes=hardware.program_bytes(program),
         device_bytes=hardware.memory_bytes(parallel.part_of_process(devices)[0][0]),
         devices=f"{len(devices)} x {devices[0].device_kind}",
+        images=config.batch_size,
+        share=config.batch_size // len(devices),
     )
     if cost.device_bytes is not None and cost.step_bytes > cost.device_bytes:
         raise ConfigError(

@@ -117,6 +117,18 @@ def test_two_processes_play_the_game_of_one(one, two):
 
 
 @pytest.mark.slow
+def test_a_checkpoint_of_four_devices_is_played_on_by_others(one, tmp_path):
+    """By one, and by two of two processes: the game of one, to rounding."""
+    for name, count, devices in (("by one", 1, 1), ("by four", 2, 2)):
+        workdir = tmp_path / name / "run"
+        assert play(workdir, 1, 4, stopped=0, after=18)[0] == [75]
+        codes, said = play(workdir, count, devices)
+        assert codes == [0] * count, said
+        assert "resumed at step 18" in said[0]
+        assert_same_game(one, workdir)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "devices"), [(1, 4), (4, 1)])
 def test_others_play_it_too(one, tmp_path, count, devices):
     codes, said = play(tmp_path / "run", count, devices)

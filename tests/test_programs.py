@@ -88,7 +88,8 @@ def test_what_a_step_costs_is_known(small_config, teacher, capfd):
     assert (result["parameters"], result["macs"]) == (75_290, 765_568)
     said = " ".join(capfd.readouterr().err.split())
     assert "network: 75,290 parameters, 765,568 MACs an image" in said
-    assert f"a step (play): {result['step_bytes'] / 1e9:.2f} GB" in said
+    assert f"a step (play) of 8 images: {result['step_bytes'] / 1e9:.2f} GB" in said
+    assert "on each of 1 x cpu, which plays 8" in said
 
 
 def test_memory_grows_with_the_batch_and_shrinks_with_the_devices(small_config, teacher):
