@@ -1,4 +1,4 @@
-"""What the machine has, and what it can do."""
+"""What the machine has and can do, and what a compiled program asks of it."""
 
 import contextlib
 import os
@@ -55,8 +55,13 @@ def program_bytes(program: jax.stages.Compiled) -> int:
     )
 
 
-def memory_bytes(device: jax.Device) -> int | None:
-    """Returns a device's memory, None where it does not tell; CPU devices share the machine's."""
+def memory_bytes(device: jax.Device, sharing: int) -> int | None:
+    """Returns a device's memory, None where it does not tell.
+
+    Args:
+      device: one of this process's.
+      sharing: how many are in use; CPU devices share the machine's memory.
+    """
     known = device.memory_stats() or {}
     if "bytes_limit" in known:
         return known["bytes_limit"]
@@ -66,4 +71,4 @@ def memory_bytes(device: jax.Device) -> int | None:
     # In a container, what it was given.
     with contextlib.suppress(OSError, ValueError):  # no such file; "max"
         machine = min(machine, int(_CONTAINER_LIMIT.read_text()))
-    return machine // jax.local_device_count("cpu")
+    return machine // sharing

@@ -77,7 +77,8 @@ def choose_devices(count: int, batch_size: int) -> list[jax.Device]:
     found = jax.devices()
     count = count or len(found)
     if count > len(found):
-        raise ConfigError(f"devices={count}, but this machine has {len(found)}.")
+        where = "this machine has" if jax.process_count() == 1 else "all processes together have"
+        raise ConfigError(f"devices={count}, but {where} {len(found)}.")
     if count > batch_size:
         raise ConfigError(
             f"a game of batch_size={batch_size} is played by at most as many devices, not {count}: "
@@ -111,7 +112,6 @@ def part_of_process(devices: list[jax.Device]) -> tuple[list[jax.Device], int, i
 def map_over_devices(
     function: Callable[..., Any],
     devices: list[jax.Device],
-    in_axes: tuple[int | None, ...] | int = 0,
     donate: tuple[int, ...] = (),
 ) -> Callable[..., Any]:
     """Compiles a function to run on every device, with collectives over the axis `data`.
@@ -119,16 +119,18 @@ def map_over_devices(
     Args:
       function: what one device does, on arguments without the device axis.
       devices: where to run.
-      in_axes: for each argument, 0 if it has a device axis, None if all devices share it.
       donate: indices of arguments whose memory the results may take over.
 
     Returns:
       The compiled function, whose results have a leading device axis.
     """
-    mapped = jax.pmap(
-        function, axis_name=DATA_AXIS, in_axes=in_axes, devices=devices, donate_argnums=donate
-    )
-    return mapped if jax.process_count() == 1 else _OverProcesses(mapped)
+    if devices[0].platform == "tpu":
+        # By default, a TPU would round what it multiplies to bfloat16.
+        function = jax.default_matmul_precision("float32")(function)
+    mapped = jax.pmap(function, axis_name=DATA_AXIS, devices=devices, donate_argnums=donate)
+    if jax.process_count() == 1:
+        return mapped
+    return _OverProcesses(mapped, len(part_of_process(devices)[0]))
 
 
 class _OverProcesses:
@@ -138,21 +140,17 @@ class _OverProcesses:
     it compiles does neither.
     """
 
-    def __init__(self, mapped: Callable[..., Any]):
-        self._mapped = mapped
+    def __init__(self, mapped: Callable[..., Any], own: int):
+        """Takes a function of `jax.pmap`, and how many of its devices are this process's."""
+        self._mapped, self._own = mapped, own
         self._compiled: dict[Any, jax.stages.Compiled] = {}
 
     def lower(self, *arguments: Any) -> jax.stages.Lowered:
         """As of `jax.pmap`; needs shapes and types only."""
-        local = jax.local_device_count() / jax.device_count()
-        own = [
-            jax.tree.map(
-                lambda leaf: np.zeros((round(leaf.shape[0] * local), *leaf.shape[1:]), leaf.dtype),
-                argument,
-            )
-            for argument in arguments
-        ]
-        return self._mapped.lower(*own)
+        rows = jax.tree.map(
+            lambda leaf: np.zeros((self._own, *leaf.shape[1:]), leaf.dtype), arguments
+        )
+        return self._mapped.lower(*rows)
 
     def __call__(self, *arguments: Any) -> Any:
         leaves, tree = jax.tree.flatten(arguments)

@@ -1,10 +1,9 @@
-"""What a game would ask of a TPU slice that is not there: its real step, compiled for it."""
+"""What a game would ask of a TPU slice that is not there: one step of it, compiled for it."""
 
 import collections
 import dataclasses
 import importlib.util
 import math
-import os
 import re
 import time
 from collections.abc import Sequence
@@ -106,13 +105,15 @@ def _chips(topology: str) -> int:
 def _measure(game: Game, state: Any, variables: Any, topology: str) -> dict[str, Any]:
     devices = _devices(topology)
     began = time.perf_counter()
-    program = programs.steps(
-        game,
-        devices,
-        Phase.PLAY,
-        1,
-        *(parallel.replicated_types(tree, len(devices)) for tree in (state, variables)),
-    )
+    types = [parallel.replicated_types(tree, len(devices)) for tree in (state, variables)]
+    try:
+        program = programs.steps(game, devices, Phase.PLAY, 1, *types)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise ConfigError(
+            f"it does not fit {topology}: {str(error).splitlines()[0].rstrip('.')}."
+        ) from error
     seconds = time.perf_counter() - began
     plan, cost = program.memory_analysis(), program.cost_analysis()
     estimate = cost.get("optimal_seconds", 0)  # negative where it does not know a part
@@ -134,8 +135,6 @@ def _measure(game: Game, state: Any, variables: Any, topology: str) -> dict[str,
 
 def _devices(topology: str) -> list[jax.Device]:
     """Returns devices that can be compiled for, and nothing else."""
-    # The compiler would look for the machine that it is on, which is none of Google's.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     from jax.experimental import topologies
 
     try:

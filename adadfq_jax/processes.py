@@ -1,6 +1,7 @@
 """Several processes that play one game: how they start, agree, and share what one of them knows.
 
-All run the same program on the same configuration; process 0 alone reads and writes the workdir.
+All run the same program on the same configuration; process 0 alone writes the workdir, and reads
+what is in it while the game is played.
 Whatever only one process can know (a signal, a file that it cannot read, a checkpoint) is made
 known to all here, so that they go on or end together. With one process, nothing here does anything.
 """
@@ -19,10 +20,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from adadfq_jax import rendezvous
+from adadfq_jax import errors, rendezvous
 from adadfq_jax.errors import AdaDFQError, ConfigError
 
-_LONGEST_MESSAGE = 1000  # characters, each at most six bytes of JSON
+_LONGEST_MESSAGE = 1000  # characters, each at most twelve bytes of JSON
 _SECONDS_TO_START = 300
 
 
@@ -56,7 +57,8 @@ def start(
             f"{', '.join(missing)} is missing."
         )
     if not missing:
-        if not re.fullmatch(r".+:\d+", coordinator):
+        match = re.fullmatch(r".+:(\d+)", coordinator)
+        if match is None or not 0 < int(match[1]) < 2**16:
             raise ConfigError(f"--coordinator must be HOST:PORT of process 0, not {coordinator!r}.")
         if not 0 <= index < processes:
             raise ConfigError(f"--process must be from 0 to {processes - 1}, not {index}.")
@@ -109,17 +111,17 @@ def together() -> Iterator[None]:
     if jax.process_count() == 1:
         return
     told = json.dumps(error and [type(error).__name__, str(error)[:_LONGEST_MESSAGE]]).encode()
-    padded = np.zeros(8 * _LONGEST_MESSAGE, np.uint8)
+    padded = np.zeros(13 * _LONGEST_MESSAGE, np.uint8)
     padded[: len(told)] = np.frombuffer(told, np.uint8)
     rows = multihost_utils.process_allgather(padded)
     for index, row in enumerate(rows):
         said = json.loads(bytes(row).rstrip(b"\0"))
         if said is not None:
             name, message = said
-            kinds = {kind.__name__: kind for kind in AdaDFQError.__subclasses__()}
-            if name not in kinds:  # unforeseen
-                message = f"{name}: {message}"
-            told_of = kinds.get(name, ConfigError)(f"process {index}: {message}")
+            kind = getattr(errors, name, None)
+            if kind is None:  # unforeseen
+                kind, message = ConfigError, f"{name}: {message}"
+            told_of = kind(f"process {index}: {message}")
             told_of.shared = True
             raise told_of from error
 
@@ -159,17 +161,20 @@ def leaving_at_once() -> Iterator[None]:
     except Exception as error:
         if jax.process_count() == 1 or getattr(error, "shared", False):
             raise
-        traceback.print_exc()
+        if isinstance(error, AdaDFQError):
+            print(error, file=sys.stderr)
+        else:
+            traceback.print_exc()
         print(f"process {jax.process_index()} ends, and so do the others.", file=sys.stderr)
         sys.stderr.flush()
         os._exit(1)
 
 
-def of_any(number: int | None) -> int | None:
-    """Returns the largest of the processes' numbers, None where none has one."""
+def union(flags: int) -> int:
+    """Returns the bits that are set in any process; waits for all that the devices have to do."""
     if jax.process_count() == 1:
-        return number
-    return int(multihost_utils.process_allgather(np.int32(number or 0)).max()) or None
+        return flags
+    return int(np.bitwise_or.reduce(multihost_utils.process_allgather(np.int32(flags))))
 
 
 def from_leader(make: Callable[[], bytes]) -> bytes:

@@ -153,13 +153,16 @@ def foresee(
     phase = Phase.PLAY if plays else game.phase((config.epochs - 1) * config.steps_per_epoch)
     count = next(dispatches(0, config.steps_per_epoch, config, devices[0].platform))
     variables = {name: teacher.variables[name] for name in ("params", "batch_stats")}
-    program = steps(
-        game,
-        devices,
-        phase,
-        count,
-        *(parallel.replicated_types(tree, len(devices)) for tree in (state, variables)),
-    )
+    types = [parallel.replicated_types(tree, len(devices)) for tree in (state, variables)]
+    try:
+        program = steps(game, devices, phase, count, *types)
+    except jax.errors.JaxRuntimeError as error:  # a compiler that knows the device's memory
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise ConfigError(
+            f"it does not fit: {str(error).splitlines()[0].rstrip('.')}. {_advice(config, devices)}"
+        ) from error
+    own = parallel.part_of_process(devices)[0]
     classifier = size.measure(teacher.module, teacher.image_size)
     cost = Cost(
         parameters=classifier.parameters,
@@ -169,7 +172,7 @@ def foresee(
         ),
         phase=phase.value,
         step_bytes=hardware.program_bytes(program),
-        device_bytes=hardware.memory_bytes(parallel.part_of_process(devices)[0][0]),
+        device_bytes=hardware.memory_bytes(own[0], len(own)),
         devices=f"{len(devices)} x {devices[0].device_kind}",
         images=config.batch_size,
         share=config.batch_size // len(devices),

@@ -10,6 +10,8 @@ import socket
 import time
 
 _BETWEEN_CALLS = 0.2  # seconds
+_LONGEST_LINE = 2.0  # seconds until it has come
+_HERE = ("127.0.0.1", "::1", "localhost")
 
 
 def missing(coordinator: str, processes: int, index: int, seconds: float) -> list[int]:
@@ -49,13 +51,16 @@ def _gather(address: tuple[str, int], processes: int, deadline: float) -> list[i
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     absent = set(range(1, processes))
     calls: list[socket.socket] = []
+    # Like JAX's own server, on all interfaces: the address may be one that only others know.
+    if address[0] not in _HERE:
+        address = "", address[1]
     with socket.create_server(address, family=family, backlog=processes) as server:
         while absent and time.monotonic() < deadline:
             server.settimeout(max(deadline - time.monotonic(), 0.01))
             with contextlib.suppress(OSError, ValueError):  # the time is over; a stranger's call
                 call, _ = server.accept()
                 calls.append(call)
-                call.settimeout(_BETWEEN_CALLS)
+                call.settimeout(_LONGEST_LINE)
                 absent.discard(int(call.makefile().readline()))
         for call in calls:
             with contextlib.suppress(OSError):

@@ -108,6 +108,7 @@ def quantize(
                 raise ConfigError("export needs a workdir: that is where the files go.")
             require(name)
     processes.check_equal("configuration", to_json(config))
+    processes.check_equal("number of evaluation images", str(dataset and len(dataset)))
 
     # ---- The workdir: ours alone, and of this run ---------------------------------------------
     total = config.epochs * config.steps_per_epoch
@@ -119,7 +120,7 @@ def quantize(
                 folder = Workdir(workdir)
                 folder.check_identity(config)
             finished = 0 if folder is None else folder.finished_steps()
-        finished = processes.of_any(finished) or 0
+        finished = processes.union(finished)
         if finished >= total:
             student = load_student(workdir)
             if student.result:
@@ -127,7 +128,8 @@ def quantize(
                     f"{workdir}: the run is already complete, with {finished} steps; "
                     "`adadfq evaluate --workdir` measures it on other images."
                 )
-                _export(student, folder, config, progress, overwrite=False)
+                with processes.together():
+                    _export(student, folder, config, progress, overwrite=False)
                 return student
             progress.say(f"{workdir}: its last steps are lost, and are played again")
         with processes.together():
@@ -149,7 +151,8 @@ def quantize(
             progress,
             should_stop,
         )
-        _export(student, folder, config, progress, overwrite=True)
+        with processes.together():
+            _export(student, folder, config, progress, overwrite=True)
         return student
     finally:
         if folder is not None:
@@ -234,15 +237,18 @@ def _run(
                         )
                         folder.write_bytes(f"{SAMPLES_OVER_TIME}/{step:09}.png", picture)
 
-                stop = processes.of_any(should_stop())
-                due = config.checkpoint.every_steps
                 interval = config.checkpoint.every_seconds
+                late = bool(interval) and time.monotonic() - saved > interval
+                # All processes save, or end, after the same step.
+                agreed = processes.union((should_stop() or 0) << 1 | late)
+                stop, late = agreed >> 1, agreed & 1
+                due = config.checkpoint.every_steps
                 if (
                     stop
                     or step == total
                     or record.healthiest.get("step") == step
                     or (due and step // due > (step - count) // due)
-                    or (interval and time.monotonic() - saved > interval)
+                    or late
                 ):
                     watch.catch_up()  # what has diverged is not saved
                     checkpoint()

@@ -24,7 +24,7 @@ run     plays on all workers, detached from this terminal, and waits. A game tha
         workers share (such as a Filestore mount)
 logs    follows what worker 0 says
 status  says how the slice is, and the game's exit code where it has ended
-stop    ends the game with a checkpoint
+stop    ends the game with a checkpoint, and a \`run\` on this machine that waits for it
 delete  gives the slice back
 
 Everywhere: --dry-run prints the gcloud commands instead. Environment: ADADFQ_POLL, seconds between two
@@ -95,6 +95,9 @@ make_slice() {
         slice queued-resources create "$name" --node-id="$name" --accelerator-type="$type" \
             --runtime-version="$version" ${spot:+--spot}
         until [ -n "$dry" ] || [ "$(state)" = READY ]; do
+            case "$(slice queued-resources describe "$name" --format="value(state.state)" 2>/dev/null)" in
+            FAILED | SUSPENDED) fail "the queued request for '$name' has failed; '$0 delete $name' ends it." ;;
+            esac
             echo "$name is queued" >&2
             sleep "${ADADFQ_POLL:-60}"
         done
@@ -124,8 +127,17 @@ on() {
     slice tpu-vm ssh "$name" --worker="$1" --command="$2"
 }
 
+# Says GONE only where the cloud says so itself: it may just not be reached for a while.
 state() {
-    slice tpu-vm describe "$name" --format="value(state)" 2>/dev/null || echo GONE
+    if said=$(slice tpu-vm describe "$name" --format="value(state)" 2>&1); then
+        echo "$said"
+    else
+        case "$said" in *NOT_FOUND*) echo GONE ;; *) echo UNKNOWN ;; esac
+    fi
+}
+
+lost() {
+    case "$(state)" in GONE | PREEMPTED | TERMINATED) return 0 ;; *) return 1 ;; esac
 }
 
 # Quotes a word for another shell.
@@ -133,7 +145,11 @@ quoted() {
     printf "'%s'" "$(printf %s "$1" | sed "s/'/'\\\\''/g")"
 }
 
+# The game itself, not a shell that has its words on its own command line.
+player="pgrep -f '^[^ ]*python -m adadfq_jax quantize'"
+
 start() {
+    rm -f "$memory.stopped"
     on all "cd adadfq_jax && rm -f run.code && (nohup setsid sh -c $(quoted "$game; echo \$? >run.code") >run.log 2>&1 </dev/null &)"
 }
 
@@ -141,7 +157,7 @@ start() {
 wait_for_code() {
     while :; do
         sleep "${ADADFQ_POLL:-60}"
-        if [ "$(state)" != READY ]; then
+        if lost; then
             return 75
         fi
         code=$(on 0 "cat adadfq_jax/run.code 2>/dev/null" 2>/dev/null || true)
@@ -167,12 +183,13 @@ if [ "$verb" = create ]; then
         esac
     done
     [ -n "$zone" ] && [ -n "$type" ] || fail "create needs --zone=ZONE and --type=TYPE."
-    make_slice
     if [ -z "$dry" ]; then
+        # Before it is asked for, so that it can be given back whatever happens here.
         mkdir -p "$pods"
         printf 'zone=%s\nproject=%s\ntype=%s\nversion=%s\nspot=%s\nqueued=%s\n' \
             "$zone" "$project" "$type" "$version" "$spot" "$queued" >"$memory"
     fi
+    make_slice
     exit
 fi
 
@@ -196,6 +213,9 @@ if [ "$verb" = run ]; then
         esac
     done
     [ -n "$workdir" ] || fail "run needs --workdir=DIR, on a disk that all workers share."
+    if [ -z "$dry" ] && on 0 "$player" >/dev/null 2>&1; then
+        fail "a game is being played on '$name'; '$0 stop $name' ends it with a checkpoint."
+    fi
     start
     if [ -n "$detach" ] || [ -n "$dry" ]; then
         exit
@@ -203,11 +223,16 @@ if [ "$verb" = run ]; then
     while :; do
         code=0
         wait_for_code || code=$?
-        [ "$code" -eq 75 ] || exit "$code"
-        if [ "$(state)" != READY ]; then
+        if [ "$code" -ne 75 ] || [ -e "$memory.stopped" ]; then
+            exit "$code"
+        fi
+        if lost; then
             echo "$name is gone; it is made again" >&2
             delete_slice || true
-            make_slice
+            until make_slice; do
+                echo "$name cannot be had now" >&2
+                sleep "${ADADFQ_POLL:-60}"
+            done
             set_up
         fi
         echo "$name: the game is played on" >&2
@@ -228,9 +253,13 @@ status)
     echo "$name: $(state)"
     on 0 "cat adadfq_jax/run.code 2>/dev/null || echo playing, or never started"
     ;;
-stop) on all "pkill -TERM -f 'adadfq_jax quantize' || true" ;;
+stop)
+    # A `run` that waits here does not play it on.
+    [ -n "$dry" ] || : >"$memory.stopped"
+    on all "pkill -TERM ${player#pgrep } || true"
+    ;;
 delete)
     delete_slice
-    [ -n "$dry" ] || rm -f "$memory"
+    [ -n "$dry" ] || rm -f "$memory" "$memory.stopped"
     ;;
 esac

@@ -100,8 +100,10 @@ def test_extra_images_are_new_in_every_step_and_of_every_seed(small_config, teac
             return game.extra_images(state, index, phase)
 
         devices = jax.devices()[:1]
-        run = parallel.map_over_devices(own, devices, in_axes=(0, None))
-        return parallel.fetch(run(parallel.device_indices(devices), state))
+        run = parallel.map_over_devices(own, devices)
+        return parallel.fetch(
+            run(parallel.device_indices(devices), parallel.replicate(state, devices))
+        )
 
     (images,) = extra_images(state)
     assert images.shape == (16, 8, 8, 3)  # two for each of the eight

@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 import time
@@ -168,20 +169,24 @@ def cloud(tmp_path):
         cd "$(dirname "$0")"
         echo "$*" >>calls
         case "$*" in
+        *pgrep*) exit 1 ;;
+        *queued-resources\ describe*) next=queue ;;
         *describe*) next=states ;;
         *run.code\ 2*) next=codes ;;
         *) exit ;;
         esac
+        case "$(head -n 1 $next)" in ERROR*) failed=1 ;; *) failed=0 ;; esac
         head -n 1 $next
         # The last one stays.
         [ "$(wc -l <$next)" -gt 1 ] && sed -i 1d $next
-        exit 0
+        exit $failed
         """,
     )
     write_script(tmp_path / "git", "exit 0")
 
-    def call(*argv, states=("READY",), codes=("",)):
+    def call(*argv, states=("READY",), codes=("",), queue=("ACTIVE",)):
         (tmp_path / "calls").write_text("")
+        (tmp_path / "queue").write_text("".join(f"{state}\n" for state in queue))
         (tmp_path / "states").write_text("".join(f"{state}\n" for state in states))
         (tmp_path / "codes").write_text("".join(f"{code}\n" for code in codes))
         done = run(
@@ -194,6 +199,7 @@ def cloud(tmp_path):
         calls = [
             line.removeprefix("compute tpus ").replace("--zone=z --project=p", "ZONE")
             for line in (tmp_path / "calls").read_text().splitlines()
+            if "pgrep" not in line
         ]
         return done.returncode, done.stderr, calls
 
@@ -253,7 +259,15 @@ def test_a_slice_from_creation_to_deletion(cloud, tmp_path):
     ]
     assert kinds(cloud("status", "pod")[2]) == ["describe", "tpu-vm ssh"]
     assert "tail -n 100 -F" in cloud("logs", "pod")[2][0]
-    assert "pkill -TERM" in cloud("stop", "pod")[2][0]
+    (stop,) = cloud("stop", "pod")[2]
+    # It meets the game, and no shell that has the game's name among its words.
+    pattern = re.search("pkill -TERM -f '(.*)'", stop)[1]
+    for line, meant in (
+        (".venv/bin/python -m adadfq_jax quantize --distributed", True),
+        ("sh -c .venv/bin/python -m adadfq_jax quantize --distributed; echo $? >run.code", False),
+        (f"bash -c {stop}", False),
+    ):
+        assert bool(re.search(pattern, line)) == meant
     assert cloud("delete", "pod")[2] == ["tpu-vm delete pod --quiet ZONE"]
     code, said, calls = cloud("status", "pod")
     assert (code, calls) == (2, [])
@@ -294,14 +308,34 @@ def test_a_preempted_game_is_played_on(cloud):
     ]
 
 
+def test_a_game_that_was_stopped_is_not_played_on(cloud, tmp_path):
+    make_pod(cloud)
+    write_script(tmp_path / "sleep", f": >{tmp_path}/pods/pod.stopped")  # while it is waited for
+    code, _, calls = cloud(*GAME, codes=(75,))
+    assert (code, kinds(calls)) == (75, ["play", "describe", "look"])
+
+
+def test_a_queued_request_that_failed_is_not_waited_for(cloud):
+    code, said, _ = make_pod_of(cloud, states=("ERROR: NOT_FOUND",), queue=("WAITING", "FAILED"))
+    assert code == 2
+    assert "the queued request for 'pod' has failed" in said
+    assert cloud("delete", "pod")[0] == 0  # it is known, and can be given back
+
+
+def make_pod_of(cloud, **answers):
+    flags = ("--zone=z", "--project=p", "--type=v5litepod-16", "--queued")
+    return cloud("create", "pod", *flags, **answers)
+
+
 def test_a_lost_slice_is_made_again(cloud):
     make_pod(cloud, "--spot")
-    states = ("READY", "PREEMPTED", "PREEMPTED", "READY")
-    code, said, calls = cloud(*GAME, states=states, codes=("", 0))
+    # Where the cloud is not reached, nothing is concluded.
+    states = ("READY", "ERROR: timeout", "PREEMPTED", "ERROR: NOT_FOUND", "READY")
+    code, said, calls = cloud(*GAME, states=states, codes=("", "", 0))
     assert code == 0
     assert "pod is gone; it is made again" in said
     assert kinds(calls) == [
-        *["play", "describe", "look", "describe", "describe"],
+        *["play", "describe", "look", "describe", "look", "describe", "describe"],
         *["tpu-vm delete", "tpu-vm create", "tpu-vm scp", "tpu-vm ssh", "play", "describe", "look"],
     ]
     assert f"{CREATE} --spot ZONE" in calls

@@ -32,6 +32,8 @@ def free_port():
 def play(workdir, count, devices, *, stopped=-1, after=0, seeds=None):
     """Plays in so many processes; returns their exit codes and what they said."""
     workdir.parent.mkdir(parents=True, exist_ok=True)
+    images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), np.uint8)
+    np.savez(workdir.parent / "images.npz", x=images, y=np.arange(50) % 10)
     coordinator = f"127.0.0.1:{free_port()}"
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
@@ -167,6 +169,7 @@ def test_processes_of_other_configurations_are_named(tmp_path):
     [
         (("host:1", 2, None), "--process is missing"),
         (("host", 2, 0), "must be HOST:PORT of process 0, not 'host'"),
+        (("host:99999", 2, 0), "must be HOST:PORT of process 0, not 'host:99999'"),
         (("host:1", 2, 2), "must be from 0 to 1, not 2"),
     ],
 )
@@ -226,8 +229,11 @@ def test_an_error_of_one_process_alone_ends_it_at_once(monkeypatch, capfd):
     with pytest.raises(DataError), processes.leaving_at_once():
         raise DataError("one process")
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(SystemExit, match="1"), processes.leaving_at_once():
-        raise DataError("image 7 cannot be decoded")
-    assert "image 7 cannot be decoded" in capfd.readouterr().err
+    for error in (DataError("image 7 cannot be decoded"), ValueError("image 7 cannot be decoded")):
+        with pytest.raises(SystemExit, match="1"), processes.leaving_at_once():
+            raise error
+        said = capfd.readouterr().err
+        assert "image 7 cannot be decoded\nprocess 0 ends" in said
+        assert ("Traceback" in said) == isinstance(error, ValueError)
     with pytest.raises(StoppedError), processes.leaving_at_once():  # all have it
         raise StoppedError("stopped", 15)

@@ -17,7 +17,7 @@ from tests.test_game import make_game
 def one_step(config, teacher, phase=Phase.PLAY, dtype=np.float32):
     """Returns (the program of one step, the state after it, its metrics)."""
     game = make_game(config, teacher)
-    devices = jax.devices()[:1]
+    devices = jax.devices()[: config.devices]
     variables = jax.tree.map(lambda leaf: leaf.astype(dtype), teacher.variables)
     state = game.init(config, variables)
     ranges = jax.tree.map(lambda leaf: leaf + 1, state.ranges)  # as if calibrated
@@ -31,18 +31,22 @@ def one_step(config, teacher, phase=Phase.PLAY, dtype=np.float32):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
-    ("architecture", "phase"),
+    ("architecture", "phase", "method", "devices"),
     [
-        ("resnet8_cifar", Phase.CALIBRATE),  # ranges are written in blocks that are run again
-        ("resnet8_cifar", Phase.PLAY),
-        ("resnet18_3x3_x0.125", Phase.PLAY),
-        pytest.param("resnet50_stride3x3_x0.125", Phase.PLAY, marks=pytest.mark.slow),
-        pytest.param("mobilenet_v2_x0.25", Phase.PLAY, marks=pytest.mark.slow),
+        # Ranges, over both devices, are written in blocks that are run again.
+        ("resnet8_cifar", Phase.CALIBRATE, "adadfq", 2),
+        ("resnet8_cifar", Phase.PLAY, "adadfq_plus", 2),
+        ("resnet18_3x3_x0.125", Phase.PLAY, "adadfq", 1),
+        pytest.param("resnet50_stride3x3_x0.125", Phase.PLAY, "adadfq", 1, marks=pytest.mark.slow),
+        pytest.param("mobilenet_v2_x0.25", Phase.PLAY, "adadfq", 1, marks=pytest.mark.slow),
     ],
 )
-def test_rematerialisation_changes_nothing_but_memory_and_time(small_config, architecture, phase):
+def test_rematerialisation_changes_nothing_but_memory_and_time(
+    small_config, architecture, phase, method, devices
+):
     """Float64, to 1e-9."""
     teacher = make_teacher(architecture=architecture, size=32)
+    small_config.game.method, small_config.devices = method, devices
     small_config.generator.conditioning = "batch_norm"
     kept, *expected = one_step(small_config, teacher, phase, np.float64)
     small_config.remat = True
@@ -104,7 +108,7 @@ def test_memory_grows_with_the_batch_and_shrinks_with_the_devices(small_config, 
 
 
 def test_what_does_not_fit_is_refused_with_advice(small_config, teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr(hardware, "memory_bytes", lambda device: 1_000_000)
+    monkeypatch.setattr(hardware, "memory_bytes", lambda *_: 1_000_000)
     with pytest.raises(ConfigError, match="of resnet8_cifar asks for") as caught:
         adadfq_jax.quantize(small_config, teacher, tmp_path / "run")
     for wanted in ("remat=True", "precision.teacher=bfloat16", "batch_size below 8", "0.0 GB"):
@@ -119,5 +123,7 @@ def test_what_does_not_fit_is_refused_with_advice(small_config, teacher, tmp_pat
 
 
 def test_memory_of_the_machine():
-    """CPU devices share it; without a device's own word there is none."""
-    assert 2**28 < hardware.memory_bytes(jax.devices()[0]) < 2**42
+    """Those CPU devices that play share it."""
+    one, four = (hardware.memory_bytes(jax.devices()[0], count) for count in (1, 4))
+    assert 2**28 < four < 2**42
+    assert four == one // 4

@@ -22,7 +22,7 @@ class Dataset:
     Attributes:
       name: for people.
       records: `records[i]` is (image, label): uint8 (H, W, 3) and an int. Those whose images are
-        read from files also have `label(i)`, which reads none.
+        decoded also have `label(i)`, which decodes none.
       labels: smallest and largest label, where they are known without reading every image.
       class_names: what the labels stand for, where the set tells.
       encoded: whether a record is decoded when it is read, and may have any size; `batches` then
