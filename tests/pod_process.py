@@ -36,7 +36,8 @@ def main(workdir, coordinator, count, index, devices, stopped, after, seed):
             os.kill(os.getpid(), signal.SIGTERM)
         return received[-1]
 
-    config.data.source, config.data.path = "npz", os.path.join(workdir, "..", "images.npz")
+    config.data.source = "npz"
+    config.data.path = os.path.join(os.path.dirname(workdir), "images.npz")
     with cli._listening() as received, processes.leaving_at_once():
         training.quantize(
             config, teacher, workdir, should_stop=should_stop, show_progress=processes.leads()

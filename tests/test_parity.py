@@ -211,7 +211,7 @@ def test_step_of_the_family_in_float64(name):
     [
         ("resnet18_x0.125", "authors"),
         ("resnet18_x0.125", "lean"),
-        ("resnet50_stride3x3_x0.125", "lean"),
+        pytest.param("resnet50_stride3x3_x0.125", "lean", marks=pytest.mark.slow),
         ("mobilenet_v2_x0.25", "lean"),
     ],
 )
