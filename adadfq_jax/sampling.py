@@ -9,7 +9,7 @@ from PIL import Image
 
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.samples import pixels
-from adadfq_jax.student import load_state
+from adadfq_jax.student import load_state, most_at_once
 
 _LOGITS = "logits.npz"
 _BATCH = 256  # images at a time, or the next multiple of the number of classes
@@ -78,8 +78,9 @@ def make_samples(workdir: str | Path, count: int) -> tuple[np.ndarray, np.ndarra
       CheckpointError: there is no run, or no checkpoint that can be read.
     """
     game, state, teacher = load_state(workdir)[:3]
-    # Whole batches of all classes, since the generator normalises by the batch.
+    # Whole batches of all classes, as far as memory goes, since the generator normalises by them.
     batch = -(-_BATCH // teacher.classes) * teacher.classes
+    batch = min(batch, most_at_once(teacher.image_size))
     parts = []
     for index in range(-(-count // batch)):
         images, labels = map(np.asarray, game.sample(state, index, batch))

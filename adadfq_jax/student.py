@@ -18,6 +18,9 @@ from adadfq_jax.workdir import CONFIG, RESULT, TEACHER, read_json
 
 _DRAWN_TOGETHER = 256
 
+# Of images made at once: of each, the generator keeps a few arrays of 64 channels in float32.
+_MOST_PIXELS = 2**21
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Student(Network):
@@ -142,6 +145,11 @@ def load_state(
     return game, state, teacher, step
 
 
+def most_at_once(image_size: int) -> int:
+    """Returns how many images to make at a time: the generator then takes about 2 GB."""
+    return max(_MOST_PIXELS // image_size**2, 2)
+
+
 def generate(
     game: Game, state: GameState, count: int, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -151,11 +159,13 @@ def generate(
       game: the rules.
       state: its state, arrays without a device axis.
       count: how many images N.
-      batch_size: images at a time; classes are mixed, since G normalises by the batch.
+      batch_size: images at a time, at most (`most_at_once`); classes are mixed, since G normalises
+        by the batch.
 
     Returns:
       (images (N, H, W, 3), normalised; labels (N,)).
     """
+    batch_size = min(batch_size, most_at_once(game.generator.image_size))
     batches = [game.sample(state, index, batch_size) for index in range(-(-count // batch_size))]
     images, labels = (np.concatenate(part)[:count] for part in zip(*batches, strict=True))
     return images, labels

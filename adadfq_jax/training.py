@@ -23,7 +23,7 @@ from adadfq_jax.exporting import export, require
 from adadfq_jax.game import Game, GameState, Phase
 from adadfq_jax.optimizers import rate_field
 from adadfq_jax.progress import Progress
-from adadfq_jax.student import Student, generate, load_student, student_of
+from adadfq_jax.student import Student, generate, load_student, most_at_once, student_of
 from adadfq_jax.teachers import Teacher, load_teacher, save_teacher
 from adadfq_jax.workdir import (
     RESULT,
@@ -40,8 +40,6 @@ _BNS_ALARM_FACTOR, _BNS_ALARM_STEPS = 10.0, 200
 # The picture at the end, and smaller ones on the way, at so many moments of play.
 _SAMPLES_PER_CLASS, _SAMPLED_CLASSES = 10, 100
 _PICTURES_OF_PLAY, _PICTURED_PER_CLASS, _PICTURED_CLASSES = 4, 2, 16
-# Of images made at once: the generator has 64 channels of as many values, in float32.
-_MOST_PIXELS = 2**24
 
 
 @dataclasses.dataclass
@@ -515,8 +513,7 @@ def _pictured_epochs(config) -> set[int]:
 def _picture(game: Game, host: GameState, teacher: Teacher, per_class: int, classes: int) -> bytes:
     """Draws images that the generator makes now, of the first classes; always of the same noise."""
     # One batch of all classes, as far as memory goes, since the generator normalises by it.
-    most = _MOST_PIXELS // teacher.image_size**2
-    count = min(per_class * teacher.classes, max(most, 1))
+    count = min(per_class * teacher.classes, most_at_once(teacher.image_size))
     images, labels = generate(game, host, count, count)
     shown = labels < classes
     return samples.grid(images[shown], labels[shown], teacher.mean, teacher.std, columns=per_class)

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from adadfq_jax import student as student_module
 from adadfq_jax import training
 from adadfq_jax.errors import DataError, StoppedError
+from adadfq_jax.game import Game
 from adadfq_jax.student import load_student
 from tests.conftest import make_teacher, settled
+from tests.test_game import make_game
 from tests.test_training import stop_at
 
 
@@ -117,3 +120,25 @@ def test_too_few_images_for_the_subset(small_config, teacher, tmp_path):
     with pytest.raises(DataError, match="has 9 images, too few for a subset of 10"):
         training.quantize(small_config, teacher, tmp_path / "run", show_progress=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_large_images_are_made_a_few_at_a_time(small_config, monkeypatch):
+    """A batch of all classes of ImageNet would take 48 GB; classes still come in turn."""
+    assert student_module.most_at_once(224) == 41
+    assert student_module.most_at_once(32) == 2048
+    teacher = make_teacher()
+    game = make_game(small_config, teacher)
+    state = game.init(small_config, teacher.variables)
+    monkeypatch.setattr(student_module, "_MOST_PIXELS", 4 * 8 * 8)
+    counts = []
+    sample = Game.sample
+
+    def counted(game, state, index, count):
+        counts.append(count)
+        return sample(game, state, index, count)
+
+    monkeypatch.setattr(Game, "sample", counted)
+    images, labels = student_module.generate(game, state, 11, 256)
+    assert images.shape == (11, 8, 8, 3)
+    assert labels.tolist() == [*range(10), 0]
+    assert counts == [4, 4, 4]
