@@ -212,7 +212,7 @@ def test_step_of_the_family_in_float64(name):
         ("resnet18_x0.125", "authors"),
         ("resnet18_x0.125", "lean"),
         pytest.param("resnet50_stride3x3_x0.125", "lean", marks=pytest.mark.slow),
-        ("mobilenet_v2_x0.25", "lean"),
+        pytest.param("mobilenet_v2_x0.25", "lean", marks=pytest.mark.slow),
     ],
 )
 def test_step_of_imagenets_networks_in_float64(procedure, architecture):

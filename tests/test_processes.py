@@ -138,6 +138,7 @@ def test_others_play_it_too(one, tmp_path, count, devices):
     assert_same_game(one, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_all_and_they_go_on_together(two, tmp_path):
     """SIGTERM to the process that does not write; then the undisturbed run, bit for bit."""
     workdir = tmp_path / "run"

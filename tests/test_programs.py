@@ -35,7 +35,6 @@ def one_step(config, teacher, phase=Phase.PLAY, dtype=np.float32):
     [
         # Ranges, over both devices, are written in blocks that are run again.
         ("resnet8_cifar", Phase.CALIBRATE, "adadfq", 2),
-        ("resnet8_cifar", Phase.PLAY, "adadfq", 1),
         pytest.param("resnet8_cifar", Phase.PLAY, "adadfq_plus", 2, marks=pytest.mark.slow),
         pytest.param("resnet18_3x3_x0.125", Phase.PLAY, "adadfq", 1, marks=pytest.mark.slow),
         pytest.param("resnet50_stride3x3_x0.125", Phase.PLAY, "adadfq", 1, marks=pytest.mark.slow),
