@@ -572,7 +572,7 @@ def table(result: dict[str, Any]) -> str:
     if result["best_top1"] is not None:
         rows[4] = (rows[4][0], f"{rows[4][1]} (step {result['best_step']}, chosen on these images)")
     for row, name in ((2, "calibrated"), (4, "best")):
-        count = result[f"{name}_images"]
+        count = result.get(f"{name}_images")
         if count not in (None, result["evaluation_images"]):
             rows[row] = (rows[row][0], f"{rows[row][1]}, on {count:,} images")
     return "\n".join(f"{name:<22}{value}" for name, value in rows)
