@@ -87,14 +87,12 @@ def benchmark(
 
     contestants = {phase.value: player(phase) for phase in Phase}
     contestants["calibrate"]()  # so that ranges are set
-    evaluated = config.evaluation.batch_size // len(devices)
-    # The steps take over the memory of their state, the parts keep a copy.
-    kept = jax.tree.map(jnp.copy, state)
-    programs_of_parts = (
-        breakdown.programs(game, kept, variables, devices, evaluated) if parts else {}
-    )
-    for name, part in programs_of_parts.items():
-        contestants[f"part {name}"] = lambda part=part: jax.block_until_ready(part())
+    if parts:
+        evaluated = config.evaluation.batch_size // len(devices)
+        # The steps take over the memory of their state, the parts keep a copy.
+        kept = jax.tree.map(jnp.copy, state)
+        for name, part in breakdown.programs(game, kept, variables, devices, evaluated).items():
+            contestants[f"part {name}"] = lambda part=part: jax.block_until_ready(part())
     if against is not None:
         import torch
 

@@ -18,11 +18,10 @@ from adadfq_jax.errors import ConfigError, nearest
 from adadfq_jax.methods import KL_REDUCTIONS, METHODS
 from adadfq_jax.models.bits import check_bits, parse_bits, parse_override
 from adadfq_jax.models.generator import CONDITIONINGS
+from adadfq_jax.models.layers import PRECISIONS
 from adadfq_jax.optimizers import STUDENT_OPTIMIZERS
 from adadfq_jax.quantizers import RANGE_RULES
 
-# What may be computed in bfloat16; a float32 of a GPU may be TensorFloat-32.
-PRECISIONS = ("float32", "bfloat16")
 DATA_SOURCES = ("none", "npz", "folder", "tfds:NAME")
 
 # By format of exported students, the suffixes of its files; the first one is usual.

@@ -35,6 +35,7 @@ from adadfq_jax.errors import ConfigError
 from adadfq_jax.methods import METHODS
 from adadfq_jax.models.bits import assign_bits
 from adadfq_jax.models.layers import (
+    PRECISIONS,
     Calibration,
     apply_with_moments,
     leaves_by_layer,
@@ -128,10 +129,6 @@ _RULES = (
 )
 
 
-# Of `precision`; None: as wide as everything else, which is float64 where JAX is told so.
-_DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
-
-
 @dataclasses.dataclass(frozen=True)
 class Game:
     """The rules: networks, constants, optimizers and schedules. Immutable; holds no arrays.
@@ -175,7 +172,7 @@ class Game:
                 image_size,
                 classifier.classes,
                 conditioning=config.generator.conditioning,
-                dtype=_DTYPES[config.precision.generator],
+                dtype=PRECISIONS[config.precision.generator],
                 remat=config.remat,
                 axis_name=DATA_AXIS,
             ),
@@ -371,7 +368,7 @@ class Game:
         self, teacher: Any, images: jax.Array
     ) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
         """Returns z_P and the moments of P's BatchNorm inputs, computed in P's precision."""
-        images = images.astype(_DTYPES[self.config.precision.teacher] or images.dtype)
+        images = images.astype(PRECISIONS[self.config.precision.teacher] or images.dtype)
         return apply_with_moments(self.classifier, teacher, images)
 
     def generator_loss(

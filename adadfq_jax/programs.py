@@ -152,8 +152,7 @@ def foresee(
     plays = config.epochs > config.warmup_epochs
     phase = Phase.PLAY if plays else game.phase((config.epochs - 1) * config.steps_per_epoch)
     count = next(dispatches(0, config.steps_per_epoch, config, devices[0].platform))
-    variables = {name: teacher.variables[name] for name in ("params", "batch_stats")}
-    types = [parallel.replicated_types(tree, len(devices)) for tree in (state, variables)]
+    types = [parallel.replicated_types(tree, len(devices)) for tree in (state, teacher.variables)]
     try:
         program = steps(game, devices, phase, count, *types)
     except jax.errors.JaxRuntimeError as error:  # a compiler that knows the device's memory

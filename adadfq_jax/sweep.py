@@ -22,8 +22,8 @@ from adadfq_jax.config import differences, to_json
 from adadfq_jax.errors import ConfigError, DivergedError, StoppedError, WorkdirInUseError
 from adadfq_jax.grid import Point, plan
 from adadfq_jax.parallel import share_cores
-from adadfq_jax.teachers import Teacher
-from adadfq_jax.training import quantize, resolve, teacher_of
+from adadfq_jax.teachers import Teacher, teacher_of
+from adadfq_jax.training import quantize, resolve
 from adadfq_jax.workdir import CONFIG, RESULT, SWEEP, read_json, write_whole
 
 DIVERGED = "diverged.json"

@@ -24,7 +24,7 @@ from adadfq_jax.game import Game, GameState, Phase
 from adadfq_jax.optimizers import rate_field
 from adadfq_jax.progress import Progress
 from adadfq_jax.student import Student, generate, load_student, most_at_once, student_of
-from adadfq_jax.teachers import Teacher, load_teacher, save_teacher
+from adadfq_jax.teachers import Teacher, save_teacher, teacher_of
 from adadfq_jax.workdir import (
     RESULT,
     SAMPLES,
@@ -171,8 +171,8 @@ def _run(
     should_stop: Callable[[], int | None],
 ) -> Student:
     # ---- Resume: the newest whole checkpoint, else the beginning ------------------------------
-    # Of several processes, the first alone has the workdir open: `folder`.
     between, dataset = datasets  # before the last step, and after it
+    # Of several processes, the first alone has the workdir open: `folder`.
     with processes.together():
         checkpoints = None if folder is None else Checkpoints(folder.path)
         restored = (checkpoints and checkpoints.restore(state)) or (0, state, {})
@@ -206,13 +206,17 @@ def _run(
             )
 
     saved = time.monotonic()
+    compiled: dict[tuple[Phase, int], jax.stages.Compiled] = {}
     measured: dict[str, Any] = {}
     try:
         with progress:
             for count in programs.dispatches(step, total, config, devices[0].platform):
                 phase = game.phase(step)
-                advance = programs.steps(game, devices, phase, count, state, variables)
-                state, metrics = advance(state, variables, indices)
+                if (phase, count) not in compiled:
+                    compiled[phase, count] = programs.steps(
+                        game, devices, phase, count, state, variables
+                    )
+                state, metrics = compiled[phase, count](state, variables, indices)
                 watch.look(step, phase, metrics)
                 step += count
 
@@ -322,27 +326,6 @@ def _export(student: Student, folder: Workdir | None, config, progress, overwrit
 
 
 # ---- Before the game ------------------------------------------------------------------------
-
-
-def teacher_of(config: ml_collections.ConfigDict) -> Teacher:
-    """Reads the teacher that a configuration names.
-
-    Raises:
-      ConfigError: it names none.
-      TeacherError: it cannot be read.
-    """
-    if config.teacher.path is None:
-        raise ConfigError(
-            "there is no teacher: give one with --config.teacher.path=FILE, or as the argument "
-            "`teacher` of quantize()."
-        )
-    return load_teacher(
-        config.teacher.path,
-        config.teacher.architecture,
-        mean=config.data.mean,
-        std=config.data.std,
-        image_size=config.teacher.image_size or None,
-    )
 
 
 def resolve(config: ml_collections.ConfigDict, teacher: Teacher) -> ml_collections.ConfigDict:
@@ -573,6 +556,6 @@ def table(result: dict[str, Any]) -> str:
         rows[4] = (rows[4][0], f"{rows[4][1]} (step {result['best_step']}, chosen on these images)")
     for row, name in ((2, "calibrated"), (4, "best")):
         count = result.get(f"{name}_images")
-        if count not in (None, result["evaluation_images"]):
+        if count is not None and count != result["evaluation_images"]:
             rows[row] = (rows[row][0], f"{rows[row][1]}, on {count:,} images")
     return "\n".join(f"{name:<22}{value}" for name, value in rows)

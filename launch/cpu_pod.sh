@@ -36,7 +36,7 @@ shift
 processes=2
 devices=2
 dry=""
-workdir="$root/runs/$(basename "$config" | sed 's/\.py//; s/:/_/')_pod"
+workdir="$(workdir_of "$config")_pod"
 count=$#
 while [ "$count" -gt 0 ]; do
     argument=$1

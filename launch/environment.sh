@@ -1,9 +1,15 @@
 # Sourced by the other scripts: makes .venv once and installs the pinned requirements into it.
 # Call `prepare` or, for the test extras too, `prepare test`; afterwards $python is the interpreter.
 
-root=$(cd "$(dirname "$0")/.." && pwd)
+# Where a script is run from a copy, it says itself where the project is.
+root="${ADADFQ_ROOT:-$(cd "$(dirname "$0")/.." && pwd)}"
 venv="${ADADFQ_VENV:-$root/.venv}"
 python="$venv/bin/python"
+
+# Says where the run of a configuration goes, unless a workdir is given.
+workdir_of() {
+    echo "$root/runs/$(basename "$1" | sed 's/\.py//; s/:/_/')"
+}
 
 prepare() {
     extra="${1:-}"

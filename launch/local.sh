@@ -31,6 +31,5 @@ shift
 . "$(dirname "$0")/environment.sh"
 prepare
 
-name=$(basename "$config" | sed 's/\.py//; s/:/_/')
 # A later --workdir wins over this one.
-exec "$python" -m adadfq_jax quantize --config="$config" --workdir="$root/runs/$name" "$@"
+exec "$python" -m adadfq_jax quantize --config="$config" --workdir="$(workdir_of "$config")" "$@"

@@ -76,7 +76,7 @@ def state_of(workdir):
 
 def metrics_of(workdir):
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in line.items() if k not in ("steps_per_second",)} for line in lines]
+    return [{k: v for k, v in line.items() if k != "steps_per_second"} for line in lines]
 
 
 @pytest.fixture(scope="module")

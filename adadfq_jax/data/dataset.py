@@ -129,9 +129,6 @@ class _ArrayRecords:
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         return self._images[index], self._labels[index]
 
-    def label(self, index: int) -> int:
-        return self._labels[index]
-
 
 def from_arrays(images: np.ndarray, labels: np.ndarray, name: str = "arrays") -> Dataset:
     """Makes an evaluation set of arrays in memory.

@@ -34,6 +34,10 @@ import jax.numpy as jnp
 from adadfq_jax import quantizers
 from adadfq_jax.models.convolutions import convolution
 
+# What teacher and generator may be computed in; None: as wide as everything else, which is float64
+# where JAX is told so. A float32 of a GPU may be TensorFloat-32.
+PRECISIONS = {"float32": None, "bfloat16": jnp.bfloat16}
+
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:

@@ -10,8 +10,10 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import ml_collections
+
 from adadfq_jax import models
-from adadfq_jax.errors import TeacherError
+from adadfq_jax.errors import ConfigError, TeacherError
 from adadfq_jax.models.registry import parse
 from adadfq_jax.network import Network, unflatten
 from adadfq_jax.teachers import files, own, pytorch
@@ -24,6 +26,7 @@ __all__ = [
     "load_teacher",
     "parse_normalisation",
     "save_teacher",
+    "teacher_of",
 ]
 
 _PYTORCH_SUFFIXES = (".pth", ".pt", ".th")
@@ -102,6 +105,27 @@ def save_teacher(teacher: Network, path: str | Path) -> None:
     """
     source, keys = (getattr(teacher, name, None) for name in ("source", "keys"))
     own.write(teacher, Path(path), source, keys)
+
+
+def teacher_of(config: ml_collections.ConfigDict) -> Teacher:
+    """Reads the teacher that a configuration names.
+
+    Raises:
+      ConfigError: it names none.
+      TeacherError: it cannot be read.
+    """
+    if config.teacher.path is None:
+        raise ConfigError(
+            "there is no teacher: give one with --config.teacher.path=FILE, or as the argument "
+            "`teacher` of quantize()."
+        )
+    return load_teacher(
+        config.teacher.path,
+        config.teacher.architecture,
+        mean=config.data.mean,
+        std=config.data.std,
+        image_size=config.teacher.image_size or None,
+    )
 
 
 def load_foreign(

@@ -7,7 +7,7 @@ import ml_collections
 import numpy as np
 
 from adadfq_jax import models
-from adadfq_jax.teachers import Teacher, load_teacher
+from adadfq_jax.teachers import Teacher, teacher_of
 
 _DEFAULT_NETWORK = "resnet20_cifar"
 
@@ -59,11 +59,4 @@ def teacher_or_random(config: ml_collections.ConfigDict) -> tuple[Teacher, str]:
     if wanted.path is None:
         name = wanted.architecture or _DEFAULT_NETWORK
         return random_teacher(name, wanted.image_size, wanted.classes), "random weights"
-    teacher = load_teacher(
-        wanted.path,
-        wanted.architecture,
-        mean=config.data.mean,
-        std=config.data.std,
-        image_size=wanted.image_size or None,
-    )
-    return teacher, f"weights of {Path(wanted.path).name}"
+    return teacher_of(config), f"weights of {Path(wanted.path).name}"
