@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from adadfq_jax.digests import digest
 from adadfq_jax.errors import CheckpointError
+from adadfq_jax.storage import absolute, make_folder, move_folder, remove_folder
 
 _NEWEST = 2  # kept, besides the healthiest
 
@@ -53,8 +53,8 @@ class Checkpoints:
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
-        folder = (self._workdir / "checkpoints").absolute()
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = absolute(self._workdir / "checkpoints")
+        make_folder(folder)
         return ocp.CheckpointManager(
             folder,
             options=ocp.CheckpointManagerOptions(
@@ -96,8 +96,11 @@ class Checkpoints:
     def _remove_partial(self) -> None:
         """Removes what a kill during a save left; only a run's owner saves, so it was its own."""
         if self._first_save:
-            for folder in (self._workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(folder, ignore_errors=True)
+            whole = {str(step) for step in self._manager.all_steps()}
+            folder = self._workdir / "checkpoints"
+            for entry in folder.iterdir() if folder.exists() else ():
+                if entry.name not in whole:
+                    remove_folder(entry)
         self._first_save = False
 
     def restore(
@@ -168,9 +171,7 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> Path:
         aside = self._workdir / "damaged" / str(step)
-        aside.parent.mkdir(exist_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)
-        (self._workdir / "checkpoints" / str(step)).rename(aside)
+        move_folder(self._workdir / "checkpoints" / str(step), aside)
         self._manager.close()
         self._manager = self._open()
         return aside

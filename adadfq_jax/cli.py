@@ -395,7 +395,14 @@ def _play_grid(verb: str, argv: Sequence[str], surface: bool = False) -> None:
         flag_values=values,
     )
     flags.DEFINE_string("workdir", None, "folder of the sweep", flag_values=values)
-    flags.DEFINE_integer("jobs", 1, "processes to play in, on this machine", 1, flag_values=values)
+    flags.DEFINE_integer(
+        "jobs",
+        1,
+        "processes to play in, among which this machine's cores or accelerators are divided; 0 for "
+        "one each",
+        0,
+        flag_values=values,
+    )
     flags.DEFINE_bool("table", True, "end with the table", flag_values=values)
     _define_cache(values)
     if _asks_for_help(argv):
@@ -419,23 +426,24 @@ def _play_grid(verb: str, argv: Sequence[str], surface: bool = False) -> None:
         reporting.require_packages()
         reporting.check_surface(points)
     _keep_compiled_programs(values.cache)
-    if values.jobs > 1:
+    shares = parallel.shares_of_accelerators(values.jobs)
+    if len(shares) > 1:
         jax.config.update("jax_platforms", "cpu")  # this process leaves the devices to the others
     parallel.divide_cpu(math.gcd(*(point.config.batch_size for point in points)))
     games = sweep.Sweep(points, values.workdir)
     with _listening() as received:
-        if values.jobs > 1:
+        if len(shares) > 1:
             command = [sys.executable, "-m", "adadfq_jax", verb, *argv, "--jobs=1", "--notable"]
-            games.play_in_processes(command, values.jobs, lambda: received[-1])
+            games.play_in_processes(command, shares, lambda: received[-1])
         else:
             games.play(lambda: received[-1], show_progress=sys.stderr.isatty())
     table = games.write_tables()
     if values.table:
         print(sweep_table.markdown(table), end="")
-        print(f"\nfiles: {Path(values.workdir, 'table.md')}, .csv, .json")
+        print(f"\nfiles: {games.path / 'table.md'}, .csv, .json")
         if surface:
             reporting.write_report(values.workdir, overwrite=True, games=False)
-            print(f"heat map: {Path(values.workdir, reporting.REPORT)}")
+            print(f"heat map: {games.path / reporting.REPORT}")
     if table["diverged"]:
         raise DivergedError(
             f"{len(table['diverged'])} of {len(points)} games diverged: "

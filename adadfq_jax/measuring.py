@@ -13,6 +13,7 @@ from adadfq_jax.errors import ConfigError
 from adadfq_jax.exporting import ExportedModel, load_exported
 from adadfq_jax.models.bits import parse_bits
 from adadfq_jax.network import Network
+from adadfq_jax.storage import locate
 from adadfq_jax.student import Student, load_student
 from adadfq_jax.teachers import Teacher, load_teacher
 from adadfq_jax.workdir import CONFIG, TEACHER, read_json
@@ -104,7 +105,7 @@ def open_network(
             raise ConfigError(f"--{name} says {value}, but {model or workdir} has {true}.")
     if model:
         return found, "none", None
-    data = (read_json(Path(workdir, CONFIG)) or {}).get("data", {})
+    data = (read_json(locate(workdir) / CONFIG) or {}).get("data", {})
     return found, data.get("source", "none"), data.get("path")
 
 

@@ -8,6 +8,7 @@ of a batch that is drawn whole, and so the number of devices does not change the
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +17,11 @@ import numpy as np
 from adadfq_jax.errors import ConfigError
 
 DATA_AXIS = "data"
+
+# Where Linux shows TPU chips, by generation, and GPUs.
+_DEVICES, _TPU_CHIPS = Path("/dev"), ("accel[0-9]*", "vfio/[0-9]*")
+_GPUS = Path("/proc/driver/nvidia/gpus")
+_TPU_PORT = 8476
 
 # Images of a batch that a CPU device should have at least.
 _SMALLEST_SHARE = 4
@@ -42,6 +48,54 @@ def share_cores(index: int, count: int) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, everything)
+
+
+def shares_of_accelerators(count: int) -> list[dict[str, str]]:
+    """Divides this machine's accelerators among processes, by what their environment says.
+
+    A TPU chip serves one process, a GPU several, which divide its memory. Asks no runtime, which
+    would take them all.
+
+    Args:
+      count: how many processes; 0 for one for each accelerator, or core where there is none.
+
+    Returns:
+      Of each process, the variables to set; none where the machine has no accelerator.
+
+    Raises:
+      ConfigError: there are fewer TPU chips.
+    """
+    on_cpu = os.environ.get("JAX_PLATFORMS", "").startswith("cpu")
+    chips = 0 if on_cpu else sum(len(list(_DEVICES.glob(name))) for name in _TPU_CHIPS)
+    if chips:
+        count = count or chips
+        if count > chips:
+            raise ConfigError(
+                f"--jobs={count}, but this machine has {chips} TPU chips, each for one job."
+            )
+        return [
+            {
+                "TPU_VISIBLE_CHIPS": str(index),
+                "TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1",
+                "TPU_PROCESS_BOUNDS": "1,1,1",
+                "TPU_PROCESS_ADDRESSES": f"localhost:{_TPU_PORT + index}",
+                "TPU_PROCESS_PORT": str(_TPU_PORT + index),
+                "CLOUD_TPU_TASK_ID": "0",
+            }
+            for index in range(count)
+        ]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    found = range(len(list(_GPUS.glob("*")))) if visible is None else visible.split(",")
+    gpus = [] if on_cpu else [str(gpu) for gpu in found if gpu != ""]
+    count = count or len(gpus) or cores()
+    if not gpus:
+        return [{}] * count
+    together = -(-count // len(gpus))
+    shares = [{"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} for index in range(count)]
+    if together > 1:
+        for share in shares:
+            share["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / together:.2f}"
+    return shares
 
 
 def divide_cpu(batch_size: int) -> None:

@@ -13,6 +13,7 @@ from adadfq_jax.config import read_back
 from adadfq_jax.errors import CheckpointError, ConfigError
 from adadfq_jax.game import Game, GameState
 from adadfq_jax.network import Network
+from adadfq_jax.storage import locate
 from adadfq_jax.teachers import Teacher, load_teacher
 from adadfq_jax.workdir import CONFIG, RESULT, TEACHER, read_json
 
@@ -71,7 +72,7 @@ def load_student(workdir: str | Path, checkpoint: int | str | None = None) -> St
       CheckpointError: there is no run in the folder, or no such checkpoint that can be read.
     """
     game, state, teacher, step = load_state(workdir, checkpoint)
-    result = read_json(Path(workdir) / RESULT) or {}
+    result = read_json(locate(workdir) / RESULT) or {}
     return student_of(game, state, teacher, result if result.get("steps") == step else {})
 
 
@@ -88,7 +89,7 @@ def load_finished_student(workdir: str | Path, checkpoint: str | None) -> Studen
     """
     student = load_student(workdir, checkpoint)
     if checkpoint is None and not student.result:
-        lost = (Path(workdir) / RESULT).exists()
+        lost = (locate(workdir) / RESULT).exists()
         state = "has lost its last checkpoint" if lost else "is not finished"
         raise ConfigError(
             f"the run in {str(workdir)!r} {state}; --checkpoint=last takes what there is of it."
@@ -116,7 +117,7 @@ def load_state(
         raise ConfigError(
             f"--checkpoint must be last, best or the number of a step, not {checkpoint!r}."
         )
-    workdir = Path(workdir)
+    workdir = locate(workdir)
     written = read_json(workdir / CONFIG)
     if written is None:
         raise CheckpointError(f"{str(workdir)!r} holds no run: there is no {CONFIG} in it.")

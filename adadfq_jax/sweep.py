@@ -1,13 +1,14 @@
 """A sweep: the games of a grid, each a run in its own folder, played by any number of processes.
 
 A process takes the next game that nobody plays. What tells is a lock that the kernel drops with its
-owner, so that a game whose process was killed is free again and goes on from its checkpoint. Who
-finds no free game waits for those being played, in case their process is killed.
+owner (in Cloud Storage, a lease that runs out), so that a game whose process was killed is free
+again and goes on from its checkpoint. Who finds no free game waits for those being played, in case
+their process is killed.
 """
 
 import contextlib
-import fcntl
 import json
+import os
 import signal
 import subprocess
 import time
@@ -21,10 +22,12 @@ from adadfq_jax import sweep_table
 from adadfq_jax.config import differences, to_json
 from adadfq_jax.errors import ConfigError, DivergedError, StoppedError, WorkdirInUseError
 from adadfq_jax.grid import Point, plan
+from adadfq_jax.ownership import Lock, is_leased
 from adadfq_jax.parallel import share_cores
+from adadfq_jax.storage import is_remote, locate, make_folder, write_whole
 from adadfq_jax.teachers import Teacher, teacher_of
 from adadfq_jax.training import quantize, resolve
-from adadfq_jax.workdir import CONFIG, RESULT, SWEEP, read_json, write_whole
+from adadfq_jax.workdir import CONFIG, RESULT, SWEEP, read_json
 
 DIVERGED = "diverged.json"
 _CLAIM = ".claim"
@@ -84,7 +87,7 @@ class Sweep:
           ConfigError: the folder holds a single run, or a game of the same name that is another.
           TeacherError: a teacher cannot be used.
         """
-        self.path, self.points = Path(workdir), points
+        self.path, self.points = locate(workdir), points
         if (self.path / CONFIG).exists():
             raise ConfigError(
                 f"workdir {str(workdir)!r} holds a single run; choose another for the sweep."
@@ -96,7 +99,7 @@ class Sweep:
             self._configs[point.name] = resolve(point.config, self._teacher(point))
             self._check_kept(point)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
         except (FileExistsError, NotADirectoryError) as error:
             raise ConfigError(f"workdir {str(workdir)!r} is a file; name a folder.") from error
         games = {point.name: point.values for point in points}
@@ -144,7 +147,7 @@ class Sweep:
         waiting = False
         while points := self.unsettled():
             if waiting:
-                time.sleep(_SECONDS_BETWEEN_LOOKS)
+                time.sleep(_SECONDS_BETWEEN_LOOKS * (10 if is_remote(self.path) else 1))
             waiting = True
             for point in points:
                 if stop := should_stop():
@@ -184,23 +187,31 @@ class Sweep:
     def _claim(self, point: Point) -> Iterator[bool]:
         """Takes a game, if nobody has it; gives it back at the end."""
         folder = self.path / point.name
-        folder.mkdir(exist_ok=True)
-        with open(folder / _CLAIM, "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                yield False
-            else:
-                yield True
+        if is_remote(folder):  # the game itself takes the lease
+            yield not is_leased(folder)
+            return
+        make_folder(folder)
+        try:
+            claim = Lock(folder, _CLAIM)
+        except WorkdirInUseError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            claim.close()
 
     def play_in_processes(
-        self, command: Sequence[str], count: int, should_stop: Callable[[], int | None]
+        self,
+        command: Sequence[str],
+        shares: Sequence[Mapping[str, str]],
+        should_stop: Callable[[], int | None],
     ) -> None:
-        """Plays in processes of their own, among which this machine's cores are divided.
+        """Plays in processes of their own, among which this machine is divided.
 
         Args:
           command: what one of them runs, which plays this sweep.
-          count: how many.
+          shares: of `parallel.shares_of_accelerators`, one for each process.
           should_stop: asked now and then; a signal's number is handed on to all of them.
 
         Raises:
@@ -208,10 +219,12 @@ class Sweep:
           ConfigError: all have ended before all games have.
         """
         processes = []
-        for index in range(count):
-            with share_cores(index, count):
+        for index, share in enumerate(shares):
+            with share_cores(index, len(shares)):
                 # Of another session, so that Ctrl-C reaches each of them once, through us.
-                processes.append(subprocess.Popen(command, start_new_session=True))
+                processes.append(
+                    subprocess.Popen(command, env=os.environ | share, start_new_session=True)
+                )
         stop = None
         while any(process.poll() is None for process in processes):
             if not stop and (stop := should_stop()):

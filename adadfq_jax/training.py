@@ -21,8 +21,10 @@ from adadfq_jax.errors import ConfigError, DivergedError, StoppedError
 from adadfq_jax.evaluation import evaluate, percent
 from adadfq_jax.exporting import export, require
 from adadfq_jax.game import Game, GameState, Phase
+from adadfq_jax.metric_log import Log, open_log
 from adadfq_jax.optimizers import rate_field
 from adadfq_jax.progress import Progress
+from adadfq_jax.storage import writable
 from adadfq_jax.student import Student, generate, load_student, most_at_once, student_of
 from adadfq_jax.teachers import Teacher, save_teacher, teacher_of
 from adadfq_jax.workdir import (
@@ -30,7 +32,6 @@ from adadfq_jax.workdir import (
     SAMPLES,
     SAMPLES_OVER_TIME,
     TEACHER,
-    MetricLog,
     Workdir,
 )
 
@@ -68,13 +69,14 @@ def quantize(
 
     A workdir that holds a checkpoint of the same run is resumed, one that holds the finished run
     is read. Where several processes play (`processes.start`), all call this alike, and the workdir
-    lies on a disk that they share.
+    lies on a disk that they share,
+    or in Cloud Storage.
 
     Args:
       config: of `default_config` or a file in `configs/`.
       teacher: a teacher in memory; by default the one at `config.teacher.path`.
-      workdir: where configuration, metrics, checkpoints, pictures and result go; without it,
-        nothing is written.
+      workdir: where configuration, metrics, checkpoints, pictures and result go, on a disk or
+        `gs://BUCKET/FOLDER`; without it, nothing is written.
       should_stop: asked after every dispatch; a signal's number ends the run with a checkpoint.
       show_progress: whether to show a progress bar on stderr.
 
@@ -182,7 +184,7 @@ def _run(
     if step:
         state = processes.arrays_from_leader(lambda: restored[1], state)
         progress.say(f"resumed at step {step} from {workdir}")
-    log = None if folder is None else MetricLog(folder, step)
+    log = None if folder is None else open_log(folder, step)
 
     teacher_accuracy = _accuracy(config, teacher, dataset, devices)
     if dataset is not None:
@@ -197,6 +199,7 @@ def _run(
 
     def checkpoint():
         if checkpoints is not None:
+            folder.check_owner()
             record.seconds = watch.seconds()
             checkpoints.save(
                 step,
@@ -233,7 +236,6 @@ def _run(
                         _note(record, step, epoch, config, measured)
                         watch.show(step, phase, measured)
                     if pictured:
-                        (folder.path / SAMPLES_OVER_TIME).mkdir(exist_ok=True)
                         picture = _picture(
                             game, host, teacher, _PICTURED_PER_CLASS, _PICTURED_CLASSES
                         )
@@ -322,7 +324,8 @@ def _export(student: Student, folder: Workdir | None, config, progress, overwrit
     for name in export_formats(config):
         path = folder.path / f"student{EXPORT_FORMATS[name][0]}"
         if overwrite or not path.exists():
-            progress.say(export(student, path, name, overwrite=True).to_text())
+            with writable(path) as file:
+                progress.say(export(student, file, name, overwrite=True).to_text())
 
 
 # ---- Before the game ------------------------------------------------------------------------
@@ -366,9 +369,7 @@ def _keep_teacher(folder: Workdir, teacher: Teacher) -> None:
     """Leaves the teacher beside the run, so that its workdir is all that a student needs."""
     target = folder.path / TEACHER
     if not target.exists():
-        partial = folder.path / f".{TEACHER}.partial"
-        save_teacher(teacher, partial)
-        partial.replace(target)
+        save_teacher(teacher, target)
 
 
 # ---- During it --------------------------------------------------------------------------------
@@ -377,7 +378,7 @@ def _keep_teacher(folder: Workdir, teacher: Teacher) -> None:
 class _Watch:
     """Reads the steps' metrics, one dispatch late so that the device never waits for it."""
 
-    def __init__(self, config, record: _Record, log: MetricLog | None, progress, step: int):
+    def __init__(self, config, record: _Record, log: Log | None, progress, step: int):
         self._config, self._record, self._log, self._progress = config, record, log, progress
         self._pending: tuple[int, Phase, Any] | None = None
         self._since_log: list[dict[str, float]] = []

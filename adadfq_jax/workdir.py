@@ -1,22 +1,19 @@
 """A run's folder: one owner, one identity, files that are whole or absent."""
 
-import fcntl
 import json
-import os
-import socket
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
 from adadfq_jax.config import differences, to_json
-from adadfq_jax.errors import ConfigError, WorkdirInUseError
+from adadfq_jax.errors import ConfigError
+from adadfq_jax.ownership import own
+from adadfq_jax.storage import is_remote, locate, make_folder, speaking, write_whole
 
-CONFIG, TEACHER, METRICS, SAMPLES, SAMPLES_OVER_TIME, RESULT = (
+CONFIG, TEACHER, SAMPLES, SAMPLES_OVER_TIME, RESULT = (
     "config.json",
     "teacher.safetensors",
-    "metrics.jsonl",
     "samples.png",
     "samples",
     "result.json",
@@ -37,34 +34,38 @@ class Workdir:
         """Creates the folder where it is missing, and takes it.
 
         Args:
-          path: where the run's files go.
+          path: where the run's files go, on a disk or `gs://BUCKET/FOLDER`.
 
         Raises:
           ConfigError: it is a file or cannot be written.
           WorkdirInUseError: another process owns it.
         """
-        self.path = Path(path)
+        self.path = locate(path)
+        if is_remote(self.path):
+            with speaking(f"workdir {str(path)!r} cannot be written"):
+                self._ownership = own(self.path)
+            return
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            # The kernel drops a lock with its owner, so that a killed run leaves none behind.
-            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 (held until close)
+            make_folder(self.path)
+            self._ownership = own(self.path)
         except (FileExistsError, NotADirectoryError) as error:
             raise ConfigError(f"workdir {str(path)!r} is a file; name a folder.") from error
         except OSError as error:
             raise ConfigError(
                 f"workdir {str(path)!r} cannot be written: {error.strerror}."
             ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise WorkdirInUseError(
-                f"workdir {str(path)!r} is in use by another run; wait for it or choose another."
-            ) from error
 
     def close(self) -> None:
         """Gives the folder back."""
-        self._lock.close()
+        self._ownership.close()
+
+    def check_owner(self) -> None:
+        """Checks that the folder is still ours, before something is written into it.
+
+        Raises:
+          WorkdirInUseError: another process has taken it; only in Cloud Storage that can be.
+        """
+        self._ownership.check()
 
     def claim(self, config: ml_collections.ConfigDict) -> None:
         """Writes a run's configuration, where the folder is empty or belongs to the same run.
@@ -99,20 +100,19 @@ class Workdir:
         return result.get("steps", 0)
 
     def write_text(self, name: str, text: str) -> None:
-        """Writes a file in one piece: under another name first, then renamed."""
+        """Writes a file in one piece."""
         self.write_bytes(name, text.encode())
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """As `write_text`, for bytes."""
-        write_whole(self.path / name, content)
+        """As `write_text`, for bytes.
 
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file in one piece, also where other processes write it at the same time."""
-    owner = f"{socket.gethostname()}-{os.getpid()}"
-    partial = path.with_name(f".{path.name}.{owner}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+        Raises:
+          WorkdirInUseError: as `check_owner`.
+        """
+        self.check_owner()
+        path = self.path / name
+        make_folder(path.parent)
+        write_whole(path, content)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -130,30 +130,3 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         raise ConfigError(f"{str(path)!r} is damaged: it holds no JSON object.")
     return content
-
-
-class MetricLog:
-    """`metrics.jsonl`: one JSON object a line, each with its step."""
-
-    def __init__(self, workdir: Workdir, step: int):
-        """Opens the log to go on after a step; lines of later steps, since lost, are dropped."""
-        path = workdir.path / METRICS
-        kept = []
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    if json.loads(line)["step"] <= step:
-                        kept.append(line + "\n")
-                except (ValueError, KeyError, TypeError):  # the line that a kill cut short
-                    continue
-        workdir.write_text(METRICS, "".join(kept))
-        self._file = open(path, "a")  # noqa: SIM115 (held until close)
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Appends one object, at once on disk."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Plays one game on a Cloud TPU slice, from this machine, with `gcloud`.
+# Plays one game, or many, on a Cloud TPU slice, from this machine, with `gcloud`.
 set -eu
 
 usage() {
@@ -7,21 +7,25 @@ usage() {
 usage: $0 create NAME --zone=ZONE --type=TYPE [--version=VERSION] [--spot] [--queued] [--project=ID]
        $0 setup  NAME
        $0 run    NAME CONFIG[:BITS] --workdir=DIR [--detach] [--config.FIELD=VALUE ...]
+       $0 sweep  NAME CONFIG --workdir=DIR --grid=GRID [--detach] [--config.FIELD=VALUE ...]
        $0 logs | status | stop | delete NAME
 
   $0 create pod1 --zone=us-west4-a --type=v5litepod-16 --spot
   $0 setup pod1
-  $0 run pod1 configs/imagenet_resnet18.py:w4a4 --workdir=/mnt/shared/resnet18_w4a4 \\
-    --config.teacher.path=/mnt/shared/resnet18.pth --config.batch_size=64
+  $0 run pod1 configs/imagenet_resnet18.py:w4a4 --workdir=gs://bucket/resnet18_w4a4 \\
+    --config.teacher.path=gs://bucket/resnet18.pth --config.batch_size=64
+  $0 sweep pod1 configs/cifar10_resnet20.py --workdir=gs://bucket/sweep \\
+    --grid='bits=w3a3,w4a4,w5a5;seed=0..4' --config.teacher.path=gs://bucket/resnet20.th
 
 create  makes the slice, and remembers in runs/pods/NAME how; --queued asks for it by a queued resource,
         --spot at spot price
 setup   copies the committed tree to every worker and makes its environment there
-run     plays on all workers, detached from this terminal, and waits. A game that was preempted (exit
+run     plays one game on all workers, detached from this terminal, and waits. A game that was preempted (exit
         code 75, or the slice is gone) is played on, the slice made anew where it has to be; any other
         code ends the wait and is this script's: 0 complete, 2 bad input, 3 diverged, 4 not verified.
-        --detach starts the game and does not wait. DIR, teacher and data lie on a disk that all
-        workers share (such as a Filestore mount)
+        --detach starts the game and does not wait. DIR and teacher lie in Cloud Storage or, as data
+        have to, on a disk that all workers share (such as a Filestore mount)
+sweep   plays the games of a grid likewise, one on each chip
 logs    follows what worker 0 says
 status  says how the slice is, and the game's exit code where it has ended
 stop    ends the game with a checkpoint, and a \`run\` on this machine that waits for it
@@ -37,7 +41,7 @@ case "${1:-}" in
     usage
     exit
     ;;
-create | setup | run | logs | status | stop | delete) ;;
+create | setup | run | sweep | logs | status | stop | delete) ;;
 *)
     usage >&2
     exit 2
@@ -146,7 +150,7 @@ quoted() {
 }
 
 # The game itself, not a shell that has its words on its own command line.
-player="pgrep -f '^[^ ]*python -m adadfq_jax quantize'"
+player="pgrep -f '^[^ ]*python -m adadfq_jax (quantize|sweep)'"
 
 start() {
     rm -f "$memory.stopped"
@@ -194,14 +198,18 @@ if [ "$verb" = create ]; then
 fi
 
 remember
-if [ "$verb" = run ]; then
+if [ "$verb" = run ] || [ "$verb" = sweep ]; then
     case "${1:-}" in
-    "" | -*) fail "run needs a configuration: run $name configs/FILE.py:BITS --workdir=DIR." ;;
+    "" | -*) fail "$verb needs a configuration: $verb $name configs/FILE.py:BITS --workdir=DIR." ;;
     esac
     config=$1
     shift
     workdir=""
-    game=".venv/bin/python -m adadfq_jax quantize --distributed --config=$(quoted "$config")"
+    case "$verb" in
+    run) words="quantize --distributed" ;;
+    sweep) words="sweep --jobs=0" ;;
+    esac
+    game=".venv/bin/python -m adadfq_jax $words --config=$(quoted "$config")"
     for argument in "$@"; do
         case "$argument" in
         --detach) detach=yes ;;
@@ -212,7 +220,7 @@ if [ "$verb" = run ]; then
             ;;
         esac
     done
-    [ -n "$workdir" ] || fail "run needs --workdir=DIR, on a disk that all workers share."
+    [ -n "$workdir" ] || fail "$verb needs --workdir=DIR, in Cloud Storage or on a disk that all workers share."
     if [ -z "$dry" ] && on 0 "$player" >/dev/null 2>&1; then
         fail "a game is being played on '$name'; '$0 stop $name' ends it with a checkpoint."
     fi
@@ -256,7 +264,8 @@ status)
 stop)
     # A `run` that waits here does not play it on.
     [ -n "$dry" ] || : >"$memory.stopped"
-    on all "pkill -TERM ${player#pgrep } || true"
+    # The oldest alone: a sweep hands it on to its jobs, and two would kill them.
+    on all "pkill -TERM --oldest ${player#pgrep } || true"
     ;;
 delete)
     delete_slice

@@ -7,7 +7,7 @@ usage() {
 usage: $0 [--dry-run]
 
 Installs Python 3.11 from the deadsnakes archive where the VM has no newer one (with sudo apt-get), then
-this project with the extra [tpu] into .venv. launch/tpu_pod.sh setup runs it on every worker.
+this project with the extras [tpu] and [gcs] into .venv. launch/tpu_pod.sh setup runs it on every worker.
 Environment: PYTHON (the interpreter to start from), ADADFQ_VENV (the environment's folder).
 TEXT
 }
@@ -46,7 +46,7 @@ if [ -z "${PYTHON:-}" ]; then
     export PYTHON
 fi
 if [ -n "$dry" ]; then
-    echo "$PYTHON -m venv $venv, and the extra [tpu] into it"
+    echo "$PYTHON -m venv $venv, and the extras [tpu] and [gcs] into it"
     exit
 fi
-prepare tpu
+prepare "tpu gcs"

@@ -261,9 +261,10 @@ def test_a_slice_from_creation_to_deletion(cloud, tmp_path):
     assert "tail -n 100 -F" in cloud("logs", "pod")[2][0]
     (stop,) = cloud("stop", "pod")[2]
     # It meets the game, and no shell that has the game's name among its words.
-    pattern = re.search("pkill -TERM -f '(.*)'", stop)[1]
+    pattern = re.search("pkill -TERM --oldest -f '(.*)'", stop)[1]
     for line, meant in (
         (".venv/bin/python -m adadfq_jax quantize --distributed", True),
+        (".venv/bin/python -m adadfq_jax sweep --jobs=0", True),
         ("sh -c .venv/bin/python -m adadfq_jax quantize --distributed; echo $? >run.code", False),
         (f"bash -c {stop}", False),
     ):
@@ -285,6 +286,22 @@ def test_a_queued_slice_is_waited_for(cloud):
 
 
 GAME = ("run", "pod", "configs/a.py:w4a4", "--workdir=/mnt/run")
+
+
+def test_a_sweep_is_played_by_all_chips(cloud):
+    make_pod(cloud)
+    flags = ("--workdir=gs://b/sweep", "--grid=bits=w3a3,w4a4;seed=0..4")
+    code, said, calls = cloud("sweep", "pod", "configs/a.py", *flags, codes=("", 75, 0))
+    assert (code, said) == (0, "pod: the game is played on\n")
+    played = [call for call in calls if "adadfq_jax sweep" in call]
+    assert len(played) == 2
+    for call in played:
+        assert "--worker=all" in call
+        assert "sweep --jobs=0 --config=" in call
+        assert "--grid=bits=w3a3,w4a4;seed=0..4" in call
+    code, said, calls = cloud("sweep", "pod", "configs/a.py", "--grid=seed=0")
+    assert (code, calls) == (2, [])
+    assert "sweep needs --workdir=DIR, in Cloud Storage or" in said
 
 
 @pytest.mark.parametrize("code", [0, 2, 3, 4])

@@ -1,9 +1,12 @@
-"""How many CPU devices a process gets."""
+"""How many CPU devices a process gets, and which accelerator."""
 
 import subprocess
 import sys
 
 import pytest
+
+from adadfq_jax import parallel
+from adadfq_jax.errors import ConfigError
 
 _COUNT = """
 import os
@@ -40,3 +43,51 @@ def test_cpu_devices(cores, batch, environment, devices, monkeypatch):
         check=True,
     )
     assert int(done.stdout) == devices
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """Returns a function that makes this machine one with TPU chips or GPUs."""
+    monkeypatch.setattr(parallel, "_DEVICES", tmp_path / "dev")
+    monkeypatch.setattr(parallel, "_GPUS", tmp_path / "gpus")
+    for name in ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+
+    def make(chips=(), gpus=()):
+        for folder, names in (("dev", chips), ("gpus", gpus)):
+            for name in names:
+                (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / folder / name).touch()
+
+    return make
+
+
+@pytest.mark.parametrize("names", [("accel0", "accel1"), ("vfio/0", "vfio/1", "vfio/vfio")])
+def test_each_job_has_a_chip_of_its_own(machine, monkeypatch, names):
+    machine(chips=names)
+    shares = parallel.shares_of_accelerators(0)
+    assert [share["TPU_VISIBLE_CHIPS"] for share in shares] == ["0", "1"]
+    assert len({share["TPU_PROCESS_PORT"] for share in shares}) == 2
+    with pytest.raises(ConfigError, match="--jobs=3, but this machine has 2 TPU chips"):
+        parallel.shares_of_accelerators(3)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert parallel.shares_of_accelerators(3) == [{}] * 3
+
+
+def test_jobs_share_gpus(machine, monkeypatch):
+    machine(gpus=("0000:01", "0000:02"))
+    assert parallel.shares_of_accelerators(0) == [
+        {"CUDA_VISIBLE_DEVICES": "0"},
+        {"CUDA_VISIBLE_DEVICES": "1"},
+    ]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    assert (
+        parallel.shares_of_accelerators(2)
+        == [{"CUDA_VISIBLE_DEVICES": "3", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.45"}] * 2
+    )
+
+
+def test_jobs_share_cores(machine):
+    machine()
+    assert parallel.shares_of_accelerators(0) == [{}] * parallel.cores()
+    assert parallel.shares_of_accelerators(7) == [{}] * 7

@@ -575,9 +575,8 @@ def test_seconds_by_phase(tmp_path):
         {"step": 20, "evaluation": True, "top1": 0.5, "top5": None, "agreement": 0.25},
         {"step": 40, "phase": "play", "steps_per_second": 2.0, "l_g": 1.0},
     ]
-    path = tmp_path / "metrics.jsonl"
-    path.write_text("\n".join(map(json.dumps, records)))
-    read = history.read_history(path)
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
+    read = history.read_history(tmp_path)
     assert read.seconds == {"calibrate": 3.0, "play": 10.0}
     (evaluation,) = read.evaluations
     measured = {name: value for name, value in evaluation.items() if value is not None}

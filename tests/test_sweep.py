@@ -308,7 +308,7 @@ def test_jobs_are_stopped_and_started_again(command, tmp_path, capfd):
         (["--grid=sed=0"], "unknown field 'sed': did you mean seed"),
         (["--grid=seed=0,0"], "value 0 twice"),
         (["--grid=seed=3..1"], "'3..1'"),
-        (["--grid=seed=0", "--jobs=0"], "jobs"),
+        (["--grid=seed=0", "--jobs=-1"], "jobs"),
         (["--grid=seed=0", "--workdir={folder}/file"], "is a file"),
         (["--grid=seed=0", "--workdir={folder}/file/sweep"], "is a file"),
         (["--grid=seed=0", "--workdir={folder}/single"], "holds a single run"),

@@ -8,7 +8,8 @@ import pytest
 
 from adadfq_jax.config import default_config, to_json
 from adadfq_jax.errors import ConfigError
-from adadfq_jax.workdir import MetricLog, Workdir, read_json
+from adadfq_jax.metric_log import MetricLog
+from adadfq_jax.workdir import Workdir, read_json
 
 HOLD = """
 import sys, time

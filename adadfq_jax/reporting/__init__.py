@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING
 from adadfq_jax.errors import CheckpointError, ConfigError, TeacherError
 from adadfq_jax.grid import Point, spans_surface, varied
 from adadfq_jax.reporting.findings import Finding
+from adadfq_jax.storage import is_remote, locate, write_whole
 from adadfq_jax.workdir import (
     CONFIG,
-    METRICS,
     RESULT,
     SAMPLES_OVER_TIME,
     SWEEP,
     read_json,
-    write_whole,
 )
 
 if TYPE_CHECKING:  # drawing needs matplotlib
@@ -52,7 +51,11 @@ def write_report(
       CheckpointError: there is no run, or no checkpoint that can be read.
       TeacherError: the run's teacher cannot be read.
     """
-    workdir = Path(workdir)
+    workdir = locate(workdir)
+    if is_remote(workdir):
+        raise ConfigError(
+            f"a report is made on a disk: gcloud storage cp -r {workdir} ., and report the copy."
+        )
     target = workdir / REPORT
     single = (workdir / CONFIG).exists()
     if not single and not (workdir / SWEEP).exists():
@@ -74,7 +77,7 @@ def _report_run(workdir: Path) -> list[Finding]:
     from adadfq_jax.reporting.history import read_history, read_pictures
     from adadfq_jax.reporting.run import report_run
 
-    logged = read_history(workdir / METRICS)
+    logged = read_history(workdir)
     pictures = read_pictures(workdir / SAMPLES_OVER_TIME)
     text, found, drawings = report_run(workdir, logged, pictures)
     write_events(workdir / EVENTS, logged, pictures)

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import io
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from adadfq_jax.metric_log import read_log
 
 _EVALUATED = (
     "top1",
@@ -47,11 +48,11 @@ class History:
         return np.array(steps), np.array([record[name] for record in self.evaluations], float)
 
 
-def read_history(path: Path) -> History:
-    """Reads `metrics.jsonl`; a file that is not there is an empty history."""
+def read_history(workdir: Path) -> History:
+    """Reads a run's log; one that is not there is an empty history."""
     points: dict[str, list[tuple[int, float]]] = {}
     evaluations, not_finite, seconds, before = [], {}, {}, 0
-    for record in _records(path):
+    for record in read_log(workdir):
         step = record["step"]
         numbers = {
             name: float(value)
@@ -89,15 +90,3 @@ def read_pictures(folder: Path) -> list[tuple[int, bytes]]:
             Image.open(io.BytesIO(png)).load()
             pictures.append((int(file.stem), png))
     return pictures
-
-
-def _records(path: Path) -> list[dict[str, Any]]:
-    records = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
-        try:
-            record = json.loads(line)
-        except ValueError:  # the line that a kill cut short
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            records.append(record)
-    return records

@@ -16,6 +16,7 @@ from adadfq_jax import models
 from adadfq_jax.errors import ConfigError, TeacherError
 from adadfq_jax.models.registry import parse
 from adadfq_jax.network import Network, unflatten
+from adadfq_jax.storage import locate, readable
 from adadfq_jax.teachers import files, own, pytorch
 from adadfq_jax.teachers.normalisation import NORMALISATIONS, parse_normalisation
 from adadfq_jax.teachers.recognition import Recognised, recognise
@@ -79,9 +80,21 @@ def load_teacher(
       TeacherError: the file is missing, damaged, of another network, or does not say enough.
       ConfigError: `architecture` is unknown.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise TeacherError(f"there is no teacher file {str(path)!r}.")
+    where = locate(path)
+    with readable(where) as file:
+        if not file.is_file():
+            raise TeacherError(f"there is no teacher file {str(where)!r}.")
+        return _load(file, architecture, mean, std, image_size, entry)
+
+
+def _load(
+    path: Path,
+    architecture: str | None,
+    mean: Sequence[float],
+    std: Sequence[float],
+    image_size: int | None,
+    entry: str | None,
+) -> Teacher:
     if path.suffix not in (".safetensors", *_PYTORCH_SUFFIXES):
         raise TeacherError(
             f"{str(path)!r} is not a teacher file: expected .safetensors or "
@@ -104,7 +117,7 @@ def save_teacher(teacher: Network, path: str | Path) -> None:
       TeacherError: the file cannot be written.
     """
     source, keys = (getattr(teacher, name, None) for name in ("source", "keys"))
-    own.write(teacher, Path(path), source, keys)
+    own.write(teacher, locate(path), source, keys)
 
 
 def teacher_of(config: ml_collections.ConfigDict) -> Teacher:

@@ -14,7 +14,6 @@ import hashlib
 import json
 import math
 import numbers
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from adadfq_jax import models
 from adadfq_jax.digests import digest
 from adadfq_jax.errors import ConfigError, TeacherError, nearest
 from adadfq_jax.network import Network, flatten
+from adadfq_jax.storage import write_whole
 from adadfq_jax.teachers.keys import by_code
 
 _METADATA_KEY = "adadfq"
@@ -70,14 +70,10 @@ def write(teacher: Network, path: Path, source: str | None, keys: str | None) ->
     described["checksum"] = _checksum(described, arrays)
     # One key, because safetensors writes several in random order.
     content = safetensors.numpy.save(arrays, {_METADATA_KEY: json.dumps(described, sort_keys=True)})
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_bytes(content)
-        partial.replace(path)
+        write_whole(path, content)
     except OSError as error:
         raise TeacherError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
