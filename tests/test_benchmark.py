@@ -100,6 +100,7 @@ def test_opponents_play_with_our_networks(config):
         play()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_games_are_the_same_in_whatever_way_they_are_played(config):
     """Two steps of calibration and of play, float64, to 1e-8."""

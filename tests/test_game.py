@@ -35,7 +35,7 @@ def play(game, config, variables, devices, steps, phases=tuple(Phase), state=Non
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("method", ["adadfq", "adadfq_plus"])
+@pytest.mark.parametrize("method", ["adadfq", pytest.param("adadfq_plus", marks=pytest.mark.slow)])
 def test_four_devices_play_the_game_of_one(small_config, teacher, method):
     """Eight steps in each phase, float64, to 1e-8."""
     small_config.game.method = method

@@ -96,6 +96,7 @@ def test_what_a_step_costs_is_known(small_config, teacher, capfd):
     assert "on each of 1 x cpu, which plays 8" in said
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_batch_and_shrinks_with_the_devices(small_config, teacher):
     needed = {}
     for batch, count in ((8, 1), (32, 1), (32, 4)):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -239,6 +240,7 @@ def start(argv):
     return subprocess.Popen(
         [sys.executable, "-m", "adadfq_jax", *argv],
         cwd=ROOT,
+        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},  # compiled sooner
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -269,6 +271,7 @@ def finished_games(output):
     return sorted(line.split()[1] for line in output.splitlines() if line.startswith("["))
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_grid_and_one_is_killed(command, tmp_path):
     folder = tmp_path / "sweep"
     processes = [start([*command, "--grid=seed=0..2"]) for _ in range(2)]

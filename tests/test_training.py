@@ -127,6 +127,7 @@ def test_stopped_and_resumed_is_uninterrupted(small_config, teacher, tmp_path, s
     assert whole.result["range_change"] == resumed.result["range_change"]
 
 
+@pytest.mark.slow
 def test_the_plus_is_resumed_and_keeps_its_length(small_config, teacher, tmp_path):
     """Its optimizer's moments and its ranges are part of the state; its rate of the whole game."""
     small_config.game.method = "adadfq_plus"
