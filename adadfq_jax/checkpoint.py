@@ -12,8 +12,15 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from adadfq_jax.digests import digest
-from adadfq_jax.errors import CheckpointError
-from adadfq_jax.storage import absolute, make_folder, move_folder, remove_folder
+from adadfq_jax.errors import CheckpointError, StorageError
+from adadfq_jax.storage import (
+    absolute,
+    is_remote,
+    make_folder,
+    move_folder,
+    remove_folder,
+    translated,
+)
 
 _NEWEST = 2  # kept, besides the healthiest
 
@@ -117,6 +124,7 @@ class Checkpoints:
           (step, state, record), or None where there is no checkpoint.
 
         Raises:
+          StorageError: Cloud Storage is not reached.
           CheckpointError: there are checkpoints, but none is whole, or not the one asked for.
         """
         self._manager.wait_until_finished()
@@ -131,7 +139,9 @@ class Checkpoints:
             steps = [step]
         for step in steps:
             try:
-                return step, *self._read(step, template)
+                return step, *self._read_surely(step, template)
+            except StorageError:
+                raise
             except Exception as error:  # orbax and tensorstore raise many kinds for damaged files
                 if only:
                     raise CheckpointError(
@@ -151,6 +161,17 @@ class Checkpoints:
                 "a new workdir to start again."
             )
         return None
+
+    def _read_surely(self, step: int, template: Any) -> tuple[Any, dict[str, Any]]:
+        try:
+            return self._read(step, template)
+        except Exception:
+            if not is_remote(self._workdir):
+                raise
+            # It may have been the network: what is damaged is so twice.
+            with translated(f"{self._workdir} cannot be read"):
+                list((self._workdir / "checkpoints").iterdir())
+            return self._read(step, template)
 
     def _read(self, step: int, template: Any) -> tuple[Any, dict[str, Any]]:
         shapes = {

@@ -3,7 +3,8 @@
 The only place that ends the process, listens to signals or configures JAX.
 
 Exit codes: 0 complete; 2 bad input; 3 the game diverged; 4 a verification failed; 75 stopped by a
-signal, 130 by Ctrl-C; both with a checkpoint written once `quantize` plays.
+signal, 130 by Ctrl-C, both with a checkpoint written once `quantize` plays; 75 too where Cloud
+Storage is not reached. After 75 the same command goes on.
 """
 
 import contextlib
@@ -27,6 +28,7 @@ from adadfq_jax.errors import (
     ConfigError,
     DivergedError,
     StoppedError,
+    StorageError,
     VerificationError,
     nearest,
 )
@@ -74,6 +76,8 @@ def _exit_code(error: AdaDFQError) -> int:
     match error:
         case DivergedError():
             return _DIVERGED
+        case StorageError():
+            return _STOPPED
         case VerificationError():
             return _UNVERIFIED
         case StoppedError():
@@ -269,12 +273,13 @@ def _export(argv: Sequence[str]) -> None:
         raise ConfigError("--checkpoint is of a run; a teacher has none.")
 
     from adadfq_jax import exporting
+    from adadfq_jax.storage import on_a_disk
     from adadfq_jax.student import load_finished_student
     from adadfq_jax.teachers import load_teacher
 
     _keep_compiled_programs(values.cache)
     options = {name: values[name].value for name in switches}
-    exporting.check_output(Path(values.output), values.format, **options)
+    exporting.check_output(on_a_disk(values.output), values.format, **options)
     report = exporting.export(
         load_finished_student(values.workdir, values.checkpoint)
         if values.workdir
@@ -424,7 +429,7 @@ def _play_grid(verb: str, argv: Sequence[str], surface: bool = False) -> None:
     points = plan(config, values.grid)
     if surface:
         reporting.require_packages()
-        reporting.check_surface(points)
+        reporting.check_surface(points, values.workdir)
     _keep_compiled_programs(values.cache)
     shares = parallel.shares_of_accelerators(values.jobs)
     if len(shares) > 1:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from adadfq_jax import models
 from adadfq_jax.errors import TeacherError
+from adadfq_jax.storage import locate
 from adadfq_jax.teachers import Teacher, load_foreign, load_teacher, packages, save_teacher
 
 
@@ -35,7 +36,7 @@ def convert(
     Raises:
       TeacherError: it cannot be read or written, or something that it does not say is not given.
     """
-    output = Path(output)
+    output = locate(output)
     if output.suffix != ".safetensors":
         raise TeacherError(f"the output must be a .safetensors file, not {str(output)!r}.")
     given = {"mean": mean, "std": std, "image_size": image_size, "entry": entry}
@@ -44,7 +45,7 @@ def convert(
     else:
         teacher = load_teacher(source, architecture, **given)
         if teacher.source is None:
-            digest = hashlib.sha256(Path(source).read_bytes()).hexdigest()
+            digest = hashlib.sha256(locate(source).read_bytes()).hexdigest()
             teacher = dataclasses.replace(teacher, source=digest)
     save_teacher(teacher, output)
     return teacher

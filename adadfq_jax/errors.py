@@ -34,6 +34,10 @@ class CheckpointError(AdaDFQError):
     """A workdir without a checkpoint that can be restored."""
 
 
+class StorageError(AdaDFQError):
+    """Cloud Storage could not be reached; the same command goes on when it can."""
+
+
 class ExportError(AdaDFQError):
     """An exported file that cannot be written or read."""
 

@@ -33,6 +33,9 @@ class MetricLog:
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
 
+    def flush(self) -> None:
+        """Makes sure that what was appended is there: it is."""
+
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
@@ -44,6 +47,7 @@ class MetricLogInParts:
     def __init__(self, workdir: Workdir, step: int):
         """As `MetricLog`; a part that holds lost lines is written anew, or removed."""
         self._workdir, self._lines, self._number = workdir, [], 0
+        workdir.check_owner()
         for path in _parts(workdir.path):
             self._number = int(path.stem) + 1
             text = path.read_text()
@@ -55,12 +59,13 @@ class MetricLogInParts:
         self._written = time.monotonic()
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Appends one object; within a minute it is there for others."""
+        """Appends one object; it is there after a minute or, before, the next checkpoint."""
         self._lines.append(json.dumps(record) + "\n")
         if time.monotonic() - self._written > _SECONDS_OF_A_PART:
-            self._write_part()
+            self.flush()
 
-    def _write_part(self) -> None:
+    def flush(self) -> None:
+        """Makes sure that what was appended is there."""
         if self._lines:
             name = f"{_PARTS}/{self._number:06}.jsonl"
             self._workdir.write_text(name, "".join(self._lines))
@@ -69,7 +74,7 @@ class MetricLogInParts:
 
     def close(self) -> None:
         """Writes what is left."""
-        self._write_part()
+        self.flush()
 
 
 Log = MetricLog | MetricLogInParts

@@ -5,16 +5,18 @@ import fcntl
 import json
 import threading
 import time
+import uuid
 from pathlib import Path
+from typing import Any
 
-from adadfq_jax.errors import WorkdirInUseError
-from adadfq_jax.storage import is_remote, name_of_this_process, write_whole
+from adadfq_jax.errors import ConfigError, StorageError, WorkdirInUseError
+from adadfq_jax.storage import create, is_remote, name_of_this_process, write_whole
 
 LOCK, LEASE = ".lock", ".lease"
 
-# A lease is renewed three times in its life, and what was written is everywhere after a moment.
+# A lease is renewed three times in its life; its owner stops before its end, as clocks differ.
 _SECONDS_OF_LEASE = 60.0
-_SECONDS_TO_SETTLE = 2.0
+_SECONDS_OF_MARGIN = 10.0
 
 
 class Lock:
@@ -43,11 +45,12 @@ class Lock:
 
 
 class Lease:
-    """Of a folder in Cloud Storage, where there are no locks: who wrote it last, and until when.
+    """Of a folder in Cloud Storage: who has it, and until when.
 
-    It is renewed by a thread until it is given back; that of a killed owner runs out. Who finds the
-    lease of another waits until it is renewed, and so belongs to one who lives, or runs out. All
-    clocks are taken to be right to within a few seconds.
+    Leases are numbered objects, each created by one process alone; the newest counts. An owner
+    renews its own by a thread until it gives it back; that of a killed one runs out. Who finds the
+    lease of another waits until it is renewed, and so belongs to one who lives, or runs out. Clocks
+    are taken to be right to within some seconds.
     """
 
     def __init__(self, folder: Path):
@@ -56,43 +59,54 @@ class Lease:
         Raises:
           WorkdirInUseError: another process has it and lives.
         """
-        self._folder, self._owner = folder, name_of_this_process()
-        found = _read(folder)
-        while found is not None and time.time() < found["until"]:
+        number, found = _newest(folder)
+        while time.time() < found["until"]:
             time.sleep(min(1.0, _SECONDS_OF_LEASE / 10))
-            before, found = found, _read(folder)
-            if found is not None and found != before:
+            before, (number, found) = found, _newest(folder)
+            if found != before and time.time() < found["until"]:
                 raise _in_use(folder, found["owner"])
-        self._renew()
-        # Of several that take it at the same moment, the last one has it.
-        time.sleep(_SECONDS_TO_SETTLE)
-        self.check()
+        self._folder = folder
+        self._object = folder / LEASE / f"{number + 1:06}"
+        # Something random too: host and number may be those of another container.
+        self._owner = f"{name_of_this_process()}-{uuid.uuid4().hex[:8]}"
+        until, content = self._next()
+        if not create(self._object, content):
+            raise _in_use(folder)
+        self._until = until
+        for path in _leases(folder):
+            if int(path.name) <= number:
+                path.unlink(missing_ok=True)
         self._given_back = threading.Event()
         self._thread = threading.Thread(target=self._keep, daemon=True)
         self._thread.start()
 
-    def _renew(self) -> None:
-        lease = {"owner": self._owner, "until": time.time() + _SECONDS_OF_LEASE}
-        write_whole(self._folder / LEASE, json.dumps(lease).encode())
+    def _next(self) -> tuple[float, bytes]:
+        until = time.time() + _SECONDS_OF_LEASE
+        return until, json.dumps({"owner": self._owner, "until": until}).encode()
 
     def _is_ours(self) -> bool:
-        return (_read(self._folder) or {}).get("owner") == self._owner
+        return time.time() < self._until - _SECONDS_OF_MARGIN
 
     def _keep(self) -> None:
         while not self._given_back.wait(_SECONDS_OF_LEASE / 3):
-            # What the network refuses now it may grant a third of a lease later.
+            until, content = self._next()
+            # What the network refuses now it may grant later.
             with contextlib.suppress(Exception):
                 if self._is_ours():
-                    self._renew()
+                    write_whole(self._object, content)
+                    self._until = until
 
     def check(self) -> None:
         """Checks that the folder is still ours, before something is written into it.
 
         Raises:
-          WorkdirInUseError: another process took it, while this one was stopped or cut off.
+          StorageError: the lease ran out, while this process was stopped or cut off.
         """
         if not self._is_ours():
-            raise _in_use(self._folder, (_read(self._folder) or {}).get("owner"))
+            raise StorageError(
+                f"the lease of workdir {str(self._folder)!r} ran out: for a minute this process "
+                "was stopped or did not reach Cloud Storage; run the same command to go on."
+            )
 
     def close(self) -> None:
         """Gives it back."""
@@ -100,7 +114,7 @@ class Lease:
         self._thread.join()
         with contextlib.suppress(Exception):  # it runs out by itself
             if self._is_ours():
-                (self._folder / LEASE).unlink()
+                write_whole(self._object, json.dumps({"owner": "nobody", "until": 0}).encode())
 
 
 def own(folder: Path) -> Lock | Lease:
@@ -114,15 +128,27 @@ def own(folder: Path) -> Lock | Lease:
 
 def is_leased(folder: Path) -> bool:
     """Tells whether a folder in Cloud Storage has an owner, or had one a minute ago."""
-    found = _read(folder)
-    return found is not None and time.time() < found["until"]
+    return time.time() < _newest(folder)[1]["until"]
 
 
-def _read(folder: Path) -> dict | None:
+def _leases(folder: Path) -> list[Path]:
+    return sorted((folder / LEASE).glob("[0-9]*"))
+
+
+def _newest(folder: Path) -> tuple[int, dict[str, Any]]:
+    """Returns the number of the newest lease, and what it says; 0 where there is none."""
+    paths = _leases(folder)
+    if not paths:
+        return 0, {"owner": "nobody", "until": 0}
     try:
-        return json.loads((folder / LEASE).read_text())
-    except FileNotFoundError:
-        return None
+        said = json.loads(paths[-1].read_text())
+        return int(paths[-1].name), {"owner": str(said["owner"]), "until": float(said["until"])}
+    except FileNotFoundError:  # taken over in this moment
+        return _newest(folder)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"'{paths[-1]}' is no lease; remove it where no run uses this workdir."
+        ) from error
 
 
 def _in_use(folder: Path, owner: str | None = None) -> WorkdirInUseError:

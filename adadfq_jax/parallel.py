@@ -18,8 +18,9 @@ from adadfq_jax.errors import ConfigError
 
 DATA_AXIS = "data"
 
-# Where Linux shows TPU chips, by generation, and GPUs.
-_DEVICES, _TPU_CHIPS = Path("/dev"), ("accel[0-9]*", "vfio/[0-9]*")
+# Where Linux shows what is plugged in, TPU chips by their maker's and their own numbers, and GPUs.
+_PLUGGED_IN = Path("/sys/bus/pci/devices")
+_GOOGLE, _TPU_CHIPS = "0x1ae0", ("0x0027", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")
 _GPUS = Path("/proc/driver/nvidia/gpus")
 _TPU_PORT = 8476
 
@@ -66,7 +67,7 @@ def shares_of_accelerators(count: int) -> list[dict[str, str]]:
       ConfigError: there are fewer TPU chips.
     """
     on_cpu = os.environ.get("JAX_PLATFORMS", "").startswith("cpu")
-    chips = 0 if on_cpu else sum(len(list(_DEVICES.glob(name))) for name in _TPU_CHIPS)
+    chips = 0 if on_cpu else _tpu_chips()
     if chips:
         count = count or chips
         if count > chips:
@@ -96,6 +97,14 @@ def shares_of_accelerators(count: int) -> list[dict[str, str]]:
         for share in shares:
             share["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / together:.2f}"
     return shares
+
+
+def _tpu_chips() -> int:
+    numbers = (
+        tuple((device / name).read_text().strip() for name in ("vendor", "device"))
+        for device in _PLUGGED_IN.glob("*")
+    )
+    return sum(maker == _GOOGLE and device in _TPU_CHIPS for maker, device in numbers)
 
 
 def divide_cpu(batch_size: int) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from adadfq_jax import errors, rendezvous
-from adadfq_jax.errors import AdaDFQError, ConfigError
+from adadfq_jax.errors import AdaDFQError, ConfigError, StorageError
 
 _LONGEST_MESSAGE = 1000  # characters, each at most twelve bytes of JSON
 _SECONDS_TO_START = 300
@@ -166,7 +166,7 @@ def leaving_at_once() -> Iterator[None]:
             traceback.print_exc()
         print(f"process {jax.process_index()} ends, and so do the others.", file=sys.stderr)
         sys.stderr.flush()
-        os._exit(1)
+        os._exit(75 if isinstance(error, StorageError) else 1)
 
 
 def union(flags: int) -> int:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.samples import pixels
+from adadfq_jax.storage import on_a_disk
 from adadfq_jax.student import load_state, most_at_once
 
 _LOGITS = "logits.npz"
@@ -40,7 +41,7 @@ def write_samples(
         raise ConfigError(f"count must be at least 1, not {count}.")
     is_file = _check_output(str(output), overwrite)
     images, labels, logits = make_samples(workdir, count)
-    target = Path(output).absolute()
+    target = on_a_disk(output).absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
@@ -91,7 +92,7 @@ def make_samples(workdir: str | Path, count: int) -> tuple[np.ndarray, np.ndarra
 
 def _check_output(text: str, overwrite: bool) -> bool:
     """Returns whether the output is a file; raises ConfigError where it cannot be written."""
-    path = Path(text)
+    path = on_a_disk(text)
     is_file = path.suffix == ".npz" and not text.endswith("/")
     if not text or (path.suffix and not (is_file or text.endswith("/") or path.is_dir())):
         raise ConfigError(f"output {text!r} must be FILE.npz, or a folder, written FOLDER/.")

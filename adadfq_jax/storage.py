@@ -1,23 +1,27 @@
 """Where files lie: on a disk, or in Cloud Storage, whose objects are neither appended nor renamed.
 
-Paths are `pathlib.Path` there and `etils.epath.Path` here; what the two do alike, callers do with
-them, and the rest is here.
+A path on a disk is a `pathlib.Path`, one in Cloud Storage an `etils.epath.Path`; what the two do
+alike, callers do with them, and the rest is here.
 """
 
 import contextlib
+import logging
 import os
+import re
 import shutil
 import socket
 import tempfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import etils.epath
 
-from adadfq_jax.errors import ConfigError
+from adadfq_jax.errors import AdaDFQError, ConfigError, StorageError
 
 _REMOTE = "gs://"
+
+# Whose errors are those of the network or of Cloud Storage.
+_LIBRARIES = ("aiohttp", "fsspec", "gcsfs", "google", "requests", "urllib3")
 
 
 def locate(path: str | Path) -> Path:
@@ -25,23 +29,42 @@ def locate(path: str | Path) -> Path:
 
     Raises:
       ConfigError: the storage is another one, or cannot be read.
+      StorageError: Cloud Storage is not reached.
     """
     text = os.fspath(path)
     if not text.startswith(_REMOTE):
-        if "://" in text:
-            raise ConfigError(f"{text!r} must be on a disk or in Cloud Storage (gs://BUCKET/NAME).")
+        # pathlib makes one slash of two.
+        if re.match(r"\w+:/", text):
+            raise ConfigError(
+                f"{text!r} must be on a disk or in Cloud Storage (a string, 'gs://BUCKET/NAME')."
+            )
         return Path(path)
     try:
         import fsspec
         import gcsfs  # noqa: F401 (only whether it is there)
     except ImportError as error:
         raise ConfigError(f"{text!r} needs {error.name}: pip install 'adadfq_jax[gcs]'.") from error
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what it has to say, its errors say
+    # By fsspec, whether TensorFlow is installed or not.
+    os.environ.setdefault("EPATH_USE_TF", "false")
     # Others write there too: what was listed before says little.
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
     found = etils.epath.Path(text)
-    with speaking(f"{text!r} cannot be read"):
+    with translated(f"{text!r} cannot be read"):
         found.exists()
     return found
+
+
+def on_a_disk(path: str | Path) -> Path:
+    """Returns the path of what is read or written on a disk alone.
+
+    Raises:
+      ConfigError: it is not on a disk.
+    """
+    text = os.fspath(path)
+    if re.match(r"\w+:/", text):
+        raise ConfigError(f"{text!r} must be on a disk.")
+    return Path(path)
 
 
 def is_remote(path: Path) -> bool:
@@ -50,19 +73,33 @@ def is_remote(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def speaking(what: str) -> Iterator[None]:
-    """Turns whatever the libraries of Cloud Storage raise into one sentence.
+def translated(what: str) -> Iterator[None]:
+    """Turns what the libraries of Cloud Storage raise into one sentence.
 
     Raises:
-      ConfigError: `what`, and why.
+      ConfigError: `what`, and why: there is no such thing, or no permission.
+      StorageError: `what`, and why: it is not reached, or fails.
     """
     try:
         yield
-    except ConfigError:
+    except AdaDFQError:
         raise
-    except Exception as error:  # of gcsfs, aiohttp and google.auth, without a common base
+    except Exception as error:
+        library = type(error).__module__.partition(".")[0]
+        of_storage = isinstance(error, OSError | ValueError) and _REMOTE in str(error)
+        if library not in _LIBRARIES and not of_storage and not isinstance(error, OSError):
+            raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise ConfigError(f"{what}: {reason}.") from error
+        refused = (
+            isinstance(error, FileNotFoundError | PermissionError)
+            or library == "google"
+            or 400 <= int(getattr(error, "code", None) or 0) < 500
+        )
+        if refused:
+            raise ConfigError(f"{what}: {reason}.") from error
+        raise StorageError(
+            f"{what}: {reason}; run the same command again when Cloud Storage is reached."
+        ) from error
 
 
 def absolute(path: Path) -> Path:
@@ -81,13 +118,28 @@ def write_whole(path: Path, content: bytes) -> None:
     if is_remote(path):
         path.write_bytes(content)
         return
-    owner = f"{socket.gethostname()}-{os.getpid()}"
-    partial = path.with_name(f".{path.name}.{owner}.partial")
+    partial = path.with_name(f".{path.name}.{name_of_this_process()}.partial")
     try:
         partial.write_bytes(content)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def create(path: Path, content: bytes) -> bool:
+    """Writes an object of Cloud Storage where there is none; of several that try, one succeeds.
+
+    Returns:
+      Whether it is ours: written here, by this call or one whose answer was lost.
+    """
+    import fsspec
+
+    system, name = fsspec.core.url_to_fs(os.fspath(path))
+    try:
+        system.pipe_file(name, content, mode="create")
+    except FileExistsError:
+        return path.read_bytes() == content
+    return True
 
 
 def remove_folder(path: Path) -> None:
@@ -99,7 +151,7 @@ def remove_folder(path: Path) -> None:
 
 
 def move_folder(source: Path, target: Path) -> None:
-    """Moves a folder to where nothing else is; in Cloud Storage, file by file."""
+    """Moves a folder over whatever is there; in Cloud Storage, file by file."""
     remove_folder(target)
     if not is_remote(source):
         target.parent.mkdir(exist_ok=True)
@@ -121,15 +173,20 @@ def files_in(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def readable(path: Path) -> Iterator[Path]:
-    """Gives a file on a disk, for a library that reads nothing else: the same, or a copy."""
+    """Gives a file on a disk, for a library that reads nothing else: the same, or a copy.
+
+    An error that names the copy names the file instead.
+    """
     if not is_remote(path):
         yield path
         return
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, path.name)
-        if path.exists():
-            copy.write_bytes(path.read_bytes())
-        yield copy
+        with translated(f"{str(path)!r} cannot be read"):
+            if path.exists():
+                copy.write_bytes(path.read_bytes())
+        with _naming(copy, path):
+            yield copy
 
 
 @contextlib.contextmanager
@@ -140,10 +197,20 @@ def writable(path: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, path.name)
-        yield copy
+        with _naming(copy, path):
+            yield copy
         write_whole(path, copy.read_bytes())
 
 
+@contextlib.contextmanager
+def _naming(copy: Path, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except AdaDFQError as error:
+        error.args = (str(error).replace(str(copy), str(path)), *error.args[1:])
+        raise
+
+
 def name_of_this_process() -> str:
-    """Returns a name that no other process has: host, number, and something random."""
-    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    """Returns a name that no other process has now: its host and number."""
+    return f"{socket.gethostname()}-{os.getpid()}"

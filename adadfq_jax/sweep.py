@@ -9,6 +9,7 @@ their process is killed.
 import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import time
@@ -149,6 +150,8 @@ class Sweep:
             if waiting:
                 time.sleep(_SECONDS_BETWEEN_LOOKS * (10 if is_remote(self.path) else 1))
             waiting = True
+            if is_remote(self.path):  # else all processes would wait for the first game's lease
+                random.shuffle(points)
             for point in points:
                 if stop := should_stop():
                     raise StoppedError(
@@ -226,11 +229,15 @@ class Sweep:
                     subprocess.Popen(command, env=os.environ | share, start_new_session=True)
                 )
         stop = None
-        while any(process.poll() is None for process in processes):
-            if not stop and (stop := should_stop()):
-                for process in processes:
-                    process.send_signal(stop)
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        try:
+            while any(process.poll() is None for process in processes):
+                if not stop and (stop := should_stop()):
+                    for process in processes:
+                        process.send_signal(stop)
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+        finally:
+            for process in processes:
+                process.terminate()  # does nothing to those that have ended
         if stop:
             raise StoppedError(
                 f"stopped by {signal.Signals(stop).name}; run the same command to go on.", stop

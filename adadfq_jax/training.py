@@ -1,5 +1,6 @@
 """One run, from a configuration to a measured student."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -24,7 +25,7 @@ from adadfq_jax.game import Game, GameState, Phase
 from adadfq_jax.metric_log import Log, open_log
 from adadfq_jax.optimizers import rate_field
 from adadfq_jax.progress import Progress
-from adadfq_jax.storage import writable
+from adadfq_jax.storage import is_remote, translated, writable
 from adadfq_jax.student import Student, generate, load_student, most_at_once, student_of
 from adadfq_jax.teachers import Teacher, save_teacher, teacher_of
 from adadfq_jax.workdir import (
@@ -88,6 +89,7 @@ def quantize(
       CheckpointError: no checkpoint of the run can be read.
       DivergedError: a loss or gradient is not finite; in a workdir the last good checkpoint stays.
       StoppedError: `should_stop` said so; in a workdir a checkpoint was written.
+      StorageError: a workdir in Cloud Storage is not reached; its checkpoints stay.
     """
     # ---- What was given, checked before anything compiles -------------------------------------
     with processes.together():
@@ -138,21 +140,23 @@ def quantize(
             if folder is not None:
                 folder.claim(config)
                 _keep_teacher(folder, teacher)
-        student = _run(
-            config,
-            game,
-            state,
-            teacher,
-            (between, dataset),
-            devices,
-            cost,
-            workdir,
-            folder,
-            progress,
-            should_stop,
-        )
-        with processes.together():
-            _export(student, folder, config, progress, overwrite=True)
+        remote = folder is not None and is_remote(folder.path)
+        with translated(f"{workdir} fails") if remote else contextlib.nullcontext():
+            student = _run(
+                config,
+                game,
+                state,
+                teacher,
+                (between, dataset),
+                devices,
+                cost,
+                workdir,
+                folder,
+                progress,
+                should_stop,
+            )
+            with processes.together():
+                _export(student, folder, config, progress, overwrite=True)
         return student
     finally:
         if folder is not None:
@@ -200,6 +204,7 @@ def _run(
     def checkpoint():
         if checkpoints is not None:
             folder.check_owner()
+            log.flush()  # what is saved is not played again, and would not be logged again
             record.seconds = watch.seconds()
             checkpoints.save(
                 step,
@@ -268,10 +273,10 @@ def _run(
                         f"stopped by {name} at step {step} of {total}, {where}.", stop
                     )
     finally:
-        if log is not None:
-            log.close()
-        if checkpoints is not None:
-            checkpoints.close()
+        with contextlib.ExitStack() as closing:
+            for opened in (log, checkpoints):  # checkpoints first, and whatever happens to one
+                if opened is not None:
+                    closing.callback(opened.close)
 
     # ---- Results ------------------------------------------------------------------------------
     host = parallel.fetch(state)
@@ -324,6 +329,7 @@ def _export(student: Student, folder: Workdir | None, config, progress, overwrit
     for name in export_formats(config):
         path = folder.path / f"student{EXPORT_FORMATS[name][0]}"
         if overwrite or not path.exists():
+            folder.check_owner()
             with writable(path) as file:
                 progress.say(export(student, file, name, overwrite=True).to_text())
 

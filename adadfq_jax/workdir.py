@@ -9,7 +9,7 @@ import ml_collections
 from adadfq_jax.config import differences, to_json
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.ownership import own
-from adadfq_jax.storage import is_remote, locate, make_folder, speaking, write_whole
+from adadfq_jax.storage import is_remote, locate, make_folder, translated, write_whole
 
 CONFIG, TEACHER, SAMPLES, SAMPLES_OVER_TIME, RESULT = (
     "config.json",
@@ -39,10 +39,11 @@ class Workdir:
         Raises:
           ConfigError: it is a file or cannot be written.
           WorkdirInUseError: another process owns it.
+          StorageError: Cloud Storage is not reached.
         """
         self.path = locate(path)
         if is_remote(self.path):
-            with speaking(f"workdir {str(path)!r} cannot be written"):
+            with translated(f"workdir {str(path)!r} cannot be written"):
                 self._ownership = own(self.path)
             return
         try:
@@ -63,7 +64,7 @@ class Workdir:
         """Checks that the folder is still ours, before something is written into it.
 
         Raises:
-          WorkdirInUseError: another process has taken it; only in Cloud Storage that can be.
+          StorageError: its lease ran out, in Cloud Storage.
         """
         self._ownership.check()
 
@@ -107,7 +108,7 @@ class Workdir:
         """As `write_text`, for bytes.
 
         Raises:
-          WorkdirInUseError: as `check_owner`.
+          StorageError: as `check_owner`.
         """
         self.check_owner()
         path = self.path / name

@@ -63,7 +63,11 @@ if [ -n "$dry" ]; then
     port=PORT
 else
     prepare
-    mkdir -p "$workdir"
+    case "$workdir" in
+    *://*) logs=$(mktemp -d) ;;
+    *) logs=$workdir ;;
+    esac
+    mkdir -p "$logs"
     port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 fi
 
@@ -95,7 +99,7 @@ while [ "$process" -ge 0 ]; do
     if [ "$process" -eq 0 ]; then
         play 0 "$@" &
     else
-        play "$process" "$@" >"$workdir/process_$process.log" 2>&1 &
+        play "$process" "$@" >"$logs/process_$process.log" 2>&1 &
     fi
     pids="$pids $!"
     process=$((process - 1))

@@ -7,7 +7,7 @@ usage() {
 usage: $0 CONFIG[:BITS] [--workdir=DIR] [--config.FIELD=VALUE ...]
 
   $0 configs/digits_resnet20.py
-  $0 configs/cifar10_resnet20.py:w4a4 --config.teacher.path=resnet20.th
+  $0 configs/cifar10_resnet20.py:w4a4 --config.teacher.path=resnet20.safetensors
 
 The workdir is runs/CONFIG unless one is given. Calling again resumes, or reads the finished run.
 Environment: PYTHON (the interpreter to start from), ADADFQ_VENV (the environment's folder).

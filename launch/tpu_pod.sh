@@ -13,15 +13,17 @@ usage: $0 create NAME --zone=ZONE --type=TYPE [--version=VERSION] [--spot] [--qu
   $0 create pod1 --zone=us-west4-a --type=v5litepod-16 --spot
   $0 setup pod1
   $0 run pod1 configs/imagenet_resnet18.py:w4a4 --workdir=gs://bucket/resnet18_w4a4 \\
-    --config.teacher.path=gs://bucket/resnet18.pth --config.batch_size=64
+    --config.teacher.path=gs://bucket/resnet18.safetensors --config.batch_size=64
   $0 sweep pod1 configs/cifar10_resnet20.py --workdir=gs://bucket/sweep \\
-    --grid='bits=w3a3,w4a4,w5a5;seed=0..4' --config.teacher.path=gs://bucket/resnet20.th
+    --grid='bits=w3a3,w4a4,w5a5;seed=0..4' --config.teacher.path=gs://bucket/resnet20.safetensors
+
+Needs a \`gcloud\` that is logged in. Teachers are files of \`adadfq convert\`, as PyTorch is not installed.
 
 create  makes the slice, and remembers in runs/pods/NAME how; --queued asks for it by a queued resource,
-        --spot at spot price
+        --spot at spot price; --version is the TPU software of its kind (v2-alpha-tpuv5-lite, of v5e)
 setup   copies the committed tree to every worker and makes its environment there
 run     plays one game on all workers, detached from this terminal, and waits. A game that was preempted (exit
-        code 75, or the slice is gone) is played on, the slice made anew where it has to be; any other
+        code 75, as where Cloud Storage was not reached, or the slice is gone) is played on, the slice made anew where it has to be; any other
         code ends the wait and is this script's: 0 complete, 2 bad input, 3 diverged, 4 not verified.
         --detach starts the game and does not wait. DIR and teacher lie in Cloud Storage or, as data
         have to, on a disk that all workers share (such as a Filestore mount)
@@ -31,7 +33,7 @@ status  says how the slice is, and the game's exit code where it has ended
 stop    ends the game with a checkpoint, and a \`run\` on this machine that waits for it
 delete  gives the slice back
 
-Everywhere: --dry-run prints the gcloud commands instead. Environment: ADADFQ_POLL, seconds between two
+Everywhere: --dry-run prints the gcloud commands instead (all but create's of a slice that is known). Environment: ADADFQ_POLL, seconds between two
 looks at a game that is waited for (60); ADADFQ_PODS, where it is remembered how slices were made.
 TEXT
 }
@@ -65,9 +67,18 @@ fail() {
     exit 2
 }
 
+# Quotes a word for another shell.
+quoted() {
+    printf "'%s'" "$(printf %s "$1" | sed "s/'/'\\\\''/g")"
+}
+
 call() {
     if [ -n "$dry" ]; then
-        echo "gcloud $*"
+        printf gcloud
+        for word in "$@"; do
+            printf ' %s' "$(quoted "$word")"
+        done
+        echo
     else
         gcloud "$@"
     fi
@@ -97,7 +108,7 @@ slice() {
 make_slice() {
     if [ -n "$queued" ]; then
         slice queued-resources create "$name" --node-id="$name" --accelerator-type="$type" \
-            --runtime-version="$version" ${spot:+--spot}
+            --runtime-version="$version" ${spot:+--spot} || return 1
         until [ -n "$dry" ] || [ "$(state)" = READY ]; do
             case "$(slice queued-resources describe "$name" --format="value(state.state)" 2>/dev/null)" in
             FAILED | SUSPENDED) fail "the queued request for '$name' has failed; '$0 delete $name' ends it." ;;
@@ -120,8 +131,8 @@ delete_slice() {
 
 set_up() {
     archive=$(mktemp)
-    git -C "$root" archive --format=tar.gz --output="$archive" HEAD
-    slice tpu-vm scp "$archive" "$name:adadfq_jax.tar.gz" --worker=all
+    git -C "$root" archive --format=tar.gz --output="$archive" HEAD || return 1
+    slice tpu-vm scp "$archive" "$name:adadfq_jax.tar.gz" --worker=all || return 1
     rm -f "$archive"
     on all "mkdir -p adadfq_jax && tar -xzf adadfq_jax.tar.gz -C adadfq_jax && adadfq_jax/launch/tpu_vm_setup.sh"
 }
@@ -144,17 +155,26 @@ lost() {
     case "$(state)" in GONE | PREEMPTED | TERMINATED) return 0 ;; *) return 1 ;; esac
 }
 
-# Quotes a word for another shell.
-quoted() {
-    printf "'%s'" "$(printf %s "$1" | sed "s/'/'\\\\''/g")"
-}
-
 # The game itself, not a shell that has its words on its own command line.
 player="pgrep -f '^[^ ]*python -m adadfq_jax (quantize|sweep)'"
 
 start() {
-    rm -f "$memory.stopped"
     on all "cd adadfq_jax && rm -f run.code && (nohup setsid sh -c $(quoted "$game; echo \$? >run.code") >run.log 2>&1 </dev/null &)"
+}
+
+# Whether the user has stopped the game, or given the slice back, meanwhile.
+ended() {
+    [ -e "$memory.stopped" ] || [ ! -e "$memory" ]
+}
+
+# Tries again and again, until it is done or the game is ended.
+insist() {
+    until "$@"; do
+        ! ended || return 1
+        echo "$name: $1 failed" >&2
+        sleep "${ADADFQ_POLL:-60}"
+        ! lost || return 1
+    done
 }
 
 # Waits for the game's end and returns its code; 75 where the slice is gone.
@@ -224,6 +244,7 @@ if [ "$verb" = run ] || [ "$verb" = sweep ]; then
     if [ -z "$dry" ] && on 0 "$player" >/dev/null 2>&1; then
         fail "a game is being played on '$name'; '$0 stop $name' ends it with a checkpoint."
     fi
+    [ -n "$dry" ] || rm -f "$memory.stopped"
     start
     if [ -n "$detach" ] || [ -n "$dry" ]; then
         exit
@@ -231,20 +252,24 @@ if [ "$verb" = run ] || [ "$verb" = sweep ]; then
     while :; do
         code=0
         wait_for_code || code=$?
-        if [ "$code" -ne 75 ] || [ -e "$memory.stopped" ]; then
+        if [ "$code" -ne 75 ] || ended; then
             exit "$code"
         fi
         if lost; then
             echo "$name is gone; it is made again" >&2
             delete_slice || true
-            until make_slice; do
+            until ended || make_slice; do
                 echo "$name cannot be had now" >&2
                 sleep "${ADADFQ_POLL:-60}"
             done
-            set_up
+            insist set_up || {
+                ! ended || exit 75
+                continue
+            }
         fi
+        ! ended || exit 75
         echo "$name: the game is played on" >&2
-        start
+        insist start || true
     done
 fi
 
@@ -268,7 +293,12 @@ stop)
     on all "pkill -TERM --oldest ${player#pgrep } || true"
     ;;
 delete)
-    delete_slice
-    [ -n "$dry" ] || rm -f "$memory" "$memory.stopped"
+    # Forgotten first: a `run` that waits here does not make it again.
+    [ -n "$dry" ] || mv "$memory" "$memory.deleted"
+    delete_slice || {
+        [ -n "$dry" ] || mv "$memory.deleted" "$memory"
+        exit 1
+    }
+    [ -n "$dry" ] || rm -f "$memory.deleted" "$memory.stopped"
     ;;
 esac

@@ -39,8 +39,8 @@ if [ -z "${PYTHON:-}" ]; then
     done
     if ! new_enough "$PYTHON"; then
         $dry sudo add-apt-repository --yes ppa:deadsnakes/ppa
-        $dry sudo apt-get update --quiet
-        $dry sudo apt-get install --yes --quiet python3.11 python3.11-venv
+        $dry sudo apt-get update --quiet --option DPkg::Lock::Timeout=300
+        $dry sudo apt-get install --option DPkg::Lock::Timeout=300 --yes --quiet python3.11 python3.11-venv
         PYTHON=python3.11
     fi
     export PYTHON

@@ -47,24 +47,29 @@ def test_cpu_devices(cores, batch, environment, devices, monkeypatch):
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """Returns a function that makes this machine one with TPU chips or GPUs."""
-    monkeypatch.setattr(parallel, "_DEVICES", tmp_path / "dev")
+    """Returns a function that makes this machine one with PCI devices and GPUs."""
+    monkeypatch.setattr(parallel, "_PLUGGED_IN", tmp_path / "pci")
     monkeypatch.setattr(parallel, "_GPUS", tmp_path / "gpus")
     for name in ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
 
-    def make(chips=(), gpus=()):
-        for folder, names in (("dev", chips), ("gpus", gpus)):
-            for name in names:
-                (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
-                (tmp_path / folder / name).touch()
+    def make(pci=(), gpus=()):
+        for maker, number in pci:
+            folder = tmp_path / "pci" / str(len(list(tmp_path.glob("pci/*"))))
+            folder.mkdir(parents=True)
+            (folder / "vendor").write_text(f"{maker}\n")
+            (folder / "device").write_text(f"{number}\n")
+        for name in gpus:
+            (tmp_path / "gpus" / name).mkdir(parents=True)
 
     return make
 
 
-@pytest.mark.parametrize("names", [("accel0", "accel1"), ("vfio/0", "vfio/1", "vfio/vfio")])
-def test_each_job_has_a_chip_of_its_own(machine, monkeypatch, names):
-    machine(chips=names)
+def test_each_job_has_a_chip_of_its_own(machine, monkeypatch):
+    # Two v5e chips, and what the same and another maker have there besides.
+    machine([("0x1ae0", "0x0063"), ("0x1ae0", "0x0042"), ("0x8086", "0x0063")])
+    assert len(parallel.shares_of_accelerators(0)) == 1
+    machine([("0x1ae0", "0x0063")])
     shares = parallel.shares_of_accelerators(0)
     assert [share["TPU_VISIBLE_CHIPS"] for share in shares] == ["0", "1"]
     assert len({share["TPU_PROCESS_PORT"] for share in shares}) == 2

@@ -6,15 +6,15 @@ import threading
 import time
 from pathlib import Path
 
-import etils.epath
 import numpy as np
 import pytest
 
-from adadfq_jax import metric_log, ownership, reporting, storage, sweep
+from adadfq_jax import cli, metric_log, ownership, reporting, storage, sweep
 from adadfq_jax.errors import (
     CheckpointError,
     ConfigError,
     StoppedError,
+    StorageError,
     TeacherError,
     WorkdirInUseError,
 )
@@ -24,7 +24,7 @@ from adadfq_jax.student import load_state, load_student
 from adadfq_jax.teachers import load_teacher, save_teacher
 from adadfq_jax.training import quantize
 from adadfq_jax.workdir import Workdir
-from tests.cloud_storage import running
+from tests.cloud_storage import outage, running
 from tests.conftest import make_small_config, make_teacher
 
 pytestmark = [
@@ -39,11 +39,10 @@ TEACHER = make_teacher()
 
 @pytest.fixture(scope="module")
 def cloud():
-    """The bucket of an emulator of Cloud Storage; leases are short."""
-    with running() as bucket, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ownership, "_SECONDS_TO_SETTLE", 0.05)
-        patch.setattr(ownership, "_SECONDS_OF_LEASE", 2.0)
+    """The bucket of an emulator of Cloud Storage."""
+    with running() as bucket:
         yield bucket
+    assert not Path("gs:").exists()  # what pathlib makes of a path in Cloud Storage
 
 
 @pytest.fixture
@@ -52,7 +51,7 @@ def folder(cloud, request):
 
 
 def names(folder):
-    root = etils.epath.Path(folder)
+    root = storage.locate(folder)
     return sorted(str(path.relative_to(root)) for path in storage.files_in(root))
 
 
@@ -70,7 +69,7 @@ def test_a_game_is_that_of_a_disk(folder, tmp_path, monkeypatch):
 
     with pytest.raises(StoppedError, match=rf"with a checkpoint in {folder}"):
         quantize(config, TEACHER, folder, should_stop=should_stop, show_progress=False)
-    assert ".lease" not in names(folder)
+    assert not ownership.is_leased(storage.locate(folder))
     quantize(config, TEACHER, folder, show_progress=False)
     quantize(config, TEACHER, tmp_path, show_progress=False)
     for part in ("generator", "student"):
@@ -82,14 +81,16 @@ def test_a_game_is_that_of_a_disk(folder, tmp_path, monkeypatch):
             np.testing.assert_array_equal(got[name], array, err_msg=name)
     lines, others = (
         [{k: v for k, v in line.items() if k != "steps_per_second"} for line in read_log(where)]
-        for where in (etils.epath.Path(folder), tmp_path)
+        for where in (storage.locate(folder), tmp_path)
     )
     assert lines == others
     found = names(folder)
     local = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     differ = {name for name in local ^ set(found) if not name.startswith("checkpoints/")}
     parts = {name for name in found if name.startswith("metrics/")}
-    assert differ == parts | {"metrics.jsonl", ".lock"}
+    leases = {name for name in found if name.startswith(".lease/")}
+    assert len(leases) == 1
+    assert differ == parts | leases | {"metrics.jsonl", ".lock"}
     assert len(parts) > 12
     assert load_student(folder).result["steps"] == 12
     # Read again, it is complete.
@@ -113,7 +114,7 @@ def save_two(folder):
 def test_damaged_and_partial_checkpoints(folder):
     """A damaged one is moved away, file by file; one that a kill cut short is no obstacle."""
     config = save_two(folder)
-    root = etils.epath.Path(folder)
+    root = storage.locate(folder)
     assert sorted(path.name for path in (root / "checkpoints").iterdir()) == ["3", "6"]
     newest = root / "checkpoints" / "6"
     # As of a save that was killed at step 9: all but the last word.
@@ -137,7 +138,7 @@ def test_metrics_in_parts(folder):
     for step in range(1, 6):
         log.write({"step": step})
         if step in (2, 4):
-            log._write_part()
+            log.flush()
     assert names(f"{folder}/metrics") == ["000000.jsonl", "000001.jsonl"]
     log.close()
     log = open_log(workdir, 3)  # the second part is cut, the third removed
@@ -148,9 +149,16 @@ def test_metrics_in_parts(folder):
     assert read == [{"step": 1}, {"step": 2}, {"step": 3}, {"step": 4, "again": True}]
 
 
+@pytest.fixture
+def short_leases(monkeypatch):
+    monkeypatch.setattr(ownership, "_SECONDS_OF_MARGIN", 0.2)
+    monkeypatch.setattr(ownership, "_SECONDS_OF_LEASE", 2.0)
+
+
 # ---- One owner ----------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("short_leases")
 def test_a_living_owner_is_seen(folder):
     owner = Workdir(folder)
     try:
@@ -166,18 +174,23 @@ def test_a_living_owner_is_seen(folder):
     Workdir(folder).close()
 
 
+def lease(folder, seconds, number=1):
+    text = json.dumps({"owner": "gone", "until": time.time() + seconds})
+    (storage.locate(folder) / ".lease" / f"{number:06}").write_text(text)
+
+
 def test_the_lease_of_one_killed_runs_out(folder):
-    path = etils.epath.Path(folder)
-    (path / ".lease").write_text(json.dumps({"owner": "gone", "until": time.time() + 1.5}))
+    lease(folder, 1.5)
     began = time.monotonic()
     workdir = Workdir(folder)
     assert time.monotonic() - began > 1
     workdir.close()
+    assert names(folder) == [".lease/000002"]
 
 
-def test_of_two_at_the_same_moment_one_has_it(folder, monkeypatch):
-    monkeypatch.setattr(ownership, "_SECONDS_TO_SETTLE", 0.5)
-    taken, refused, together = [], [], threading.Barrier(3)
+def test_of_several_at_the_same_moment_one_has_it(folder):
+    lease(folder, -1)
+    taken, refused, together = [], [], threading.Barrier(4)
 
     def take():
         together.wait()
@@ -186,38 +199,58 @@ def test_of_two_at_the_same_moment_one_has_it(folder, monkeypatch):
         except WorkdirInUseError as error:
             refused.append(error)
 
-    threads = [threading.Thread(target=take) for _ in range(3)]
+    threads = [threading.Thread(target=take) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert (len(taken), len(refused)) == (1, 2)
+    assert (len(taken), len(refused)) == (1, 3)
     taken[0].close()
 
 
-def test_who_has_lost_it_writes_nothing(folder):
+@pytest.mark.usefixtures("short_leases")
+def test_who_has_lost_it_writes_nothing(folder, monkeypatch):
     """As after a pause of the whole machine, during which another run has taken it."""
     workdir = Workdir(folder)
-    (workdir.path / ".lease").write_text(
-        json.dumps({"owner": "another", "until": time.time() + 60})
-    )
-    with pytest.raises(WorkdirInUseError, match=r"another run \(another\)"):
+    later = time.time() + 3
+    monkeypatch.setattr(ownership.time, "time", lambda: later)
+    with pytest.raises(StorageError, match=r"the lease of workdir 'gs://.*' ran out"):
         workdir.write_text("result.json", "{}")
     workdir.close()
-    assert names(folder) == [".lease"]  # and does not take the other's away
+    assert names(folder) == [".lease/000001"]
+    said = json.loads((workdir.path / ".lease" / "000001").read_text())
+    assert said["owner"] != "nobody"  # not given back, as it is no longer ours
 
 
-def test_a_game_that_lost_its_workdir_ends(folder):
+def test_what_is_no_lease(folder):
+    (storage.locate(folder) / ".lease" / "000001").write_text("[]")
+    with pytest.raises(ConfigError, match=r"'gs://.*/.lease/000001' is no lease; remove it"):
+        Workdir(folder)
+
+
+def test_where_it_is_not_reached_a_game_ends_and_goes_on_later(folder):
+    """What was saved stays, and the metrics of what was saved."""
     config = make_small_config()
-    config.checkpoint.every_steps = 3
-    lease = etils.epath.Path(folder) / ".lease"
+    config.checkpoint.every_steps = 6
+    asked = []
 
     def should_stop():
-        lease.write_text(json.dumps({"owner": "another", "until": time.time() + 60}))
+        asked.append(None)
+        if len(asked) == 10:
+            time.sleep(1)  # orbax waits for minutes for a save that has begun
+            outage.set()
 
-    with pytest.raises(WorkdirInUseError):
-        quantize(config, TEACHER, folder, should_stop=should_stop, show_progress=False)
-    assert not any(name.startswith("checkpoints/") for name in names(folder))
+    try:
+        with pytest.raises(StorageError, match=rf"{folder}.* (fails|ran out): .*; run the same"):
+            quantize(config, TEACHER, folder, should_stop=should_stop, show_progress=False)
+        with pytest.raises(StorageError, match=r"cannot be read: .*it fails"):
+            quantize(config, TEACHER, folder, show_progress=False)
+    finally:
+        outage.clear()
+    student = quantize(config, TEACHER, folder, show_progress=False)
+    assert student.result["steps"] == 12
+    steps = [line["step"] for line in read_log(storage.locate(folder)) if "l_g" in line]
+    assert steps == list(range(1, 13))
 
 
 def test_a_sweep_passes_over_what_is_leased(folder, monkeypatch, capfd):
@@ -258,9 +291,30 @@ def test_no_run_is_there(folder):
         load_student(folder)
 
 
-def test_another_storage():
-    with pytest.raises(ConfigError, match=r"'s3://bucket/run' must be on a disk or in Cloud"):
-        Workdir("s3://bucket/run")
+@pytest.mark.parametrize("path", ["s3://bucket/run", Path("gs://bucket/run"), "file:/run"])
+def test_another_storage(path):
+    with pytest.raises(ConfigError, match=r"must be on a disk or in Cloud Storage"):
+        Workdir(path)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["sample", "--workdir=x", "--count=1", "--output=gs://bucket/images.npz"],
+        ["export", "--workdir=x", "--output=gs://bucket/student.onnx"],
+        ["evaluate", "--model=gs://bucket/student.onnx"],
+        ["surface", "--config=configs/digits_resnet20.py", "--workdir=gs://bucket/surface"],
+    ],
+)
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_what_lies_on_a_disk_alone(cloud, argv, capfd, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    assert cli.run(argv) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "on a disk" in err
+    assert "gs://bucket/" in err
+    assert err.count("\n") == 1
 
 
 def test_no_such_bucket(cloud):

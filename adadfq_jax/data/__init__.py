@@ -10,6 +10,7 @@ from pathlib import Path
 
 from adadfq_jax.data.dataset import Dataset, check_fits, check_labels, from_arrays
 from adadfq_jax.errors import DataError
+from adadfq_jax.storage import on_a_disk
 
 __all__ = ["Dataset", "check_fits", "check_labels", "from_arrays", "load_dataset"]
 
@@ -28,6 +29,7 @@ def load_dataset(source: str, path: str | Path | None = None) -> Dataset | None:
 
     Raises:
       DataError: it cannot be read.
+      ConfigError: it is not on a disk.
     """
     if source == "none":
         return None
@@ -43,7 +45,7 @@ def load_dataset(source: str, path: str | Path | None = None) -> Dataset | None:
     if source == "npz":
         from adadfq_jax.data.npz import load_npz
 
-        return load_npz(Path(path))
+        return load_npz(on_a_disk(path))
     from adadfq_jax.data.folder import load_folder
 
-    return load_folder(Path(path))
+    return load_folder(on_a_disk(path))

@@ -18,6 +18,7 @@ from adadfq_jax.exporting import integers
 from adadfq_jax.exporting.quantized import QuantizedNetwork, take_apart
 from adadfq_jax.exporting.verification import Report, compare
 from adadfq_jax.network import Network, normalize
+from adadfq_jax.storage import on_a_disk
 from adadfq_jax.student import Student
 from adadfq_jax.teachers import Teacher
 
@@ -66,7 +67,7 @@ def export(
       ExportError: a library is missing, or the file cannot be written.
       VerificationError: the file answers otherwise than the student; none is left.
     """
-    path = Path(path)
+    path = on_a_disk(path)
     format = check_output(
         path, format, overwrite=overwrite, fold_norms=fold_norms, raw_pixels=raw_pixels
     )
@@ -227,7 +228,7 @@ def load_exported(path: str | Path) -> Network | ExportedModel:
       ExportError: the file is missing, none of `export`'s, damaged, of a newer format, or what runs
         it is not installed.
     """
-    path = Path(path)
+    path = on_a_disk(path)
     if not path.is_file():
         raise ExportError(f"there is no file {str(path)!r}.")
     match _BY_SUFFIX.get(path.suffix):

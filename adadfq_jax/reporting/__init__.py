@@ -51,11 +51,7 @@ def write_report(
       CheckpointError: there is no run, or no checkpoint that can be read.
       TeacherError: the run's teacher cannot be read.
     """
-    workdir = locate(workdir)
-    if is_remote(workdir):
-        raise ConfigError(
-            f"a report is made on a disk: gcloud storage cp -r {workdir} ., and report the copy."
-        )
+    workdir = _on_a_disk(workdir)
     target = workdir / REPORT
     single = (workdir / CONFIG).exists()
     if not single and not (workdir / SWEEP).exists():
@@ -115,8 +111,18 @@ def _write(workdir: Path, text: str, drawings: Sequence["Drawing"]) -> None:
     write_whole(workdir / REPORT, text.encode())
 
 
-def check_surface(points: Sequence[Point]) -> None:
-    """Raises ConfigError where the games of a grid would not make a heat map of accuracy."""
+def _on_a_disk(workdir: str | Path) -> Path:
+    found = locate(workdir)
+    if is_remote(found):
+        raise ConfigError(
+            f"a report is made on a disk: gcloud storage cp -r {found} ., and report the copy."
+        )
+    return found
+
+
+def check_surface(points: Sequence[Point], workdir: str | Path) -> None:
+    """Raises ConfigError where the games of a grid would not make a heat map in a folder."""
+    _on_a_disk(workdir)
     fields = varied([point.values for point in points])
     if not spans_surface(fields):
         raise ConfigError(
