@@ -22,6 +22,8 @@ _REMOTE = "gs://"
 
 # Whose errors are those of the network or of Cloud Storage.
 _LIBRARIES = ("aiohttp", "fsspec", "gcsfs", "google", "requests", "urllib3")
+_NO_CREDENTIALS = ("DefaultCredentialsError", "RefreshError")
+_LATER = (408, 429)  # of HTTP, what may be asked again: too slow, too often
 
 
 def locate(path: str | Path) -> Path:
@@ -90,10 +92,11 @@ def translated(what: str) -> Iterator[None]:
         if library not in _LIBRARIES and not of_storage and not isinstance(error, OSError):
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        code = int(getattr(error, "code", None) or 0)
         refused = (
             isinstance(error, FileNotFoundError | PermissionError)
-            or library == "google"
-            or 400 <= int(getattr(error, "code", None) or 0) < 500
+            or type(error).__name__ in _NO_CREDENTIALS
+            or (400 <= code < 500 and code not in _LATER)
         )
         if refused:
             raise ConfigError(f"{what}: {reason}.") from error

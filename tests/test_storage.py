@@ -317,6 +317,20 @@ def test_what_lies_on_a_disk_alone(cloud, argv, capfd, monkeypatch):
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [(403, ConfigError), (404, ConfigError), (429, StorageError), (503, StorageError)],
+)
+def test_what_is_refused_is_bad_input_and_what_fails_is_not(code, kind):
+    from gcsfs.retry import HttpError
+
+    refused = pytest.raises(kind, match="it cannot be written: why")
+    with refused, storage.translated("it cannot be written"):
+        raise HttpError({"code": code, "message": "why"})
+    with pytest.raises(ZeroDivisionError), storage.translated("it cannot be written"):
+        print(1 / 0)
+
+
 def test_no_such_bucket(cloud):
     with pytest.raises(ConfigError, match="workdir 'gs://none/run' cannot be written: "):
         Workdir("gs://none/run")
