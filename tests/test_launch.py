@@ -332,6 +332,36 @@ def test_a_game_that_was_stopped_is_not_played_on(cloud, tmp_path):
     assert (code, kinds(calls)) == (75, ["play", "describe", "look"])
 
 
+def test_a_slice_that_was_deleted_is_not_made_again(cloud, tmp_path):
+    make_pod(cloud)
+    write_script(tmp_path / "sleep", f"rm -f {tmp_path}/pods/pod")  # as `delete` elsewhere does
+    code, _, calls = cloud(*GAME, states=("READY", "ERROR: NOT_FOUND"))
+    assert code == 75
+    assert not [call for call in calls if "create" in call]
+
+
+def test_a_worker_that_is_not_reached_for_a_while_is_asked_again(cloud, tmp_path):
+    """A start that fails while the slice is there."""
+    make_pod(cloud)
+    gcloud = (tmp_path / "gcloud").read_text()
+    write_script(
+        tmp_path / "gcloud",
+        f'case "$*" in *nohup*) cd {tmp_path}; echo x >>starts; '
+        '[ "$(wc -l <starts)" -ne 2 ] || exit 255 ;; esac\n' + gcloud.partition("\n")[2],
+    )
+    code, said, _ = cloud(*GAME, codes=(75, 0))
+    assert code == 0
+    assert said == "pod: the game is played on\npod: start failed\n"
+    assert (tmp_path / "starts").read_text() == "x\n" * 3
+
+
+def test_a_dry_run_after_a_stop_leaves_it_stopped(cloud, tmp_path):
+    make_pod(cloud)
+    cloud("stop", "pod")
+    assert cloud(*GAME, "--dry-run")[0] == 0
+    assert (tmp_path / "pods" / "pod.stopped").exists()
+
+
 def test_a_queued_request_that_failed_is_not_waited_for(cloud):
     code, said, _ = make_pod_of(cloud, states=("ERROR: NOT_FOUND",), queue=("WAITING", "FAILED"))
     assert code == 2
