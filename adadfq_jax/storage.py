@@ -19,6 +19,7 @@ import etils.epath
 from adadfq_jax.errors import AdaDFQError, ConfigError, StorageError
 
 _REMOTE = "gs://"
+_ELSEWHERE = re.compile(r"\w+:/")  # not two slashes, since pathlib makes one of them
 
 # Whose errors are those of the network or of Cloud Storage.
 _LIBRARIES = ("aiohttp", "fsspec", "gcsfs", "google", "requests", "urllib3")
@@ -35,12 +36,13 @@ def locate(path: str | Path) -> Path:
     """
     text = os.fspath(path)
     if not text.startswith(_REMOTE):
-        # pathlib makes one slash of two.
-        if re.match(r"\w+:/", text):
+        if _ELSEWHERE.match(text):
             raise ConfigError(
                 f"{text!r} must be on a disk or in Cloud Storage (a string, 'gs://BUCKET/NAME')."
             )
         return Path(path)
+    if not isinstance(path, str):  # located already: asking again would cost a request
+        return path
     try:
         import fsspec
         import gcsfs  # noqa: F401 (only whether it is there)
@@ -64,7 +66,7 @@ def on_a_disk(path: str | Path) -> Path:
       ConfigError: it is not on a disk.
     """
     text = os.fspath(path)
-    if re.match(r"\w+:/", text):
+    if _ELSEWHERE.match(text):
         raise ConfigError(f"{text!r} must be on a disk.")
     return Path(path)
 

@@ -71,8 +71,9 @@ def load_student(workdir: str | Path, checkpoint: int | str | None = None) -> St
       ConfigError: `checkpoint` is something else.
       CheckpointError: there is no run in the folder, or no such checkpoint that can be read.
     """
+    workdir = locate(workdir)
     game, state, teacher, step = load_state(workdir, checkpoint)
-    result = read_json(locate(workdir) / RESULT) or {}
+    result = read_json(workdir / RESULT) or {}
     return student_of(game, state, teacher, result if result.get("steps") == step else {})
 
 
@@ -87,9 +88,10 @@ def load_finished_student(workdir: str | Path, checkpoint: str | None) -> Studen
       ConfigError: `checkpoint` is none, or not given and the run is not finished.
       CheckpointError: as `load_student`.
     """
+    workdir = locate(workdir)
     student = load_student(workdir, checkpoint)
     if checkpoint is None and not student.result:
-        lost = (locate(workdir) / RESULT).exists()
+        lost = (workdir / RESULT).exists()
         state = "has lost its last checkpoint" if lost else "is not finished"
         raise ConfigError(
             f"the run in {str(workdir)!r} {state}; --checkpoint=last takes what there is of it."

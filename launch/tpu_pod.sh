@@ -22,9 +22,10 @@ Needs a \`gcloud\` that is logged in. Teachers are files of \`adadfq convert\`, 
 create  makes the slice, and remembers in runs/pods/NAME how; --queued asks for it by a queued resource,
         --spot at spot price; --version is the TPU software of its kind (v2-alpha-tpuv5-lite, of v5e)
 setup   copies the committed tree to every worker and makes its environment there
-run     plays one game on all workers, detached from this terminal, and waits. A game that was preempted (exit
-        code 75, as where Cloud Storage was not reached, or the slice is gone) is played on, the slice made anew where it has to be; any other
-        code ends the wait and is this script's: 0 complete, 2 bad input, 3 diverged, 4 not verified.
+run     plays one game on all workers, detached from this terminal, and waits. A game that was preempted
+        (exit code 75, as where Cloud Storage was not reached, or the slice is gone) is played on, the
+        slice made anew where it has to be; any other code ends the wait and is this script's: 0 complete,
+        2 bad input, 3 diverged, 4 not verified.
         --detach starts the game and does not wait. DIR and teacher lie in Cloud Storage or, as data
         have to, on a disk that all workers share (such as a Filestore mount)
 sweep   plays the games of a grid likewise, one on each chip
@@ -33,8 +34,9 @@ status  says how the slice is, and the game's exit code where it has ended
 stop    ends the game with a checkpoint, and a \`run\` on this machine that waits for it
 delete  gives the slice back
 
-Everywhere: --dry-run prints the gcloud commands instead (all but create's of a slice that is known). Environment: ADADFQ_POLL, seconds between two
-looks at a game that is waited for (60); ADADFQ_PODS, where it is remembered how slices were made.
+Everywhere: --dry-run prints the gcloud commands instead (all but create's of a slice that is known).
+Environment: ADADFQ_POLL, seconds between two looks at a game that is waited for (60); ADADFQ_PODS,
+where it is remembered how slices were made.
 TEXT
 }
 
