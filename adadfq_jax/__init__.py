@@ -29,8 +29,10 @@ _HOMES = {
     "DivergedError": "errors",
     "ExportError": "errors",
     "StoppedError": "errors",
+    "StorageError": "errors",
     "TeacherError": "errors",
     "VerificationError": "errors",
+    "WorkdirInUseError": "errors",
 }
 
 __all__ = sorted(_HOMES)

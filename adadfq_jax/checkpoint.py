@@ -1,8 +1,10 @@
 """Checkpoints: orbax writes them, a digest recognises a damaged one, the one before steps in."""
 
+import contextlib
 import json
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,9 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from adadfq_jax.digests import digest
-from adadfq_jax.errors import CheckpointError, StorageError
+from adadfq_jax.errors import AdaDFQError, CheckpointError, StorageError
 from adadfq_jax.storage import (
     absolute,
-    is_remote,
     make_folder,
     move_folder,
     remove_folder,
@@ -52,7 +53,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path):
-        """Opens the folder; nothing is written before the first `save`."""
+        """Opens the folder, and makes it where it is missing."""
         self._workdir = workdir
         self._first_save = True
         self._kept = _HealthiestToo()
@@ -86,19 +87,38 @@ class Checkpoints:
           state: a tree of NumPy arrays.
           record: what else a resumed run must know, as JSON.
           healthiest: step of the healthiest student so far, see `health.py`.
+
+        Raises:
+          CheckpointError: this one, or the one before, cannot be written.
+          StorageError: Cloud Storage is not reached.
         """
         if step in self._manager.all_steps():
             return
         self._remove_partial()
         self._kept.healthiest = healthiest
         arrays = _by_name(state)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(arrays),
-                record=ocp.args.JsonSave(record | {"digest": _digest(arrays, record)}),
-            ),
-        )
+        with self._writing():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(arrays),
+                    record=ocp.args.JsonSave(record | {"digest": _digest(arrays, record)}),
+                ),
+            )
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        folder = self._workdir / "checkpoints"
+        try:
+            with translated(f"a checkpoint cannot be written to {folder}"):
+                yield
+        except AdaDFQError:
+            raise
+        except Exception as error:  # a full disk is told of in as many ways as a damaged file
+            raise CheckpointError(
+                f"a checkpoint cannot be written to {folder} ({_first_line(error)}); those before "
+                "are whole, and the same command goes on from the newest."
+            ) from error
 
     def _remove_partial(self) -> None:
         """Removes what a kill during a save left; only a run's owner saves, so it was its own."""
@@ -140,7 +160,7 @@ class Checkpoints:
         for step in steps:
             try:
                 return step, *self._read_surely(step, template)
-            except StorageError:
+            except (StorageError, PermissionError, MemoryError):
                 raise
             except Exception as error:  # orbax and tensorstore raise many kinds for damaged files
                 if only:
@@ -155,10 +175,13 @@ class Checkpoints:
                     stacklevel=2,
                 )
         if steps:
-            moved = f" and is now in {self._workdir / 'damaged'}" if set_aside else ""
+            moved = (
+                f", and is now in {self._workdir / 'damaged'}; the same command begins the run anew"
+                if set_aside
+                else ""
+            )
             raise CheckpointError(
-                f"every checkpoint in {self._workdir / 'checkpoints'} was damaged{moved}: choose "
-                "a new workdir to start again."
+                f"every checkpoint in {self._workdir / 'checkpoints'} was damaged{moved}."
             )
         return None
 
@@ -166,9 +189,7 @@ class Checkpoints:
         try:
             return self._read(step, template)
         except Exception:
-            if not is_remote(self._workdir):
-                raise
-            # It may have been the network: what is damaged is so twice.
+            # It may have been the network or the machine: what is damaged is so twice.
             with translated(f"{self._workdir} cannot be read"):
                 list((self._workdir / "checkpoints").iterdir())
             return self._read(step, template)
@@ -198,8 +219,13 @@ class Checkpoints:
         return aside
 
     def close(self) -> None:
-        """Waits until every checkpoint is on disk."""
-        self._manager.close()
+        """Waits until every checkpoint is on disk.
+
+        Raises:
+          CheckpointError, StorageError: as `save`.
+        """
+        with self._writing():
+            self._manager.close()
 
 
 def _digest(arrays: dict[str, np.ndarray], record: dict[str, Any]) -> str:

@@ -38,6 +38,8 @@ _COMPLETE, _BAD_INPUT, _DIVERGED, _UNVERIFIED, _STOPPED, _INTERRUPTED = 0, 2, 3,
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a verb and ends the process with its exit code."""
+    # To the very end, when tensorstore's threads may still say it.
+    sys.unraisablehook = _show_unraisable
     sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 
@@ -114,8 +116,10 @@ def _quantize(argv: Sequence[str]) -> None:
         raise ConfigError("--coordinator, --processes and --process need --distributed.")
 
     from adadfq_jax import parallel, processes, training
+    from adadfq_jax.config import validate
 
     _keep_compiled_programs(values.cache)
+    validate(config.copy_and_resolve_references())
     parallel.divide_cpu(config.batch_size)
     if values.distributed:
         print(processes.start(*others), file=sys.stderr)
@@ -313,7 +317,9 @@ def _benchmark(argv: Sequence[str]) -> None:
 
     # Without kept programs: compilation is measured.
     from adadfq_jax import benchmark, benchmark_table, parallel
+    from adadfq_jax.config import validate
 
+    validate(config.copy_and_resolve_references())
     parallel.divide_cpu(config.batch_size)
     measured = benchmark.benchmark(
         config,
@@ -575,23 +581,23 @@ def _without_traceback(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _plain_speech() -> Iterator[None]:
-    """Shows warnings as one line each, and drops a library's complaint that means nothing."""
+    """Shows warnings as one line each."""
 
     def show_warning(message, category, filename, lineno, file=None, line=None):
         del category, filename, lineno, file, line
         print(f"warning: {message}", file=sys.stderr)
 
-    def show_unraisable(unraisable):
-        # From tensorstore's threads, when the first damaged array has ended a checkpoint's reading.
-        if str(unraisable.exc_value) != "Event loop is closed":
-            sys.__unraisablehook__(unraisable)
-
-    before = warnings.showwarning, sys.unraisablehook
-    warnings.showwarning, sys.unraisablehook = show_warning, show_unraisable
+    before, warnings.showwarning = warnings.showwarning, show_warning
     try:
         yield
     finally:
-        warnings.showwarning, sys.unraisablehook = before
+        warnings.showwarning = before
+
+
+def _show_unraisable(unraisable) -> None:
+    # From tensorstore's threads, when the first damaged array has ended a checkpoint's reading.
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _define_cache(values: flags.FlagValues) -> None:

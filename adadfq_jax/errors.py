@@ -77,6 +77,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
       known: what would have been accepted.
     """
     known = sorted(known)
+    if not known:
+        return "there is none."
     cutoff = 0.6 if len(known) <= _FEW else 0.0
     close = difflib.get_close_matches(name, known, n=3, cutoff=cutoff)
     if close:

@@ -24,7 +24,7 @@ class MetricLog:
     def __init__(self, workdir: Workdir, step: int):
         """Opens the log to go on after a step; lines of later steps, since lost, are dropped."""
         path = workdir.path / METRICS
-        kept = _until(step, path.read_text() if path.exists() else "")
+        kept = _until(step, _read([path]) if path.exists() else "")
         workdir.write_text(METRICS, kept)
         self._file = open(path, "a")  # noqa: SIM115 (held until close)
 
@@ -50,7 +50,7 @@ class MetricLogInParts:
         workdir.check_owner()
         for path in _parts(workdir.path):
             self._number = int(path.stem) + 1
-            text = path.read_text()
+            text = _read([path])
             kept = _until(step, text)
             if not kept:
                 path.unlink()
@@ -93,12 +93,15 @@ def read_log(workdir: Path) -> list[dict[str, Any]]:
     """
     whole = workdir / METRICS
     paths = [whole] if whole.exists() else _parts(workdir)
-    text = "".join(path.read_bytes().decode(errors="replace") for path in paths)
-    return [record for _, record in _records(text)]
+    return [record for _, record in _records(_read(paths))]
 
 
 def _parts(workdir: Path) -> list[Path]:
     return sorted((workdir / _PARTS).glob("[0-9]*.jsonl"))
+
+
+def _read(paths: Iterable[Path]) -> str:
+    return "".join(path.read_bytes().decode(errors="replace") for path in paths)
 
 
 def _records(text: str) -> Iterable[tuple[str, dict[str, Any]]]:

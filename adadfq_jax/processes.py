@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 
 from adadfq_jax import errors, rendezvous
 from adadfq_jax.errors import AdaDFQError, ConfigError, StorageError
+from adadfq_jax.storage import translated
 
 _LONGEST_MESSAGE = 1000  # characters, each at most twelve bytes of JSON
 _SECONDS_TO_START = 300
@@ -106,7 +107,8 @@ def together() -> Iterator[None]:
         return
     error: Exception | None = None
     try:
-        yield
+        with translated("a file in Cloud Storage fails"):
+            yield
     except Exception as caught:  # whatever it is, the others wait to hear of it
         error = caught
     told = json.dumps(error and [type(error).__name__, str(error)[:_LONGEST_MESSAGE]]).encode()

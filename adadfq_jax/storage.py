@@ -11,6 +11,7 @@ import re
 import shutil
 import socket
 import tempfile
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from adadfq_jax.errors import AdaDFQError, ConfigError, StorageError
 _REMOTE = "gs://"
 _ELSEWHERE = re.compile(r"\w+:/")  # not two slashes, since pathlib makes one of them
 
-# Whose errors are those of the network or of Cloud Storage.
+# Whose errors, and errors that pass through them, are those of the network or of Cloud Storage.
 _LIBRARIES = ("aiohttp", "fsspec", "gcsfs", "google", "requests", "urllib3")
 _NO_CREDENTIALS = ("DefaultCredentialsError", "RefreshError")
 _LATER = (408, 429)  # of HTTP, what may be asked again: too slow, too often
@@ -78,7 +79,9 @@ def is_remote(path: Path) -> bool:
 
 @contextlib.contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Turns what the libraries of Cloud Storage raise into one sentence.
+    """Turns what the libraries of Cloud Storage raise into one sentence; also as a decorator.
+
+    Errors of the disk go through as they are.
 
     Raises:
       ConfigError: `what`, and why: there is no such thing, or no permission.
@@ -89,9 +92,7 @@ def translated(what: str) -> Iterator[None]:
     except AdaDFQError:
         raise
     except Exception as error:
-        library = type(error).__module__.partition(".")[0]
-        of_storage = isinstance(error, OSError | ValueError) and _REMOTE in str(error)
-        if library not in _LIBRARIES and not of_storage and not isinstance(error, OSError):
+        if not _is_of_storage(error):
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         code = int(getattr(error, "code", None) or 0)
@@ -105,6 +106,16 @@ def translated(what: str) -> Iterator[None]:
         raise StorageError(
             f"{what}: {reason}; run the same command again when Cloud Storage is reached."
         ) from error
+
+
+def _is_of_storage(error: Exception) -> bool:
+    if isinstance(error, OSError | ValueError) and _REMOTE in str(error):
+        return True
+    frames = (
+        frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
+    modules = (type(error).__module__, *frames)
+    return any(module.partition(".")[0] in _LIBRARIES for module in modules)
 
 
 def absolute(path: Path) -> Path:

@@ -143,6 +143,11 @@ def load_state(
     finally:
         checkpoints.close()
     if restored is None:
+        if (workdir / RESULT).exists():
+            raise CheckpointError(
+                f"the checkpoints of the run in {str(workdir)!r} are gone; remove its {RESULT} to "
+                "play it again."
+            )
         raise CheckpointError(f"{str(workdir)!r} holds a run without a checkpoint yet.")
     step, state, _ = restored
     return game, state, teacher, step

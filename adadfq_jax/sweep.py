@@ -21,11 +21,17 @@ import ml_collections
 
 from adadfq_jax import sweep_table
 from adadfq_jax.config import differences, to_json
-from adadfq_jax.errors import ConfigError, DivergedError, StoppedError, WorkdirInUseError
+from adadfq_jax.errors import (
+    ConfigError,
+    DivergedError,
+    StoppedError,
+    StorageError,
+    WorkdirInUseError,
+)
 from adadfq_jax.grid import Point, plan
 from adadfq_jax.ownership import Lock, is_leased
 from adadfq_jax.parallel import share_cores
-from adadfq_jax.storage import is_remote, locate, make_folder, write_whole
+from adadfq_jax.storage import is_remote, locate, make_folder, translated, write_whole
 from adadfq_jax.teachers import Teacher, teacher_of
 from adadfq_jax.training import quantize, resolve
 from adadfq_jax.workdir import CONFIG, RESULT, SWEEP, read_json
@@ -33,6 +39,8 @@ from adadfq_jax.workdir import CONFIG, RESULT, SWEEP, read_json
 DIVERGED = "diverged.json"
 _CLAIM = ".claim"
 _SECONDS_BETWEEN_LOOKS = 0.5
+_NOT_REACHED = 75  # a job's exit code, see `cli.py`
+_IN_CLOUD_STORAGE = "the sweep in Cloud Storage fails"
 
 
 def run_sweep(
@@ -60,6 +68,7 @@ def run_sweep(
     Raises:
       ConfigError, TeacherError, DataError: something given cannot be used.
       StoppedError: `should_stop` said so.
+      StorageError: a workdir in Cloud Storage is not reached.
     """
     sweep = Sweep(plan(config, grid), workdir, teacher)
     sweep.play(should_stop, show_progress)
@@ -74,6 +83,7 @@ class Sweep:
       points: the games.
     """
 
+    @translated(_IN_CLOUD_STORAGE)
     def __init__(
         self, points: Sequence[Point], workdir: str | Path, teacher: Teacher | None = None
     ):
@@ -135,6 +145,7 @@ class Sweep:
         """Returns the games that still have to be played."""
         return [point for point in self.points if not self.is_settled(point)]
 
+    @translated(_IN_CLOUD_STORAGE)
     def play(
         self,
         should_stop: Callable[[], int | None] = lambda: None,
@@ -204,6 +215,7 @@ class Sweep:
         finally:
             claim.close()
 
+    @translated(_IN_CLOUD_STORAGE)
     def play_in_processes(
         self,
         command: Sequence[str],
@@ -220,6 +232,7 @@ class Sweep:
         Raises:
           StoppedError: `should_stop` said so.
           ConfigError: all have ended before all games have.
+          StorageError: they have, since one did not reach Cloud Storage.
         """
         processes = []
         for index, share in enumerate(shares):
@@ -244,11 +257,13 @@ class Sweep:
             )
         if left := self.unsettled():
             codes = ", ".join(str(process.returncode) for process in processes)
-            raise ConfigError(
+            reached = all(process.returncode != _NOT_REACHED for process in processes)
+            raise (ConfigError if reached else StorageError)(
                 f"{len(left)} of {len(self.points)} games are not finished, but their processes "
                 f"have ended (exit codes {codes}); run the same command to go on."
             )
 
+    @translated(_IN_CLOUD_STORAGE)
     def write_tables(self) -> dict[str, Any]:
         """Writes table.md, table.csv and table.json, each in one piece.
 

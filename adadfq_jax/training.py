@@ -25,7 +25,7 @@ from adadfq_jax.game import Game, GameState, Phase
 from adadfq_jax.metric_log import Log, open_log
 from adadfq_jax.optimizers import rate_field
 from adadfq_jax.progress import Progress
-from adadfq_jax.storage import is_remote, translated, writable
+from adadfq_jax.storage import translated, writable
 from adadfq_jax.student import Student, generate, load_student, most_at_once, student_of
 from adadfq_jax.teachers import Teacher, save_teacher, teacher_of
 from adadfq_jax.workdir import (
@@ -58,6 +58,7 @@ class _Record:
     bns_high: int = 0  # steps in a row
 
 
+@translated("the run in Cloud Storage fails")
 def quantize(
     config: ml_collections.ConfigDict,
     teacher: Teacher | None = None,
@@ -91,6 +92,7 @@ def quantize(
       StoppedError: `should_stop` said so; in a workdir a checkpoint was written.
       StorageError: a workdir in Cloud Storage is not reached; its checkpoints stay.
     """
+    began = time.monotonic()
     # ---- What was given, checked before anything compiles -------------------------------------
     with processes.together():
         config = config.copy_and_resolve_references()
@@ -140,8 +142,7 @@ def quantize(
             if folder is not None:
                 folder.claim(config)
                 _keep_teacher(folder, teacher)
-        remote = folder is not None and is_remote(folder.path)
-        with translated(f"{workdir} fails") if remote else contextlib.nullcontext():
+        with translated(f"{workdir} fails"):
             student = _run(
                 config,
                 game,
@@ -154,6 +155,7 @@ def quantize(
                 folder,
                 progress,
                 should_stop,
+                began,
             )
             with processes.together():
                 _export(student, folder, config, progress, overwrite=True)
@@ -175,6 +177,7 @@ def _run(
     folder: Workdir | None,
     progress: Progress,
     should_stop: Callable[[], int | None],
+    began: float,
 ) -> Student:
     # ---- Resume: the newest whole checkpoint, else the beginning ------------------------------
     between, dataset = datasets  # before the last step, and after it
@@ -199,7 +202,7 @@ def _run(
     indices = parallel.device_indices(devices)
     variables = parallel.replicate(teacher.variables, devices)
     state = parallel.replicate(state, devices)
-    watch = _Watch(config, record, log, progress, step)
+    watch = _Watch(config, record, log, progress, step, began)
 
     def checkpoint():
         if checkpoints is not None:
@@ -384,15 +387,15 @@ def _keep_teacher(folder: Workdir, teacher: Teacher) -> None:
 class _Watch:
     """Reads the steps' metrics, one dispatch late so that the device never waits for it."""
 
-    def __init__(self, config, record: _Record, log: Log | None, progress, step: int):
+    def __init__(self, config, record: _Record, log: Log | None, progress, step: int, began: float):
         self._config, self._record, self._log, self._progress = config, record, log, progress
         self._pending: tuple[int, Phase, Any] | None = None
         self._since_log: list[dict[str, float]] = []
         # A line of the log is of one phase, and the last steps have one too.
         epochs = (config.calibration_epochs, config.warmup_epochs, config.epochs)
         self._ends = {epoch * config.steps_per_epoch for epoch in epochs}
-        self._began, self._seconds_before = time.monotonic(), record.seconds
-        self._rate_from = (step, self._began)
+        self._began, self._seconds_before = began, record.seconds
+        self._rate_from = (step, time.monotonic())
         self._rate = 0.0
 
     def seconds(self) -> float:

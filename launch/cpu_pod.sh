@@ -46,6 +46,10 @@ while [ "$count" -gt 0 ]; do
     --processes=*) processes=${argument#*=} ;;
     --devices=*) devices=${argument#*=} ;;
     --workdir=*) workdir=${argument#*=} ;;
+    --workdir)
+        echo "$0: write --workdir=DIR" >&2
+        exit 2
+        ;;
     --dry-run) dry=yes ;;
     *) set -- "$@" "$argument" ;;
     esac
@@ -77,7 +81,8 @@ play() {
     set -- "$python" -m adadfq_jax quantize --config="$config" --workdir="$workdir" \
         --distributed --coordinator="127.0.0.1:$port" --processes="$processes" --process="$process" "$@"
     if [ -n "$dry" ]; then
-        echo "JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=$devices $*"
+        printf 'JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=%s ' "$devices"
+        printed "$@"
         return
     fi
     export JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES="$devices"

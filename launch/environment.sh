@@ -1,5 +1,6 @@
-# Sourced by the other scripts: makes .venv once and installs the pinned requirements into it.
-# Call `prepare` or, for the test extras too, `prepare test`; afterwards $python is the interpreter.
+# Sourced by the other scripts: what they share. Above all it makes .venv once and installs the pinned
+# requirements into it: call `prepare` or, for the test extras too, `prepare test`; afterwards $python is
+# the interpreter.
 
 # Where a script is run from a copy, it says itself where the project is.
 root="${ADADFQ_ROOT:-$(cd "$(dirname "$0")/.." && pwd)}"
@@ -9,6 +10,24 @@ python="$venv/bin/python"
 # Says where the run of a configuration goes, unless a workdir is given.
 workdir_of() {
     echo "$root/runs/$(basename "$1" | sed 's/\.py//; s/:/_/')"
+}
+
+# Quotes a word for another shell.
+quoted() {
+    printf "'%s'" "$(printf %s "$1" | sed "s/'/'\\\\''/g")"
+}
+
+# Prints a command as it could be typed.
+printed() {
+    separator=""
+    for word in "$@"; do
+        case "$word" in
+        "" | *[!A-Za-z0-9_=:,./@%+-]*) word=$(quoted "$word") ;;
+        esac
+        printf '%s%s' "$separator" "$word"
+        separator=" "
+    done
+    echo
 }
 
 prepare() {

@@ -24,8 +24,9 @@ create  makes the slice, and remembers in runs/pods/NAME how; --queued asks for 
 setup   copies the committed tree to every worker and makes its environment there
 run     plays one game on all workers, detached from this terminal, and waits. A game that was preempted
         (exit code 75, as where Cloud Storage was not reached, or the slice is gone) is played on, the
-        slice made anew where it has to be; any other code ends the wait and is this script's: 0 complete,
-        2 bad input, 3 diverged, 4 not verified.
+        slice made anew where it has to be; so is one that crashed (a code of 128 or more, as of worker 0
+        where another is gone), three times. Any other code ends the wait and is this script's:
+        0 complete, 2 bad input, 3 diverged, 4 not verified, 1 an error of the program.
         --detach starts the game and does not wait. DIR and teacher lie in Cloud Storage or, as data
         have to, on a disk that all workers share (such as a Filestore mount)
 sweep   plays the games of a grid likewise, one on each chip
@@ -55,7 +56,8 @@ if [ $# -lt 2 ]; then
     usage >&2
     exit 2
 fi
-root=$(cd "$(dirname "$0")/.." && pwd)
+# shellcheck source=launch/environment.sh
+. "$(dirname "$0")/environment.sh"
 verb=$1
 name=$2
 shift 2
@@ -69,18 +71,9 @@ fail() {
     exit 2
 }
 
-# Quotes a word for another shell.
-quoted() {
-    printf "'%s'" "$(printf %s "$1" | sed "s/'/'\\\\''/g")"
-}
-
 call() {
     if [ -n "$dry" ]; then
-        printf gcloud
-        for word in "$@"; do
-            printf ' %s' "$(quoted "$word")"
-        done
-        echo
+        printed gcloud "$@"
     else
         gcloud "$@"
     fi
@@ -210,6 +203,7 @@ if [ "$verb" = create ]; then
     done
     [ -n "$zone" ] && [ -n "$type" ] || fail "create needs --zone=ZONE and --type=TYPE."
     if [ -z "$dry" ]; then
+        [ ! -e "$memory" ] || fail "'$name' is made already, as $memory says; '$0 delete $name' gives it back."
         # Before it is asked for, so that it can be given back whatever happens here.
         mkdir -p "$pods"
         printf 'zone=%s\nproject=%s\ntype=%s\nversion=%s\nspot=%s\nqueued=%s\n' \
@@ -251,10 +245,14 @@ if [ "$verb" = run ] || [ "$verb" = sweep ]; then
     if [ -n "$detach" ] || [ -n "$dry" ]; then
         exit
     fi
+    crashes=0
     while :; do
         code=0
         wait_for_code || code=$?
-        if [ "$code" -ne 75 ] || ended; then
+        if [ "$code" -ge 128 ]; then
+            crashes=$((crashes + 1))
+        fi
+        if ended || { [ "$code" -ne 75 ] && [ "$code" -lt 128 ]; } || [ "$crashes" -gt 3 ]; then
             exit "$code"
         fi
         if lost; then

@@ -1,3 +1,5 @@
+"""Bit-widths, written and read, and which layers they are of."""
+
 import numpy as np
 import pytest
 

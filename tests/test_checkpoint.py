@@ -1,4 +1,7 @@
+"""Checkpoints: restored bit for bit, damaged, cut short, not to be written."""
+
 import json
+import resource
 import shutil
 
 import jax
@@ -162,10 +165,42 @@ def test_all_damaged(saved, tmp_path):
         _flip_bit(tmp_path / "checkpoints" / step)
     with (
         pytest.warns(UserWarning, match="is damaged"),
-        pytest.raises(CheckpointError, match=r"every checkpoint .* was damaged"),
+        pytest.raises(CheckpointError, match=r"every checkpoint .* was damaged.* the run anew"),
     ):
         saved().restore(make_state(0))
+    assert saved().restore(make_state(0)) is None
     assert sorted(path.name for path in (tmp_path / "damaged").iterdir()) == ["2", "3"]
+
+
+def test_a_failure_of_the_machine_is_no_damage(saved, tmp_path, monkeypatch):
+    """What can be read the second time is whole, and what may not be read stays where it is."""
+    read, failures = Checkpoints._read, [OSError("stale file handle")]
+
+    def fail(self, *args):
+        if failures:
+            raise failures.pop()
+        return read(self, *args)
+
+    monkeypatch.setattr(Checkpoints, "_read", fail)
+    assert_restored(saved(), 3)
+    failures[:] = [PermissionError(), PermissionError()]
+    with pytest.raises(PermissionError):
+        saved().restore(make_state(0))
+    assert not (tmp_path / "damaged").exists()
+
+
+def test_what_cannot_be_written(saved, tmp_path):
+    """As on a full disk: one sentence, and what is there stays."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    checkpoints = saved()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        checkpoints.save(4, make_state(4), RECORD)
+        with pytest.raises(CheckpointError, match=r"a checkpoint cannot be written to .*; those"):
+            checkpoints.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert_restored(Checkpoints(tmp_path), 3)
 
 
 def test_what_a_kill_during_a_save_leaves_is_no_obstacle(saved, tmp_path):

@@ -1,3 +1,5 @@
+"""The command line: bad input, exit codes, signals, help."""
+
 import dataclasses
 import os
 import signal
@@ -69,6 +71,12 @@ def files(tmp_path_factory):
         "importing": "import no_such_module",
         "reading": "def get_config(): return open('/no/such/file')",
         "noarg": "def get_config(): return {}",
+        "lacking": "from adadfq_jax.config import default_config\n"
+        "def get_config():\n"
+        "    config = default_config('w4a4')\n"
+        "    with config.unlocked():\n"
+        "        del config.batch_size\n"
+        "    return config\n",
     }.items():
         (folder / f"{name}.py").write_text(text)
     return folder
@@ -209,6 +217,8 @@ def test_missing_workdir(quantize):
         (["--config={files}/returning.py"], "returned 3, not a ConfigDict"),
         (["--config={files}/reading.py"], "'/no/such/file'"),
         ([f"--config={BASE}"], "there is no teacher: give one with"),
+        (["--config={files}/lacking.py"], "batch_size"),
+        (["--config={files}/none/a.py"], "none/a.py'; there is none."),
     ],
 )
 def test_configuration_alone(files, tmp_path, capfd, argv, words):
@@ -289,6 +299,11 @@ def test_help_of_a_verb_lists_its_flags(capfd, argv):
     assert err == ""
 
 
+def test_a_benchmark_of_a_configuration_that_lacks_a_field(files, capfd):
+    code = cli.run(["benchmark", f"--config={files / 'lacking.py'}"])
+    assert "batch_size" in said(code, *capfd.readouterr())
+
+
 @pytest.fixture
 def played(monkeypatch, tmp_path):
     """Returns a function that runs `quantize` with another function in the game's place."""
@@ -336,16 +351,17 @@ def test_signals_are_handed_to_the_game(played, number):
 
 
 @pytest.mark.parametrize(("text", "lines"), [("Event loop is closed", 0), ("other", 1)])
-def test_a_known_complaint_of_a_thread_is_dropped(played, capfd, text, lines):
+def test_a_known_complaint_of_a_thread_is_dropped(monkeypatch, capfd, text, lines):
+    """To the end of the process, not only to that of the verb."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # put back afterwards
+
     class Complaint:
         def __del__(self):
             raise RuntimeError(text)
 
-    def play(*_args, **_kwargs):
-        Complaint()
-        raise StoppedError("it stopped.", signal.SIGTERM)
-
-    assert played(play) == 75
+    with pytest.raises(SystemExit):
+        cli.main(["help"])
+    Complaint()
     assert capfd.readouterr().err.count(f"RuntimeError: {text}") == lines
 
 

@@ -1,3 +1,5 @@
+"""Fields of a configuration: their checks, and what tells one run from another."""
+
 import json
 import re
 from pathlib import Path

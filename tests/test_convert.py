@@ -1,3 +1,5 @@
+"""PyTorch checkpoints turned into teachers, by name and by file."""
+
 import hashlib
 import importlib
 import sys

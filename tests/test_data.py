@@ -1,3 +1,5 @@
+"""Evaluation sets: npz files, folders of images, and the pipeline."""
+
 import io
 import threading
 import time

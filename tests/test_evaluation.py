@@ -1,3 +1,5 @@
+"""Accuracy, on any number of devices, of any number of images."""
+
 import dataclasses
 
 import jax

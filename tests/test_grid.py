@@ -1,3 +1,5 @@
+"""Grids of a sweep, as they are written."""
+
 import pytest
 
 from adadfq_jax.config import default_config

@@ -1,5 +1,8 @@
+"""The launch scripts, with stubs in the place of what they call."""
+
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -325,6 +328,26 @@ def test_a_preempted_game_is_played_on(cloud):
     ]
 
 
+def test_a_game_that_crashed_is_played_on_three_times(cloud):
+    """As JAX's runtime ends worker 0 where another is gone."""
+    make_pod(cloud)
+    code, said, calls = cloud(*GAME, codes=(134, 134, 0))
+    assert (code, said) == (0, "pod: the game is played on\n" * 2)
+    code, said, calls = cloud(*GAME, codes=(134,))
+    assert (code, said) == (134, "pod: the game is played on\n" * 3)
+    assert kinds(calls).count("play") == 4
+
+
+def test_a_slice_that_is_known_is_not_made_again(cloud):
+    """Its zone would be forgotten, and it could not be given back."""
+    make_pod(cloud)
+    code, said, calls = cloud("create", "pod", "--zone=other", "--type=t")
+    assert (code, calls) == (2, [])
+    assert "'pod' is made already" in said
+    assert cloud("delete", "pod")[2] == ["tpu-vm delete pod --quiet ZONE"]
+    assert make_pod(cloud)[0] == 0
+
+
 def test_a_game_that_was_stopped_is_not_played_on(cloud, tmp_path):
     make_pod(cloud)
     write_script(tmp_path / "sleep", f": >{tmp_path}/pods/pod.stopped")  # while it is waited for
@@ -423,6 +446,7 @@ def test_the_commands_of_a_rehearsal():
     done = run(
         ROOT / "launch" / "cpu_pod.sh",
         *("configs/base.py:w4a4", "--processes=2", "--devices=3", "--config.seed=7", "--dry-run"),
+        "--config.quant.overrides=('it*=w8',)",
     )
     assert done.returncode == 0
     lines = done.stdout.splitlines()
@@ -430,9 +454,13 @@ def test_the_commands_of_a_rehearsal():
     for index, line in enumerate(lines):
         assert line.startswith("JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=3 ")
         assert f"--processes=2 --process={index} --config.seed=7" in line
+        assert shlex.split(line)[-1] == "--config.quant.overrides=('it*=w8',)"
     done = run(ROOT / "launch" / "cpu_pod.sh", "configs/base.py", "--processes=two")
     assert done.returncode == 2
     assert "must be positive numbers, not 'two'" in done.stderr
+    done = run(ROOT / "launch" / "cpu_pod.sh", "configs/base.py", "--workdir", "/r", "--dry-run")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "write --workdir=DIR" in done.stderr
 
 
 @pytest.fixture
@@ -469,6 +497,9 @@ def test_a_job_of_several_tasks_is_one_game(slurm):
     assert slurm(*words, CODE="3") == (3, [command.replace("--distributed ", "")])
     code, calls = slurm(*words, SLURM_NTASKS="4", CODE="75")
     assert (code, calls) == (75, [command, "scontrol requeue 17"])
+    code, calls = slurm(*words, SLURM_NTASKS="4", CODE="134", SLURM_RESTART_COUNT="2")
+    assert (code, calls) == (134, [command, "scontrol requeue 17"])
+    assert slurm(*words, SLURM_NTASKS="4", CODE="134", SLURM_RESTART_COUNT="3") == (134, [command])
 
 
 def test_a_task_of_an_array_plays_a_sweeps_games(slurm):

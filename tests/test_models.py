@@ -1,3 +1,5 @@
+"""Networks: shapes, names, parameters and what their layers share."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

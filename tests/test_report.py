@@ -635,7 +635,10 @@ def test_a_run_without_a_checkpoint_is_one_sentence(run, capfd):
     assert cli.run(["report", f"--workdir={run}", "--cache="]) == 2
     out, err = capfd.readouterr()
     assert (out, err.count("\n")) == ("", 1)
-    assert "a run without a checkpoint yet" in err
+    assert "the checkpoints of the run in" in err
+    (run / "result.json").unlink()
+    assert cli.run(["report", f"--workdir={run}", "--cache="]) == 2
+    assert "a run without a checkpoint yet" in capfd.readouterr().err
     assert not (run / "report.html").exists()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gcsfs.retry import HttpError
 
 from adadfq_jax import cli, metric_log, ownership, reporting, storage, sweep
 from adadfq_jax.errors import (
@@ -251,6 +252,38 @@ def test_where_it_is_not_reached_a_game_ends_and_goes_on_later(folder):
     assert student.result["steps"] == 12
     steps = [line["step"] for line in read_log(storage.locate(folder)) if "l_g" in line]
     assert steps == list(range(1, 13))
+
+
+def test_where_it_is_not_reached_a_sweep_ends(folder, monkeypatch):
+    """While it waits for a game that another process plays."""
+    monkeypatch.setattr(sweep, "_SECONDS_BETWEEN_LOOKS", 0.05)
+    owner = Workdir(f"{folder}/seed0")
+    try:
+        with pytest.raises(StorageError, match=r"the sweep in Cloud Storage fails: .*; run the"):
+            sweep.run_sweep(
+                make_small_config(),
+                "seed=0",
+                folder,
+                teacher=TEACHER,
+                should_stop=lambda: outage.set(),
+            )
+    finally:
+        outage.clear()
+    owner.close()
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), ValueError("3 is no number")]
+)
+def test_what_is_no_error_of_cloud_storage_stays_as_it_is(error):
+    with pytest.raises(type(error), match=str(error.args[-1])), storage.translated("it fails"):
+        raise error
+
+
+@pytest.mark.parametrize("error", [HttpError({"code": 503}), OSError("gs://a/b is gone")])
+def test_what_is_one_of_cloud_storage(error):
+    with pytest.raises(StorageError, match="it fails: "), storage.translated("it fails"):
+        raise error
 
 
 def test_a_sweep_passes_over_what_is_leased(folder, monkeypatch, capfd):

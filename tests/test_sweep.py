@@ -15,7 +15,8 @@ import pytest
 
 from adadfq_jax import cli, sweep
 from adadfq_jax.config import to_json
-from adadfq_jax.errors import ConfigError, DivergedError, StoppedError
+from adadfq_jax.errors import ConfigError, DivergedError, StoppedError, StorageError
+from adadfq_jax.grid import plan
 from adadfq_jax.sweep import run_sweep
 from adadfq_jax.teachers import save_teacher
 from adadfq_jax.workdir import Workdir
@@ -300,6 +301,13 @@ def test_jobs_are_stopped_and_started_again(command, tmp_path, capfd):
     check_finished(folder, ["seed0", "seed1"])
     assert finished_games(output) == ["seed0:", "seed1:"]
     assert output.count("| games |") == 1  # one table
+
+
+def test_the_jobs_have_ended_before_the_games(small_config, tmp_path):
+    games = sweep.Sweep(plan(small_config, "seed=0..1"), tmp_path, TEACHER)
+    for code, error in ((1, ConfigError), (75, StorageError)):
+        with pytest.raises(error, match=rf"2 of 2 games .* \(exit codes {code}, {code}\)"):
+            games.play_in_processes(["sh", "-c", f"exit {code}"], [{}, {}], lambda: None)
 
 
 @pytest.mark.parametrize(

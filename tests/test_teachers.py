@@ -1,3 +1,5 @@
+"""Teacher files: read safely, recognised, refused."""
+
 import importlib
 import json
 import os

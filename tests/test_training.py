@@ -55,6 +55,19 @@ def stop_at(step):
     return should_stop
 
 
+def test_the_seconds_of_a_run_are_those_of_all_of_it(small_config, teacher, monkeypatch):
+    foresee = programs.foresee
+
+    def slowly(*args):
+        time.sleep(3)
+        return foresee(*args)
+
+    monkeypatch.setattr(programs, "foresee", slowly)
+    began = time.monotonic()
+    student = run(small_config, teacher)
+    assert 0 < time.monotonic() - began - student.result["seconds"] < 3
+
+
 def test_a_run_leaves_its_files_and_is_read_when_called_again(
     small_config, teacher, tmp_path, data_path
 ):

@@ -1,3 +1,5 @@
+"""A run's folder: its owner, its identity, its files."""
+
 import json
 import os
 import signal
@@ -144,10 +146,13 @@ def test_metrics_are_on_disk_at_once(workdir):
     log.close()
 
 
-@pytest.mark.parametrize("cut", ["", '{"step": 4, "l_g"', '{"st', "{", "\0\0\0", "4", "\n"])
+@pytest.mark.parametrize(
+    "cut", ["", '{"step": 4, "l_g"', '{"st', "{", "\0\0\0", "4", "\n", b"\xff"]
+)
 def test_metrics_go_on_after_the_resumed_step(workdir, cut):
     lines = [json.dumps({"step": step, "l_g": 0.5}) for step in (1, 2, 2, 3, 4)]
-    (workdir.path / "metrics.jsonl").write_text("\n".join(lines) + "\n" + cut)
+    cut = cut if isinstance(cut, bytes) else cut.encode()
+    (workdir.path / "metrics.jsonl").write_bytes("\n".join(lines).encode() + b"\n" + cut)
     log = MetricLog(workdir, 2)
     log.write({"step": 3, "l_g": 0.25})
     log.close()

@@ -9,11 +9,6 @@ PROCEDURES = ("authors", "lean")
 METHODS = ("adadfq", "gdfq")
 
 
-def learning_rate(base, milestones, epoch):
-    """base x 0.1 for every milestone below epoch + 1; epochs count from 0 at calibration."""
-    return base * 0.1 ** sum(epoch + 1 > milestone for milestone in milestones)
-
-
 class Game:
     """Teacher P, student Q, generator G and both optimizers; defaults are ResNet-20's on CIFAR.
 
@@ -74,11 +69,6 @@ class Game:
             nesterov=True,
             fused=fused,
         )
-
-    def set_learning_rates(self, g, q):
-        """Set both players' learning rates."""
-        self.generator_optimizer.param_groups[0]["lr"] = g
-        self.student_optimizer.param_groups[0]["lr"] = q
 
     def step(self, z, y, phase):
         """Play one step with z (B, 100) and labels y (B,); ``phase`` is one of PHASES.
