@@ -1,8 +1,9 @@
 """Settings of the game by network: the paper's, as far as it gives them, for any teacher.
 
 They fill the fields that a configuration leaves open (`config.FROM_TEACHER` in
-`configs/teacher.py`, `config.FROM_METHOD` everywhere) for AdaDFQ; what another method fixes
-(`methods.py`) goes over them.
+`configs/teacher.py`, `config.FROM_METHOD` everywhere). Where a field is given several times, this
+counts, first of all: what the configuration says; what the method fixes (`methods.py`); the
+network's settings here; the method's constants.
 Qian et al., CVPR 2023, and the authors' program: 400 epochs of 200 steps. A shorter schedule is the
 beginning of theirs: the warm-up is shortened with it, so that something is left to play, but the
 learning rates do not fall before their epochs, since a student that has just begun to learn would
