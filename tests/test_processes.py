@@ -57,10 +57,12 @@ def play(workdir, count, devices, *, stopped=-1, after=0, seeds=None):
         for index in range(count)
     ]
     try:
-        said = [process.communicate(timeout=240)[0] for process in started]
+        # Four processes that compile on two busy cores take minutes.
+        said = [process.communicate(timeout=480)[0] for process in started]
     finally:
         for process in started:
-            process.kill()
+            with process:  # waits, and closes what is open
+                process.kill()
     return [process.returncode for process in started], said
 
 
