@@ -71,8 +71,7 @@ def quantize(
 
     A workdir that holds a checkpoint of the same run is resumed, one that holds the finished run
     is read. Where several processes play (`processes.start`), all call this alike, and the workdir
-    lies on a disk that they share,
-    or in Cloud Storage.
+    lies on a disk that they share, or in Cloud Storage.
 
     Args:
       config: of `default_config` or a file in `configs/`.
