@@ -33,7 +33,8 @@ from adadfq_jax.errors import (
     nearest,
 )
 
-_COMPLETE, _BAD_INPUT, _DIVERGED, _UNVERIFIED, _STOPPED, _INTERRUPTED = 0, 2, 3, 4, 75, 130
+_COMPLETE, _BAD_INPUT, _DIVERGED, _UNVERIFIED, _INTERRUPTED = 0, 2, 3, 4, 130
+_STOPPED = os.EX_TEMPFAIL  # 75
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -115,12 +116,10 @@ def _quantize(argv: Sequence[str]) -> None:
     if not values.distributed and others != (None,) * 3:
         raise ConfigError("--coordinator, --processes and --process need --distributed.")
 
-    from adadfq_jax import parallel, processes, training
-    from adadfq_jax.config import validate
+    from adadfq_jax import processes, training
 
     _keep_compiled_programs(values.cache)
-    validate(config.copy_and_resolve_references())
-    parallel.divide_cpu(config.batch_size)
+    _divide_cpu(config)
     if values.distributed:
         print(processes.start(*others), file=sys.stderr)
     with _listening() as received, processes.leaving_at_once():
@@ -316,11 +315,9 @@ def _benchmark(argv: Sequence[str]) -> None:
     config = _parse_config(values, "benchmark", argv)
 
     # Without kept programs: compilation is measured.
-    from adadfq_jax import benchmark, benchmark_table, parallel
-    from adadfq_jax.config import validate
+    from adadfq_jax import benchmark, benchmark_table
 
-    validate(config.copy_and_resolve_references())
-    parallel.divide_cpu(config.batch_size)
+    _divide_cpu(config)
     measured = benchmark.benchmark(
         config,
         steps=values.steps,
@@ -614,6 +611,15 @@ def _keep_compiled_programs(folder: str) -> None:
 
     if folder:
         jax.config.update("jax_compilation_cache_dir", folder)
+
+
+def _divide_cpu(config: Any) -> None:
+    """Divides the CPU for a game, before it checks its configuration and JAX looks for devices."""
+    from adadfq_jax import parallel
+    from adadfq_jax.config import validate
+
+    validate(config.copy_and_resolve_references())
+    parallel.divide_cpu(config.batch_size)
 
 
 @contextlib.contextmanager

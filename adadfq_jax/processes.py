@@ -168,7 +168,7 @@ def leaving_at_once() -> Iterator[None]:
             traceback.print_exc()
         print(f"process {jax.process_index()} ends, and so do the others.", file=sys.stderr)
         sys.stderr.flush()
-        os._exit(75 if isinstance(error, StorageError) else 1)
+        os._exit(os.EX_TEMPFAIL if isinstance(error, StorageError) else 1)
 
 
 def union(flags: int) -> int:

@@ -39,7 +39,6 @@ from adadfq_jax.workdir import CONFIG, RESULT, SWEEP, read_json
 DIVERGED = "diverged.json"
 _CLAIM = ".claim"
 _SECONDS_BETWEEN_LOOKS = 0.5
-_NOT_REACHED = 75  # a job's exit code, see `cli.py`
 _IN_CLOUD_STORAGE = "the sweep in Cloud Storage fails"
 
 
@@ -257,7 +256,7 @@ class Sweep:
             )
         if left := self.unsettled():
             codes = ", ".join(str(process.returncode) for process in processes)
-            reached = all(process.returncode != _NOT_REACHED for process in processes)
+            reached = all(process.returncode != os.EX_TEMPFAIL for process in processes)
             raise (ConfigError if reached else StorageError)(
                 f"{len(left)} of {len(self.points)} games are not finished, but their processes "
                 f"have ended (exit codes {codes}); run the same command to go on."
