@@ -54,14 +54,14 @@ class Checkpoints:
 
     def __init__(self, workdir: Path):
         """Opens the folder, and makes it where it is missing."""
-        self._workdir = workdir
+        self._workdir, self._folder = workdir, workdir / "checkpoints"
         self._first_save = True
         self._kept = _HealthiestToo()
         logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells every save at length
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
-        folder = absolute(self._workdir / "checkpoints")
+        folder = absolute(self._folder)
         make_folder(folder)
         return ocp.CheckpointManager(
             folder,
@@ -108,24 +108,22 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        folder = self._workdir / "checkpoints"
         try:
-            with translated(f"a checkpoint cannot be written to {folder}"):
+            with translated(f"a checkpoint cannot be written to {self._folder}"):
                 yield
         except AdaDFQError:
             raise
         except Exception as error:  # a full disk is told of in as many ways as a damaged file
             raise CheckpointError(
-                f"a checkpoint cannot be written to {folder} ({_first_line(error)}); those before "
-                "are whole, and the same command goes on from the newest."
+                f"a checkpoint cannot be written to {self._folder} ({_first_line(error)}); those "
+                "before are whole, and the same command goes on from the newest."
             ) from error
 
     def _remove_partial(self) -> None:
         """Removes what a kill during a save left; only a run's owner saves, so it was its own."""
         if self._first_save:
             whole = {str(step) for step in self._manager.all_steps()}
-            folder = self._workdir / "checkpoints"
-            for entry in folder.iterdir() if folder.exists() else ():
+            for entry in self._folder.iterdir() if self._folder.exists() else ():
                 if entry.name not in whole:
                     remove_folder(entry)
         self._first_save = False
@@ -153,7 +151,7 @@ class Checkpoints:
         if only:
             if step not in steps:
                 raise CheckpointError(
-                    f"there is no checkpoint of step {step} in {self._workdir / 'checkpoints'}; "
+                    f"there is no checkpoint of step {step} in {self._folder}; "
                     f"there are {', '.join(map(str, sorted(steps))) or 'none'}."
                 )
             steps = [step]
@@ -165,8 +163,7 @@ class Checkpoints:
             except Exception as error:  # orbax and tensorstore raise many kinds for damaged files
                 if only:
                     raise CheckpointError(
-                        f"checkpoint {step} in {self._workdir / 'checkpoints'} is damaged "
-                        f"({_first_line(error)})."
+                        f"checkpoint {step} in {self._folder} is damaged ({_first_line(error)})."
                     ) from error
                 moved = f"it was moved to {self._set_aside(step)}, and " if set_aside else ""
                 warnings.warn(
@@ -180,9 +177,7 @@ class Checkpoints:
                 if set_aside
                 else ""
             )
-            raise CheckpointError(
-                f"every checkpoint in {self._workdir / 'checkpoints'} was damaged{moved}."
-            )
+            raise CheckpointError(f"every checkpoint in {self._folder} was damaged{moved}.")
         return None
 
     def _read_surely(self, step: int, template: Any) -> tuple[Any, dict[str, Any]]:
@@ -191,7 +186,7 @@ class Checkpoints:
         except Exception:
             # It may have been the network or the machine: what is damaged is so twice.
             with translated(f"{self._workdir} cannot be read"):
-                list((self._workdir / "checkpoints").iterdir())
+                list(self._folder.iterdir())
             return self._read(step, template)
 
     def _read(self, step: int, template: Any) -> tuple[Any, dict[str, Any]]:
@@ -213,7 +208,7 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> Path:
         aside = self._workdir / "damaged" / str(step)
-        move_folder(self._workdir / "checkpoints" / str(step), aside)
+        move_folder(self._folder / str(step), aside)
         self._manager.close()
         self._manager = self._open()
         return aside
