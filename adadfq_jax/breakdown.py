@@ -89,7 +89,7 @@ def programs(
     calls = {name: lambda f=f: f(state, teacher, images) for name, f in timed.items()}
     if game.config.samples.procedural:
         draw = compiled(
-            lambda s: game.extra_images(s, jax.lax.axis_index(DATA_AXIS), Phase.PLAY)[0]
+            lambda s, x: game.extra_images(s, x, jax.lax.axis_index(DATA_AXIS), Phase.PLAY)[0]
         )
         learn = compiled(
             lambda s, t, x: (
@@ -97,8 +97,8 @@ def programs(
                 pull(lambda p: answer(p, x, s, t), s.student.params),
             )
         )
-        more = draw(state)
-        calls["procedural images"] = lambda: draw(state)
+        more = draw(state, images)
+        calls["procedural images"] = lambda: draw(state, images)
         calls["learning from them"] = lambda: learn(state, teacher, more)
     return calls | {"evaluation": lambda: timed["student"](state, teacher, many)}
 

@@ -68,6 +68,7 @@ _AT_LEAST = {
     "game.gamma": 0,
     "student.weight_decay": 0,
     "samples.procedural": 0,
+    "samples.cutmix": 0,
     "evaluation.every_epochs": 1,
     "evaluation.subset": 0,
     "evaluation.batch_size": 1,
@@ -102,6 +103,7 @@ FROM_METHOD = {
     "quant.ranges": str,
     "quant.learned_ranges": bool,
     "samples.procedural": int,
+    "samples.cutmix": float,
     "student.optimizer": str,
 }
 # What runs played by before there were such fields.
@@ -112,6 +114,7 @@ _BEFORE = {
     "quant.ranges": "minmax",
     "quant.learned_ranges": False,
     "samples.procedural": 0,
+    "samples.cutmix": 0.0,
     "student.optimizer": "sgd",
     "generator.conditioning": "embedding",
     "precision.teacher": "float32",
@@ -173,11 +176,12 @@ def default_config(
     quant.activation_bits = activation_bits
     quant.overrides = ()  # exceptions by layer name: ("stem_*=w8a8", "classifier=w8")
 
-    # None here as well: the method's own; for adadfq "minmax", False, 0 and "sgd".
+    # None here as well: the method's own; for adadfq "minmax", False, 0, 0.0 and "sgd".
     quant.ranges = config_dict.placeholder(str)  # or "least_error"
     quant.learned_ranges = config_dict.placeholder(bool)  # kernels' too, by the student's optimizer
     config.samples = samples = ml_collections.ConfigDict()
     samples.procedural = config_dict.placeholder(int)  # images of a formula for each of G's
+    samples.cutmix = config_dict.placeholder(float)  # share of those cut together with one of G's
 
     config.game = game = ml_collections.ConfigDict()
     game.method = "adadfq"  # or "adasg", "gdfq", an ablation: see `methods.py`
@@ -207,7 +211,8 @@ def default_config(
     student.weight_decay = 1e-4  # on every parameter
     student.milestones = (100, 200, 300)
     student.decay = 0.1
-    student.relative_rate = 5e-3  # of Adam: highest step, relative to a tensor's root mean square
+    # Of Adam: highest step at 3 bits, relative to a tensor's root mean square; less at more bits.
+    student.relative_rate = 5e-3
 
     config.evaluation = evaluation = ml_collections.ConfigDict()
     evaluation.every_epochs = 1
@@ -341,6 +346,7 @@ def _check_switches(config: ml_collections.ConfigDict) -> None:
             "precision.generator can be 'bfloat16'."
         )
     _check_name("student.optimizer", config.student.optimizer, STUDENT_OPTIMIZERS)
+    _require(config.samples.cutmix <= 1, "samples.cutmix", config.samples.cutmix, "at most 1")
     if config.quant.learned_ranges and config.student.optimizer != "adam":
         raise ConfigError(
             "quant.learned_ranges=True needs student.optimizer='adam', whose steps are relative to "

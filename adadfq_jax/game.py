@@ -4,9 +4,9 @@ An image's way through one step: noise and labels are drawn (`draw`), the genera
 of them, teacher P and student Q judge the images, and from their logits and P's BatchNorm
 statistics come two losses. G descends L_G through both networks; Q descends L_Q on the same images.
 
-Q may learn from procedural images besides (`procedural.py`), in which G has no part; and its
-ranges, of activations and kernels, may be learned like its other parameters. Both are off in the
-paper's methods.
+Q may learn from procedural images besides (`procedural.py`), some of them cut together with G's
+(`cutmix.py`), of which G learns nothing; and its ranges, of activations and kernels, may be learned
+like its other parameters. Both are off in the paper's methods.
 
 Q's parameters do not change between the two updates, so one forward pass of Q serves both: two
 cotangents are pulled back through the same linearization.
@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from adadfq_jax import losses, models, optimizers, procedural, quantizers
+from adadfq_jax import cutmix, losses, models, optimizers, procedural, quantizers
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.methods import METHODS
 from adadfq_jax.models.bits import assign_bits
@@ -113,7 +113,7 @@ class Responses:
 
 
 # Independent streams of random numbers from one seed.
-_INITIALIZATION, _DRAWS, _HELD_OUT, _PROCEDURAL = 0, 1, 2, 3
+_INITIALIZATION, _DRAWS, _HELD_OUT, _PROCEDURAL, _CUTMIX = 0, 1, 2, 3, 4
 
 # What the step depends on; bit-widths and seed are data to it, and travel in the state.
 _RULES = (
@@ -253,21 +253,38 @@ class Game:
         return noise, jax.random.randint(label_key, (batch,), 0, self.generator.classes)
 
     def extra_images(
-        self, state: GameState, device_index: jax.Array, phase: Phase
+        self, state: GameState, generated: jax.Array, device_index: jax.Array, phase: Phase
     ) -> list[jax.Array]:
-        """Makes this device's share of the images that Q alone learns from, and none elsewhere.
+        """Makes this device's share of the images that Q alone learns from.
+
+        Args:
+          state: the state before the step.
+          generated: G's images of this device, (B / devices, H, W, 3).
+          device_index: which slice of the batch is this device's, int32 scalar.
+          phase: what the step does.
 
         Returns:
           Normalised images (N, H, W, 3) for each kind; in the warm-up, where Q rests, none.
         """
-        batch = self.config.batch_size * self.config.samples.procedural
-        if not batch or phase is Phase.WARMUP:
+        samples = self.config.samples
+        if not samples.procedural or phase is Phase.WARMUP:
             return []
-        key = jax.random.fold_in(jax.random.key(state.seed), _PROCEDURAL)
-        share = batch // jax.lax.axis_size(DATA_AXIS)
+        # Those that may be cut together with one of G's images lie beside it, on its device.
+        share = generated.shape[0] * samples.procedural
         indices = device_index * share + jnp.arange(share)
-        key = jax.random.fold_in(key, state.step)
-        return [procedural.draw(key, indices, self.generator.image_size, *self.normalisation)]
+
+        def key(stream: int) -> jax.Array:
+            return jax.random.fold_in(
+                jax.random.fold_in(jax.random.key(state.seed), stream), state.step
+            )
+
+        drawn = procedural.draw(
+            key(_PROCEDURAL), indices, self.generator.image_size, *self.normalisation
+        )
+        if samples.cutmix:
+            others = jnp.repeat(jax.lax.stop_gradient(generated), samples.procedural, axis=0)
+            drawn = cutmix.cut_together(key(_CUTMIX), indices, drawn, others, samples.cutmix)
+        return [drawn]
 
     def step(
         self, state: GameState, teacher: Any, device_index: jax.Array, phase: Phase
@@ -307,7 +324,7 @@ class Game:
         )
         # What Q alone learns from; in calibration its ranges follow one kind after the other.
         extra, pull_extra = [], []
-        for more in self.extra_images(state, device_index, phase):
+        for more in self.extra_images(state, images, device_index, phase):
             logits, pull, ranges = self._show(more, state.replace(ranges=ranges), teacher, phase)
             extra.append(logits)
             pull_extra.append(pull)
@@ -334,7 +351,7 @@ class Game:
             gradients, _ = pull_student(to_own_q.student_logits)
             for pull, (_, to_extra) in zip(pull_extra, to_own_q.extra, strict=True):
                 gradients = jax.tree.map(jnp.add, gradients, pull(to_extra)[0])
-            rate = self.student_rate(state.step)
+            rate = self.student_rate(state)
             student, norm_q = self._update(
                 player_q, gradients["params"], self.student_optimizer, rate
             )
@@ -406,9 +423,10 @@ class Game:
         """Returns G's learning rate."""
         return optimizers.falling_rate(self.config.generator, self.config.steps_per_epoch)(step)
 
-    def student_rate(self, step: jax.Array) -> jax.Array:
+    def student_rate(self, state: GameState) -> jax.Array:
         """Returns Q's learning rate."""
-        return optimizers.student_rate(self.config)(step)
+        fewest_bits = jnp.stack(jax.tree.leaves(state.bits)).min()
+        return optimizers.student_rate(self.config, fewest_bits)(state.step)
 
     def _trained(self, state: GameState) -> dict[str, Any]:
         """Returns the collections that Q learns: `params` and, with learned ranges, `clipping`."""

@@ -4,6 +4,7 @@ Rates are applied by the global step (`game.py`), because a counter of an optimi
 start when Q first learns and read the milestones late.
 """
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
@@ -13,6 +14,9 @@ STUDENT_OPTIMIZERS = ("sgd", "adam")
 # Of the steps that Q plays: the share in which Adam's rate rises from 0, while its moments are of
 # few gradients and Q is furthest from P.
 _RAMP = 0.05
+
+# The bit-width that `student.relative_rate` is meant for, and all fewer.
+_RATED_BITS = 3
 
 
 def generator_optimizer(rules: ml_collections.ConfigDict) -> optax.GradientTransformation:
@@ -50,12 +54,15 @@ def rate_field(rules: ml_collections.ConfigDict) -> str:
     return "student.relative_rate" if rules.optimizer == "adam" else "student.learning_rate"
 
 
-def student_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
+def student_rate(config: ml_collections.ConfigDict, fewest_bits: jax.Array) -> optax.Schedule:
     """Returns the rate of Q by global step.
 
     Args:
       config: the run's. For "sgd" the rate falls at milestones; for "adam" it rises for the first
         twentieth of play and falls along a cosine to 0 at the last step.
+      fewest_bits: of all that Q quantizes, int32 scalar. The steps of a quantizer of k bits are
+        1 / (2^k - 1) of its range, and so is what they take from Q; Adam's rate falls alike, so
+        that a student with little to repair is not led away from its teacher.
     """
     rules = config.student
     if rules.optimizer == "sgd":
@@ -64,4 +71,6 @@ def student_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
     steps = max(config.epochs * config.steps_per_epoch - first, 1)
     ramp = round(_RAMP * steps)
     play = optax.warmup_cosine_decay_schedule(0.0, rules.relative_rate, ramp, steps)
-    return lambda step: play(jnp.maximum(step - first, 0))
+    rated = jnp.left_shift(1, _RATED_BITS) - 1
+    share = jnp.minimum(rated / (jnp.left_shift(1, fewest_bits) - 1), 1)
+    return lambda step: share * play(jnp.maximum(step - first, 0))

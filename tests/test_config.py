@@ -257,6 +257,8 @@ def test_the_length_of_a_game_is_identity_where_the_rate_falls_over_it():
         ({"quant.ranges": "max"}, "unknown quant.ranges 'max': did you mean minmax"),
         ({"student.optimizer": "adamw"}, "unknown student.optimizer 'adamw': did you mean adam"),
         ({"samples.procedural": -1}, "samples.procedural must be at least 0, not -1"),
+        ({"samples.cutmix": -0.5}, "samples.cutmix must be at least 0, not -0.5"),
+        ({"samples.cutmix": 1.5}, "samples.cutmix must be at most 1, not 1.5"),
         ({"student.relative_rate": 0.0}, "student.relative_rate must be positive"),
         (
             {"quant.learned_ranges": True},

@@ -96,27 +96,36 @@ def test_extra_images_are_new_in_every_step_and_of_every_seed(small_config, teac
     state = game.init(small_config, teacher.variables)
 
     def extra_images(state, phase=Phase.PLAY):
-        def own(index, state):
-            return game.extra_images(state, index, phase)
+        def own(index, state, generated):
+            return game.extra_images(state, generated, index, phase)
 
         devices = jax.devices()[:1]
         run = parallel.map_over_devices(own, devices)
+        generated = 100 + jnp.arange(8.0)[:, None, None, None] * jnp.ones((8, 8, 8, 3))
         return parallel.fetch(
-            run(parallel.device_indices(devices), parallel.replicate(state, devices))
+            run(
+                parallel.device_indices(devices),
+                parallel.replicate(state, devices),
+                parallel.replicate(generated, devices),
+            )
         )
 
     (images,) = extra_images(state)
     assert images.shape == (16, 8, 8, 3)  # two for each of the eight
+    of_generated = images > 50
+    assert 0 < of_generated.any((1, 2, 3)).sum() < 16
+    beside = np.broadcast_to(100 + np.arange(16)[:, None, None, None] // 2, images.shape)
+    np.testing.assert_array_equal(images[of_generated], beside[of_generated])
     assert extra_images(state, Phase.WARMUP) == []
     for changed in (state.replace(step=jnp.int32(1)), state.replace(seed=jnp.uint32(1))):
         assert not np.allclose(images, extra_images(changed)[0])
 
 
 def test_the_generator_has_no_part_in_extra_images(small_config, teacher):
-    """One step of play: G moves alike with and without procedural images, Q does not."""
+    """One step of play: G moves alike with and without such images, Q does not."""
     after = {}
     for count in (0, 1):
-        small_config.samples.procedural = count
+        small_config.samples.procedural, small_config.samples.cutmix = count, 1.0
         game = make_game(small_config.copy_and_resolve_references(), teacher)
         state, _ = play(game, small_config, teacher.variables, jax.devices()[:1], 1, [Phase.PLAY])
         after[count] = parallel.fetch(state)

@@ -24,7 +24,7 @@ def test_a_falling_rate_counts_global_epochs():
 
 
 def test_adams_rate_rises_and_falls_with_the_play():
-    rate = optimizers.student_rate(make_config(optimizer="adam", relative_rate=0.5))
+    rate = optimizers.student_rate(make_config(optimizer="adam", relative_rate=0.5), jnp.int32(3))
     first, last = 20, 120  # of 100 steps of play, five rise
     np.testing.assert_allclose([rate(0), rate(first)], 0)
     np.testing.assert_allclose(rate(first + 5), 0.5)
@@ -32,6 +32,16 @@ def test_adams_rate_rises_and_falls_with_the_play():
     np.testing.assert_allclose(rate(last), 0, atol=1e-7)
     rates = [float(rate(step)) for step in range(first, last)]
     assert np.argmax(rates) == 5
+
+
+def test_adams_rate_falls_with_the_steps_of_the_quantizers():
+    def highest(bits):
+        config = make_config(optimizer="adam", relative_rate=0.5)
+        return float(optimizers.student_rate(config, jnp.int32(bits))(25))
+
+    # 7, 15 and 255 steps; a student of fewer than three bits learns no faster than one of three.
+    found = [highest(bits) for bits in (1, 2, 3, 4, 8)]
+    np.testing.assert_allclose(found, [0.5, 0.5, 0.5, 0.5 * 7 / 15, 0.5 * 7 / 255], rtol=1e-6)
 
 
 def test_adams_steps_are_relative_to_each_tensor():
