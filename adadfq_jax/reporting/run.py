@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 
 import adadfq_jax
-from adadfq_jax import health, procedural
+from adadfq_jax import cutmix, health, procedural
 from adadfq_jax.config import read_back, to_json
 from adadfq_jax.data import load_dataset
 from adadfq_jax.errors import DataError
@@ -170,7 +170,12 @@ def _families(
     drawn = procedural.draw(
         key, indices, teacher.image_size, tuple(teacher.mean), tuple(teacher.std)
     )
-    families = [("generated", generated[:count]), ("procedural", np.asarray(drawn))]
+    cut = cutmix.cut_together(key, indices, drawn, jnp.asarray(generated[:count]), share=1.0)
+    families = [
+        ("generated", generated[:count]),
+        ("procedural", np.asarray(drawn)),
+        ("cut together", np.asarray(cut)),
+    ]
     source, path = config["data"]["source"], config["data"]["path"]
     try:
         dataset = load_dataset(source, path)
