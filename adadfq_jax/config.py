@@ -352,6 +352,11 @@ def _check_switches(config: ml_collections.ConfigDict) -> None:
             "quant.learned_ranges=True needs student.optimizer='adam', whose steps are relative to "
             f"what they change, not {config.student.optimizer!r}; or quant.learned_ranges=False."
         )
+    if config.samples.cutmix and not config.samples.procedural:
+        raise ConfigError(
+            f"samples.cutmix={config.samples.cutmix} cuts procedural images together with generated "
+            "ones, and samples.procedural=0 draws none; set it to 1 or more."
+        )
     if config.samples.procedural and METHODS[config.game.method].needs_labels:
         raise ConfigError(
             f"samples.procedural={config.samples.procedural} does not go with "

@@ -3,7 +3,7 @@
 All play the same game (`game.py`) and differ in the losses of generator and student alone. To add
 a method, write its two losses here, enter it in `METHODS`, and its twin in `tests/test_parity.py`.
 
-`adadfq_plus` is AdaDFQ with what keeps more of the teacher at few bits, beyond the paper: five
+`adadfq_plus` is AdaDFQ with what keeps more of the teacher at few bits, beyond the paper: four
 independent fields (`_PLUS`), each of which a configuration can set alone under any method.
 
 An ablation is a method as well: AdaDFQ with one constant that takes a term away (`_ABLATIONS`), or
@@ -93,7 +93,7 @@ _PLUS = {
     "quant.ranges": "least_error",
     "quant.learned_ranges": True,
     "samples.procedural": 2,
-    "samples.cutmix": 0.5,
+    "samples.cutmix": 0.0,
     "student.optimizer": "adam",
 }
 _ADADFQ = _PLAIN | {
@@ -125,12 +125,11 @@ _ABLATIONS = {
     "adadfq_without_l_bns": {"game.gamma": 0.0},
     "adadfq_fixed_lambda": {"game.lambda_l": 0.45, "game.lambda_u": 0.45},
 }
-# Of the five parts of `_PLUS`, learned ranges need Adam, and CutMix needs procedural images.
+# Of the four parts of `_PLUS`, learned ranges need Adam.
 _PLUS_ABLATIONS = {
     "adadfq_plus_without_least_error": {"quant.ranges": "minmax"},
     "adadfq_plus_without_learned_ranges": {"quant.learned_ranges": False},
-    "adadfq_plus_without_procedural": {"samples.procedural": 0, "samples.cutmix": 0.0},
-    "adadfq_plus_without_cutmix": {"samples.cutmix": 0.0},
+    "adadfq_plus_without_procedural": {"samples.procedural": 0},
     "adadfq_plus_without_adam": {"quant.learned_ranges": False, "student.optimizer": "sgd"},
 }
 

@@ -268,6 +268,7 @@ def test_the_length_of_a_game_is_identity_where_the_rate_falls_over_it():
             {"game.method": "adadfq_plus", "student.optimizer": "sgd"},
             "quant.learned_ranges=True needs student.optimizer='adam'",
         ),
+        ({"samples.cutmix": 0.5}, "samples.procedural=0 draws none"),
         (
             {"game.method": "gdfq", "samples.procedural": 1},
             "samples.procedural=1 does not go with gdfq",

@@ -37,8 +37,9 @@ def play(game, config, variables, devices, steps, phases=tuple(Phase), state=Non
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("method", ["adadfq", pytest.param("adadfq_plus", marks=pytest.mark.slow)])
 def test_four_devices_play_the_game_of_one(small_config, teacher, method):
-    """Eight steps in each phase, float64, to 1e-8."""
+    """Eight steps in each phase, float64, to 1e-8; the plus with CutMix, which is off in it."""
     small_config.game.method = method
+    small_config.samples.cutmix = 0.5
     variables = jax.tree.map(lambda leaf: leaf.astype(np.float64), teacher.variables)
     game = make_game(small_config, teacher)
     # In the warm-up the plus plays as AdaDFQ does.
@@ -92,6 +93,7 @@ def test_each_phase_moves_what_it_should(small_config, teacher, method):
 
 def test_extra_images_are_new_in_every_step_and_of_every_seed(small_config, teacher):
     small_config.game.method = "adadfq_plus"
+    small_config.samples.cutmix = 0.5
     game = make_game(small_config, teacher)
     state = game.init(small_config, teacher.variables)
 
