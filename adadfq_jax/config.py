@@ -354,8 +354,8 @@ def _check_switches(config: ml_collections.ConfigDict) -> None:
         )
     if config.samples.cutmix and not config.samples.procedural:
         raise ConfigError(
-            f"samples.cutmix={config.samples.cutmix} cuts procedural images together with generated "
-            "ones, and samples.procedural=0 draws none; set it to 1 or more."
+            f"samples.cutmix={config.samples.cutmix} cuts procedural images together with "
+            "generated ones, and samples.procedural=0 draws none; set it to 1 or more."
         )
     if config.samples.procedural and METHODS[config.game.method].needs_labels:
         raise ConfigError(
