@@ -246,8 +246,7 @@ class Game:
 
     def draw(self, state: GameState) -> tuple[jax.Array, jax.Array]:
         """Draws z ~ N(0, I) of (B, 100) and y of (B,), uniform, for the whole batch of a step."""
-        key = jax.random.fold_in(jax.random.key(state.seed), _DRAWS)
-        noise_key, label_key = jax.random.split(jax.random.fold_in(key, state.step))
+        noise_key, label_key = jax.random.split(_step_key(state, _DRAWS))
         batch = self.config.batch_size
         noise = jax.random.normal(noise_key, (batch, models.LATENT_SIZE))
         return noise, jax.random.randint(label_key, (batch,), 0, self.generator.classes)
@@ -272,18 +271,12 @@ class Game:
         # Those that may be cut together with one of G's images lie beside it, on its device.
         share = generated.shape[0] * samples.procedural
         indices = device_index * share + jnp.arange(share)
-
-        def key(stream: int) -> jax.Array:
-            return jax.random.fold_in(
-                jax.random.fold_in(jax.random.key(state.seed), stream), state.step
-            )
-
-        drawn = procedural.draw(
-            key(_PROCEDURAL), indices, self.generator.image_size, *self.normalisation
-        )
+        key = _step_key(state, _PROCEDURAL)
+        drawn = procedural.draw(key, indices, self.generator.image_size, *self.normalisation)
         if samples.cutmix:
             others = jnp.repeat(jax.lax.stop_gradient(generated), samples.procedural, axis=0)
-            drawn = cutmix.cut_together(key(_CUTMIX), indices, drawn, others, samples.cutmix)
+            key = _step_key(state, _CUTMIX)
+            drawn = cutmix.cut_together(key, indices, drawn, others, samples.cutmix)
         return [drawn]
 
     def step(
@@ -480,6 +473,11 @@ def _sample(generator: models.Generator, count: int, state: GameState, index: ja
     # Batches go on where the one before ended, so that many classes all have their turn.
     labels = (index * count + jnp.arange(count)) % generator.classes
     return generator.apply({"params": state.generator.params}, noise, labels), labels
+
+
+def _step_key(state: GameState, stream: int) -> jax.Array:
+    """Returns the key of a step's draws from one of the independent streams."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), stream), state.step)
 
 
 def _norm(tree: Any) -> jax.Array:

@@ -93,7 +93,6 @@ _PLUS = {
     "quant.ranges": "least_error",
     "quant.learned_ranges": True,
     "samples.procedural": 2,
-    "samples.cutmix": 0.0,
     "student.optimizer": "adam",
 }
 _ADADFQ = _PLAIN | {

@@ -71,6 +71,5 @@ def student_rate(config: ml_collections.ConfigDict, fewest_bits: jax.Array) -> o
     steps = max(config.epochs * config.steps_per_epoch - first, 1)
     ramp = round(_RAMP * steps)
     play = optax.warmup_cosine_decay_schedule(0.0, rules.relative_rate, ramp, steps)
-    rated = jnp.left_shift(1, _RATED_BITS) - 1
-    share = jnp.minimum(rated / (jnp.left_shift(1, fewest_bits) - 1), 1)
+    share = jnp.minimum((2**_RATED_BITS - 1) / (jnp.left_shift(1, fewest_bits) - 1), 1)
     return lambda step: share * play(jnp.maximum(step - first, 0))
