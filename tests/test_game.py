@@ -35,11 +35,17 @@ def play(game, config, variables, devices, steps, phases=tuple(Phase), state=Non
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("method", ["adadfq", pytest.param("adadfq_plus", marks=pytest.mark.slow)])
-def test_four_devices_play_the_game_of_one(small_config, teacher, method):
+@pytest.mark.parametrize(
+    ("method", "cut"),
+    [
+        pytest.param("adadfq", 0.0, id="adadfq"),
+        pytest.param("adadfq_plus", 0.5, id="adadfq_plus", marks=pytest.mark.slow),
+    ],
+)
+def test_four_devices_play_the_game_of_one(small_config, teacher, method, cut):
     """Eight steps in each phase, float64, to 1e-8; the plus with CutMix, which is off in it."""
     small_config.game.method = method
-    small_config.samples.cutmix = 0.5
+    small_config.samples.cutmix = cut
     variables = jax.tree.map(lambda leaf: leaf.astype(np.float64), teacher.variables)
     game = make_game(small_config, teacher)
     # In the warm-up the plus plays as AdaDFQ does.
