@@ -22,7 +22,7 @@ from typing import Any
 
 from absl import flags
 
-from adadfq_jax import memory
+from adadfq_jax import __version__, memory
 from adadfq_jax.errors import (
     AdaDFQError,
     ConfigError,
@@ -56,6 +56,9 @@ def run(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_usage(), file=sys.stdout if argv else sys.stderr)
         return _COMPLETE if argv else _BAD_INPUT
+    if argv[0] == "--version":
+        print(f"adadfq_jax {__version__}")
+        return _COMPLETE
     verb, *rest = argv
     try:
         if verb not in _VERBS:

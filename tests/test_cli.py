@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+import adadfq_jax
 from adadfq_jax import cli, models, parallel, recipes, training
 from adadfq_jax.config import default_config
 from adadfq_jax.errors import DivergedError, StoppedError, VerificationError
@@ -281,6 +282,11 @@ def test_help_lists_the_verbs(capfd, argv):
     out, err = capfd.readouterr()
     assert "quantize" in out
     assert err == ""
+
+
+def test_version(capfd):
+    assert cli.run(["--version"]) == 0
+    assert capfd.readouterr() == (f"adadfq_jax {adadfq_jax.__version__}\n", "")
 
 
 def test_no_verb_is_bad_input(capfd):
