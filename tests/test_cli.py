@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-import adadfq_jax
-from adadfq_jax import cli, models, parallel, recipes, training
+from adadfq_jax import __version__, cli, models, parallel, recipes, training
 from adadfq_jax.config import default_config
 from adadfq_jax.errors import DivergedError, StoppedError, VerificationError
 from adadfq_jax.teachers import save_teacher
@@ -286,7 +285,7 @@ def test_help_lists_the_verbs(capfd, argv):
 
 def test_version(capfd):
     assert cli.run(["--version"]) == 0
-    assert capfd.readouterr() == (f"adadfq_jax {adadfq_jax.__version__}\n", "")
+    assert capfd.readouterr() == (f"adadfq_jax {__version__}\n", "")
 
 
 def test_no_verb_is_bad_input(capfd):
