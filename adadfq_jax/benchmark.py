@@ -59,7 +59,7 @@ def benchmark(
     recipes.fill_in(config, teacher.architecture, teacher.image_size)
     config.data.mean, config.data.std = tuple(teacher.mean), tuple(teacher.std)
     devices = parallel.choose_devices(config.devices, config.batch_size)
-    _check(against, profile, teacher, devices[0].platform)
+    _check(against, profile, config, teacher, devices[0].platform)
     game = Game.create(config, teacher.module, teacher.image_size)
     load = os.getloadavg()[0]
 
@@ -165,13 +165,24 @@ def benchmark(
     return result
 
 
-def _check(against: str | None, profile: str | Path | None, teacher: Teacher, backend: str) -> None:
+def _check(
+    against: str | None,
+    profile: str | Path | None,
+    config: ml_collections.ConfigDict,
+    teacher: Teacher,
+    backend: str,
+) -> None:
     if against not in (None, "torch"):
         raise ConfigError(f"--against must be torch, not {against!r}.")
     if profile is not None and Path(profile).exists() and not _is_empty_folder(Path(profile)):
         raise ConfigError(f"the profile's folder {str(profile)!r} exists and is not empty.")
     if against is None:
         return
+    if config.game.method.startswith("adadfq_plus"):
+        raise ConfigError(
+            f"--against=torch plays the papers' games only, not {config.game.method}: add "
+            "--config.game.method=adadfq, or leave --against out to time ours alone."
+        )
     if importlib.util.find_spec("torch") is None:
         raise ConfigError("--against=torch needs PyTorch: pip install 'adadfq_jax[torch]'.")
     import torch

@@ -305,7 +305,9 @@ def _benchmark(argv: Sequence[str]) -> None:
     flags.DEFINE_integer("steps", 10, "steps in a round", 1, flag_values=values)
     flags.DEFINE_integer("rounds", 5, "turns that all take", 1, flag_values=values)
     flags.DEFINE_bool("parts", True, "also time the parts of a step", flag_values=values)
-    flags.DEFINE_string("against", None, "torch: PyTorch plays in turns", flag_values=values)
+    flags.DEFINE_string(
+        "against", None, "torch: PyTorch plays the paper's game in turns", flag_values=values
+    )
     flags.DEFINE_integer(
         "games", 0, "also time so many games, in each way to play them", 0, flag_values=values
     )

@@ -184,7 +184,7 @@ def default_config(
     samples.cutmix = config_dict.placeholder(float)  # share of those cut together with one of G's
 
     config.game = game = ml_collections.ConfigDict()
-    game.method = "adadfq"  # or "adasg", "gdfq", an ablation: see `methods.py`
+    game.method = "adadfq"  # or "adadfq_plus", "adasg", "gdfq", an ablation: see `methods.py`
     # None: the method's own; for adadfq 0.2, 0.1, 0.1, 0.8 and 1 (`methods.py`, `recipes.py`).
     game.alpha_ds = config_dict.placeholder(float)  # weight of the disagreement loss
     game.alpha_as = config_dict.placeholder(float)  # weight of the agreement loss
@@ -458,10 +458,13 @@ def read_back(written: Mapping[str, Any]) -> ml_collections.ConfigDict:
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Returns in words how the identities of two runs differ; nothing where they do not."""
     old, new = identity(before), identity(now)
+    # Part of Adam's identity alone; that the optimizer is another says it.
+    other_optimizer = old["student.optimizer"] != new["student.optimizer"]
+    implied = ("epochs", "student.relative_rate") if other_optimizer else ()
     return "; ".join(
         f"{name} was {old.get(name)!r}, is {new.get(name)!r}"
         for name in sorted(old | new)
-        if old.get(name) != new.get(name)
+        if old.get(name) != new.get(name) and name not in implied
     )
 
 

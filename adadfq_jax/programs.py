@@ -105,7 +105,8 @@ class Cost:
       step_bytes: of memory that they ask of each device.
       device_bytes: that a device has; None where it does not tell.
       devices: how many, and of which kind.
-      images: of a step, over all devices.
+      images: of the generator in a step, over all devices.
+      procedural: images of a step beside them, for the student alone.
       share: images of each device.
     """
 
@@ -117,16 +118,18 @@ class Cost:
     device_bytes: int | None
     devices: str
     images: int
+    procedural: int
     share: int
 
     def to_text(self) -> str:
         """Returns one line for a person."""
         has = "" if self.device_bytes is None else f" of {self.device_bytes / 1e9:.1f} GB"
+        beside = f" and {self.procedural} procedural ones" if self.procedural else ""
         return (
             f"network: {self.parameters:,} parameters, {self.macs:,} MACs an image; generator: "
             f"{self.generator_parameters:,} parameters; a step ({self.phase}) of {self.images} "
-            f"images: {self.step_bytes / 1e9:.2f} GB{has} on each of {self.devices}, which plays "
-            f"{self.share}"
+            f"images{beside}: {self.step_bytes / 1e9:.2f} GB{has} on each of {self.devices}, which "
+            f"plays {self.share}"
         )
 
 
@@ -174,6 +177,7 @@ def foresee(
         device_bytes=hardware.memory_bytes(own[0], len(own)),
         devices=f"{len(devices)} x {devices[0].device_kind}",
         images=config.batch_size,
+        procedural=config.batch_size * config.samples.procedural,
         share=config.batch_size // len(devices),
     )
     if cost.device_bytes is not None and cost.step_bytes > cost.device_bytes:
@@ -198,5 +202,7 @@ def _advice(config: ml_collections.ConfigDict, devices: list[jax.Device]) -> str
         for part in ("teacher", "generator")
         if config.precision[part] == "float32"
     ]
+    if config.samples.procedural:
+        ways.append(f"--config.samples.procedural below {config.samples.procedural}")
     ways.append(f"a --config.batch_size below {config.batch_size}")
     return f"What helps: {'; '.join(ways)}."

@@ -7,7 +7,7 @@ network's settings here; the method's constants.
 Qian et al., CVPR 2023, and the authors' program: 400 epochs of 200 steps. A shorter schedule is the
 beginning of theirs: the warm-up is shortened with it, so that something is left to play, but the
 learning rates do not fall before their epochs, since a student that has just begun to learn would
-be left where it stands.
+be left where it stands. Not so the plus: Adam's rate rises and falls over a schedule of any length.
 """
 
 from typing import Any

@@ -165,6 +165,7 @@ def test_bad_input_on_the_command_line(tmp_path, capsys):
         ([f"--profile={tmp_path}"], "exists and is not empty"),
         ([f"--profile={tmp_path / 'file'}"], "exists and is not empty"),
         (["--against=tensorflow"], "must be torch"),
+        (["--against=torch", "--config.game.method=adadfq_plus"], "game.method=adadfq, or leave"),
         (["--steps=0"], "positive"),
         (["--config.batch_size=1"], "batch_size"),
         (["--config.teacher.architecture=resnet99"], "unknown network"),

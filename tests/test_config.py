@@ -12,6 +12,7 @@ from adadfq_jax.config import (
     FROM_METHOD,
     IDENTITY_EXEMPT,
     default_config,
+    differences,
     identity,
     read_back,
     to_json,
@@ -176,6 +177,15 @@ def test_a_run_from_before_the_methods_is_found_again():
         del old["game"][field]
     assert identity(old) == identity(default_config())
     assert identity(old) != identity(changed("game.method", "adasg"))
+
+
+def test_another_optimizer_is_told_without_what_follows_from_it():
+    told = differences(default_config(), changed("student.optimizer", "adam"))
+    assert told == "student.optimizer was None, is 'adam'"
+    adam = changed("student.optimizer", "adam")
+    longer = changed("student.optimizer", "adam")
+    longer.epochs = 500
+    assert differences(adam, longer) == "epochs was 400, is 500"
 
 
 def test_unknown_source_names_the_nearest():

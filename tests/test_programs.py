@@ -96,6 +96,8 @@ def test_what_a_step_costs_is_known(small_config, teacher, capfd):
     assert "network: 75,290 parameters, 765,568 MACs an image" in said
     assert f"a step (play) of 8 images: {result['step_bytes'] / 1e9:.2f} GB" in said
     assert "on each of 1 x cpu, which plays 8" in said
+    beside = programs.Cost(1, 1, 1, "play", 10**9, None, "1 x cpu", 8, 16, 8).to_text()
+    assert "of 8 images and 16 procedural ones: 1.00 GB" in beside
 
 
 @pytest.mark.slow
@@ -119,10 +121,12 @@ def test_what_does_not_fit_is_refused_with_advice(small_config, teacher, tmp_pat
     assert not (tmp_path / "run" / "config.json").exists()  # other fields are still free
     small_config.remat = True
     small_config.precision.teacher = "bfloat16"
+    small_config.samples.procedural = 1
     with pytest.raises(ConfigError) as caught:
         adadfq_jax.quantize(small_config, teacher, tmp_path / "run")
     assert "remat" not in str(caught.value)
     assert "precision.teacher" not in str(caught.value)
+    assert "samples.procedural below 1" in str(caught.value)
 
 
 def test_memory_of_the_machine():
