@@ -47,6 +47,9 @@ IDENTITY_EXEMPT = (
     "export",
 )
 
+# Part of a run's identity where its student moves by Adam, whose rate falls over the whole game.
+_OF_ADAM = ("epochs", "student.relative_rate")
+
 _TYPES = {int: "an integer", float: "a finite number", str: "text", bool: "True or False"}
 
 # What a field must be besides its type.
@@ -434,16 +437,15 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
       config: a configuration, or a `config.json` read back.
     """
     flat = _BEFORE | flatten(json.loads(to_json(config)))
-    found = {
-        name: value
-        for name, value in flat.items()
-        if not any(name == exempt or name.startswith(exempt + ".") for exempt in IDENTITY_EXEMPT)
-    }
-    if flat["student.optimizer"] == "adam":
-        found["epochs"] = flat["epochs"]  # its rate falls over the whole game
-    else:
-        found.pop("student.relative_rate", None)
-    return found
+
+    def counts(name: str) -> bool:
+        if name in _OF_ADAM:
+            return flat["student.optimizer"] == "adam"
+        return not any(
+            name == exempt or name.startswith(exempt + ".") for exempt in IDENTITY_EXEMPT
+        )
+
+    return {name: value for name, value in flat.items() if counts(name)}
 
 
 def read_back(written: Mapping[str, Any]) -> ml_collections.ConfigDict:
@@ -458,9 +460,8 @@ def read_back(written: Mapping[str, Any]) -> ml_collections.ConfigDict:
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Returns in words how the identities of two runs differ; nothing where they do not."""
     old, new = identity(before), identity(now)
-    # Part of Adam's identity alone; that the optimizer is another says it.
-    other_optimizer = old["student.optimizer"] != new["student.optimizer"]
-    implied = ("epochs", "student.relative_rate") if other_optimizer else ()
+    # That the optimizer is another says all that follows from it.
+    implied = _OF_ADAM if old["student.optimizer"] != new["student.optimizer"] else ()
     return "; ".join(
         f"{name} was {old.get(name)!r}, is {new.get(name)!r}"
         for name in sorted(old | new)
