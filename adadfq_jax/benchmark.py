@@ -1,5 +1,6 @@
 """How fast the game is played, and how fast the device would let it."""
 
+import functools
 import importlib.util
 import os
 import platform
@@ -19,6 +20,16 @@ from adadfq_jax.errors import ConfigError
 from adadfq_jax.game import Game, Phase
 from adadfq_jax.teachers import Teacher
 from adadfq_jax.teachers.random import teacher_or_random
+
+# The fields that change the work of a step of play, as the reference plays it.
+_PLAYED_BY_PYTORCH = {
+    "samples.procedural": 0,
+    "quant.learned_ranges": False,
+    "student.optimizer": "sgd",
+    "precision.teacher": "float32",
+    "precision.generator": "float32",
+    "remat": False,
+}
 
 
 def benchmark(
@@ -74,25 +85,25 @@ def benchmark(
         compile_s[phase.value] = time.perf_counter() - began - sum(compile_s.values())
 
     # ---- The contestants ----------------------------------------------------------------------
-    def player(phase):
-        before = None
+    def start(phase):
+        nonlocal state
+        state, metrics = compiled[phase](state, variables, indices)
+        return metrics
 
-        def play():
-            nonlocal state, before
-            state, metrics = compiled[phase](state, variables, indices)
-            jax.block_until_ready(before)
-            before = metrics
-
-        return play
-
-    contestants = {phase.value: player(phase) for phase in Phase}
-    contestants["calibrate"]()  # so that ranges are set
+    # Each plays some steps and returns the seconds of each.
+    contestants = {
+        phase.value: functools.partial(hardware.seconds_in_flight, functools.partial(start, phase))
+        for phase in Phase
+    }
+    jax.block_until_ready(start(Phase.CALIBRATE))  # so that ranges are set
     if parts:
         evaluated = config.evaluation.batch_size // len(devices)
         # The steps take over the memory of their state, the parts keep a copy.
         kept = jax.tree.map(jnp.copy, state)
         for name, part in breakdown.programs(game, kept, variables, devices, evaluated).items():
-            contestants[f"part {name}"] = lambda part=part: jax.block_until_ready(part())
+            contestants[f"part {name}"] = functools.partial(
+                hardware.seconds, lambda part=part: jax.block_until_ready(part())
+            )
     if against is not None:
         import torch
 
@@ -100,16 +111,16 @@ def benchmark(
 
         torch.set_num_threads(parallel.cores())
         plays = opponents(game, config, teacher.variables, devices[0].platform)
-        contestants |= {f"torch {name}": play for name, play in plays.items()}
+        contestants |= {
+            f"torch {name}": functools.partial(hardware.seconds, play)
+            for name, play in plays.items()
+        }
 
     # ---- Play ---------------------------------------------------------------------------------
-    turns = [
-        {name: hardware.seconds(play, steps) for name, play in contestants.items()}
-        for _ in range(rounds)
-    ]
+    turns = [{name: turn(steps) for name, turn in contestants.items()} for _ in range(rounds)]
     if profile is not None:
         with jax.profiler.trace(str(profile)):
-            hardware.seconds(contestants["play"], steps)
+            contestants["play"](steps)
     times = {name: [t for turn in turns for t in turn[name]] for name in contestants}
     play = compiled[Phase.PLAY]
     flops = play.cost_analysis()["flops"] * len(devices)
@@ -174,15 +185,17 @@ def _check(
 ) -> None:
     if against not in (None, "torch"):
         raise ConfigError(f"--against must be torch, not {against!r}.")
-    if profile is not None and Path(profile).exists() and not _is_empty_folder(Path(profile)):
-        raise ConfigError(f"the profile's folder {str(profile)!r} exists and is not empty.")
+    if profile is not None:
+        _make_empty_folder(Path(profile))
     if against is None:
         return
-    if config.game.method.startswith("adadfq_plus"):
-        raise ConfigError(
-            f"--against=torch plays the papers' games only, not {config.game.method}: add "
-            "--config.game.method=adadfq, or leave --against out to time ours alone."
-        )
+    for field, value in _PLAYED_BY_PYTORCH.items():
+        found = functools.reduce(getattr, field.split("."), config)
+        if found != value:
+            raise ConfigError(
+                f"--against=torch plays with {field}={value!r}, not {found!r} (game.method is "
+                f"{config.game.method!r}): set that, or leave --against out to time ours alone."
+            )
     if importlib.util.find_spec("torch") is None:
         raise ConfigError("--against=torch needs PyTorch: pip install 'adadfq_jax[torch]'.")
     import torch
@@ -198,8 +211,14 @@ def _check(
         raise ConfigError(f"--against=torch: this PyTorch cannot use the {backend} that JAX uses.")
 
 
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
+def _make_empty_folder(path: Path) -> None:
+    # Before anything is measured, since a trace that cannot be written would lose the rest.
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise ConfigError(f"the profile's folder {str(path)!r} exists and is not empty.")
+    except OSError as error:
+        raise ConfigError(f"the profile's folder {str(path)!r} cannot be made: {error}.") from error
 
 
 def _summary(seconds: list[float]) -> dict[str, float]:

@@ -27,6 +27,30 @@ def seconds(play: Callable[[], Any], steps: int) -> list[float]:
     return times
 
 
+def seconds_in_flight(start: Callable[[], Any], steps: int) -> list[float]:
+    """Times steps that are called, as in a run, while the one before is computed.
+
+    Args:
+      start: starts a step and returns results of it, which may not be there yet.
+      steps: how many to time. One before them is not counted, nor is the one that is computed
+        while the last one's end is waited for; none is left in flight.
+
+    Returns:
+      Of each, the seconds from the end of the one before to its own.
+    """
+    jax.block_until_ready(start())
+    times, began = [], time.perf_counter()
+    ahead = start()
+    for _ in range(steps):
+        before, ahead = ahead, start()
+        jax.block_until_ready(before)
+        ended = time.perf_counter()
+        times.append(ended - began)
+        began = ended
+    jax.block_until_ready(ahead)
+    return times
+
+
 def matrix_product(devices: list[jax.Device]) -> float:
     """Measures the FLOP/s of devices in a large float32 matrix product, as a ceiling."""
     platform = devices[0].platform

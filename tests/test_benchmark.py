@@ -16,6 +16,7 @@ from adadfq_jax import (
     benchmark_table,
     breakdown,
     cli,
+    hardware,
     models,
     parallel,
     recipes,
@@ -42,7 +43,6 @@ def config(small_config):
 
 def test_measures_ours_and_theirs(config, tmp_path):
     profile = tmp_path / "profile"
-    config.samples.procedural = 1
     result = benchmark.benchmark(
         config, steps=2, rounds=2, against="torch", profile=profile, games=2
     )
@@ -61,8 +61,6 @@ def test_measures_ours_and_theirs(config, tmp_path):
     # the images and once to the weights.
     macs = models.measure(models.build("resnet8_cifar", 10), SIZE).macs
     assert result["flops_per_step"] > 6 * 2 * macs * 8
-    for part in ("procedural images", "learning from them"):
-        assert result["parts"][part] > 0
     for key in ("ratio", "ratio_same_algorithm"):
         assert result[key] > 0
     assert result["torch"]["phases"]["play"]["median_s"] > 0
@@ -77,6 +75,31 @@ def test_measures_ours_and_theirs(config, tmp_path):
         "optimizers",
     ):
         assert wanted in text
+
+
+def test_tells_what_procedural_images_cost(config):
+    config.samples.procedural = 1
+    parts = benchmark.benchmark(config, steps=1, rounds=1)["parts"]
+    assert parts["procedural images"] > 0
+    assert parts["learning from them"] > 0
+
+
+def test_steps_in_flight_are_timed_from_end_to_end(monkeypatch):
+    """A device that takes 1, 2, ... seconds for its steps, one after the other."""
+    now, ends, waited = [0.0], [], []
+
+    def start():
+        ends.append(max(now[0], ends[-1] if ends else 0.0) + len(ends) + 1)
+        return len(ends)
+
+    def wait(step):
+        waited.append(step)
+        now[0] = max(now[0], ends[step - 1])
+
+    monkeypatch.setattr(hardware.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(hardware.jax, "block_until_ready", wait)
+    assert hardware.seconds_in_flight(start, 3) == [2.0, 3.0, 4.0]
+    assert waited == [1, 2, 3, 4, 5] == list(range(1, len(ends) + 1))
 
 
 def test_opponents_play_with_our_networks(config):
@@ -163,9 +186,12 @@ def test_bad_input_on_the_command_line(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     for flags, wanted in (
         ([f"--profile={tmp_path}"], "exists and is not empty"),
-        ([f"--profile={tmp_path / 'file'}"], "exists and is not empty"),
+        ([f"--profile={tmp_path / 'file'}"], "cannot be made"),
+        ([f"--profile={tmp_path / 'file' / 'below'}"], "cannot be made"),
         (["--against=tensorflow"], "must be torch"),
-        (["--against=torch", "--config.game.method=adadfq_plus"], "game.method=adadfq, or leave"),
+        (["--against=torch", "--config.game.method=adadfq_plus"], "set that, or leave"),
+        (["--against=torch", "--config.samples.procedural=1"], "samples.procedural=0, not 1"),
+        (["--against=torch", "--config.remat=True"], "remat=False, not True"),
         (["--steps=0"], "positive"),
         (["--config.batch_size=1"], "batch_size"),
         (["--config.teacher.architecture=resnet99"], "unknown network"),
