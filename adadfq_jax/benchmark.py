@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 
 from adadfq_jax import benchmark_games, breakdown, hardware, parallel, programs, recipes
-from adadfq_jax.config import validate
+from adadfq_jax.config import flatten, validate
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.game import Game, Phase
 from adadfq_jax.teachers import Teacher
@@ -70,7 +70,9 @@ def benchmark(
     recipes.fill_in(config, teacher.architecture, teacher.image_size)
     config.data.mean, config.data.std = tuple(teacher.mean), tuple(teacher.std)
     devices = parallel.choose_devices(config.devices, config.batch_size)
-    _check(against, profile, config, teacher, devices[0].platform)
+    _check(against, config, teacher, devices[0].platform)
+    if profile is not None:
+        _make_empty_folder(Path(profile))
     game = Game.create(config, teacher.module, teacher.image_size)
     load = os.getloadavg()[0]
 
@@ -101,9 +103,7 @@ def benchmark(
         # The steps take over the memory of their state, the parts keep a copy.
         kept = jax.tree.map(jnp.copy, state)
         for name, part in breakdown.programs(game, kept, variables, devices, evaluated).items():
-            contestants[f"part {name}"] = functools.partial(
-                hardware.seconds, lambda part=part: jax.block_until_ready(part())
-            )
+            contestants[f"part {name}"] = functools.partial(hardware.seconds, part)
     if against is not None:
         import torch
 
@@ -177,24 +177,18 @@ def benchmark(
 
 
 def _check(
-    against: str | None,
-    profile: str | Path | None,
-    config: ml_collections.ConfigDict,
-    teacher: Teacher,
-    backend: str,
+    against: str | None, config: ml_collections.ConfigDict, teacher: Teacher, backend: str
 ) -> None:
     if against not in (None, "torch"):
         raise ConfigError(f"--against must be torch, not {against!r}.")
-    if profile is not None:
-        _make_empty_folder(Path(profile))
     if against is None:
         return
+    flat = flatten(config.to_dict())
     for field, value in _PLAYED_BY_PYTORCH.items():
-        found = functools.reduce(getattr, field.split("."), config)
-        if found != value:
+        if flat[field] != value:
             raise ConfigError(
-                f"--against=torch plays with {field}={value!r}, not {found!r} (game.method is "
-                f"{config.game.method!r}): set that, or leave --against out to time ours alone."
+                f"--against=torch plays with {field}={value!r}, not {flat[field]!r} (game.method "
+                f"is {config.game.method!r}): set that, or leave --against out to time ours alone."
             )
     if importlib.util.find_spec("torch") is None:
         raise ConfigError("--against=torch needs PyTorch: pip install 'adadfq_jax[torch]'.")

@@ -47,7 +47,7 @@ def compare(
     times: dict[str, list[float]] = {way: [] for way in plays}
     for _ in range(rounds):
         for way, play in plays.items():
-            times[way] += hardware.seconds(lambda play=play: jax.block_until_ready(play()), steps)
+            times[way] += hardware.seconds(play, steps)
     return {way: statistics.median(seconds) / len(configs) for way, seconds in times.items()}
 
 

@@ -17,12 +17,12 @@ _CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def seconds(play: Callable[[], Any], steps: int) -> list[float]:
-    """Times a function `steps` times, after one call that is not counted."""
-    play()
+    """Times a function, until its results are there, after one call that is not counted."""
+    jax.block_until_ready(play())
     times = []
     for _ in range(steps):
         began = time.perf_counter()
-        play()
+        jax.block_until_ready(play())
         times.append(time.perf_counter() - began)
     return times
 
@@ -57,7 +57,7 @@ def matrix_product(devices: list[jax.Device]) -> float:
     side = _MATRIX_SIDE.get(platform, _MATRIX_SIDE_ELSEWHERE)
     matrix = jax.device_put(jnp.ones((side, side)), devices[0])
     product = jax.jit(jnp.matmul)
-    fastest = min(seconds(lambda: product(matrix, matrix).block_until_ready(), 10))
+    fastest = min(seconds(lambda: product(matrix, matrix), 10))
     # A product on one CPU device has all cores already.
     return 2 * side**3 / fastest * (1 if platform == "cpu" else len(devices))
 
