@@ -115,8 +115,10 @@ def _walk(jaxpr: Any, names: dict[Any, str], layers: list, nodes: list[Node]) ->
             nodes.append(Node(op, name, inputs, attributes))
             names[equation.outvars[0]] = name
             continue
-        if "jaxpr" in equation.params:
-            inner = equation.params["jaxpr"].jaxpr
+        # That of a function with a gradient of its own has another name.
+        program = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+        if program is not None:
+            inner = program.jaxpr
             inside = {
                 variable: names[given]
                 for variable, given in zip(inner.invars, equation.invars, strict=True)

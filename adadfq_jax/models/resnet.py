@@ -17,6 +17,7 @@ from adadfq_jax.models.layers import (
     QuantReLU,
     global_average,
 )
+from adadfq_jax.models.pooling import max_pool
 from adadfq_jax.models.resnet_cifar import BasicBlock, project
 
 EXPANSION = 4  # a bottleneck's output channels, in units of its inner ones
@@ -95,7 +96,7 @@ class ResNet(nn.Module):
         x = self.norm(name="stem_norm")(x)
         x = QuantReLU(name="stem_relu", calibration=self.calibration)(x)
         if self.pool:
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            x = max_pool(x)
         for stage, (size, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True), 1):
             for block in range(1, size + 1):
                 x = self._block(width, 2 if stage > 1 and block == 1 else 1, stage, block)(x)

@@ -1,0 +1,69 @@
+"""The ResNets' max-pool, with a gradient that is fast on CPU too.
+
+XLA's CPU backend looks for the largest pixel of each window with an index of four numbers beside
+each pixel, and scatters one by one: for ResNet-18 at 224 pixels a tenth of a step. All arrays are
+(B, H, W, channels).
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+_SIDE, _STRIDE, _PADDING = 3, 2, 1
+
+
+@jax.custom_vjp
+def max_pool(x: jax.Array) -> jax.Array:
+    """Takes the maximum of each 3x3 window, two pixels apart; padding of one pixel is never taken.
+
+    Args:
+      x: (B, H, W, channels).
+
+    Returns:
+      (B, ceil(H / 2), ceil(W / 2), channels). The gradient goes to a window's first maximum.
+    """
+    return _plain(x)
+
+
+def _forward(x):
+    return max_pool(x), x
+
+
+def _backward(x, cotangent):
+    return jax.lax.platform_dependent(x, cotangent, cpu=_by_taps, default=_through_plain)
+
+
+max_pool.defvjp(_forward, _backward)
+
+
+def _plain(x: jax.Array) -> jax.Array:
+    padding = ((_PADDING, _PADDING),) * 2
+    return nn.max_pool(x, (_SIDE, _SIDE), strides=(_STRIDE, _STRIDE), padding=padding)
+
+
+def _through_plain(x: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
+    return jax.vjp(_plain, x)[1](cotangent)
+
+
+def _by_taps(x: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
+    # Taps are compared with each other and not with the maximum of the forward pass: a compiler
+    # may make x again for this, rounded otherwise, and no tap would be equal.
+    first, *others = _taps(x)
+    largest, where = first, jnp.zeros(first.shape, jnp.int32)
+    for number, tap in enumerate(others, 1):
+        larger = tap > largest
+        largest, where = jnp.where(larger, tap, largest), jnp.where(larger, number, where)
+    shares = [jnp.where(where == number, cotangent, 0) for number in range(_SIDE**2)]
+    return jax.linear_transpose(_taps, x)(shares)
+
+
+def _taps(x: jax.Array) -> list[jax.Array]:
+    """Returns each of a window's nine pixels for all windows, row by row."""
+    padding = ((0, 0), *((_PADDING, _PADDING),) * 2, (0, 0))
+    padded = jnp.pad(x, padding, constant_values=-jnp.inf)
+    rows, columns = (side - _SIDE + 1 for side in padded.shape[1:3])
+    return [
+        padded[:, row : row + rows : _STRIDE, column : column + columns : _STRIDE]
+        for row in range(_SIDE)
+        for column in range(_SIDE)
+    ]
