@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +23,12 @@ from adadfq_jax.storage import (
     remove_folder,
     translated,
 )
+from adadfq_jax.workdir import CHECKPOINTS, DAMAGED
 
 _NEWEST = 2  # kept, besides the healthiest
+
+# What orbax begins to write: in Cloud Storage it has its final name from the beginning.
+_BEGUN = re.compile(r"\d+(\.orbax-checkpoint-tmp.*)?")
 
 
 class _HealthiestToo(policies.PreservationPolicy):
@@ -54,7 +59,7 @@ class Checkpoints:
 
     def __init__(self, workdir: Path):
         """Opens the folder, and makes it where it is missing."""
-        self._workdir, self._folder = workdir, workdir / "checkpoints"
+        self._workdir, self._folder = workdir, workdir / CHECKPOINTS
         self._first_save = True
         self._kept = _HealthiestToo()
         logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells every save at length
@@ -124,7 +129,7 @@ class Checkpoints:
         if self._first_save:
             whole = {str(step) for step in self._manager.all_steps()}
             for entry in self._folder.iterdir() if self._folder.exists() else ():
-                if entry.name not in whole:
+                if entry.name not in whole and _BEGUN.fullmatch(entry.name):
                     remove_folder(entry)
         self._first_save = False
 
@@ -173,7 +178,7 @@ class Checkpoints:
                 )
         if steps:
             moved = (
-                f", and is now in {self._workdir / 'damaged'}; the same command begins the run anew"
+                f", and is now in {self._workdir / DAMAGED}; the same command begins the run anew"
                 if set_aside
                 else ""
             )
@@ -207,7 +212,7 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(template), leaves), record
 
     def _set_aside(self, step: int) -> Path:
-        aside = self._workdir / "damaged" / str(step)
+        aside = self._workdir / DAMAGED / str(step)
         move_folder(self._folder / str(step), aside)
         self._manager.close()
         self._manager = self._open()

@@ -221,8 +221,9 @@ def _convert(argv: Sequence[str]) -> None:
     for name, help_text in texts.items():
         flags.DEFINE_string(name, None, help_text, flag_values=values)
     flags.DEFINE_integer("image_size", None, "side of the images in pixels", flag_values=values)
+    flags.DEFINE_bool("overwrite", False, "replace the file where it exists", flag_values=values)
     if _asks_for_help(argv):
-        print(_help(values, "convert", (*texts, "image_size")))
+        print(_help(values, "convert", (*texts, "image_size", "overwrite")))
         return
     _parse(values, "convert", argv)
     for name in ("input", "output"):
@@ -241,6 +242,7 @@ def _convert(argv: Sequence[str]) -> None:
         std=std,
         image_size=values.image_size,
         entry=values.entry,
+        overwrite=values.overwrite,
     )
     print(convert.summary(teacher))
     print(f"{'file':<22}{values.output}")

@@ -20,6 +20,7 @@ def convert(
     std: Sequence[float] = (),
     image_size: int | None = None,
     entry: str | None = None,
+    overwrite: bool = False,
 ) -> Teacher:
     """Writes a teacher as this project's own file; converting twice gives identical bytes.
 
@@ -29,6 +30,7 @@ def convert(
       output: the file to write, `.safetensors`.
       architecture, mean, std, image_size, entry: see `load_teacher`. A package says some of it;
         what is given here goes before.
+      overwrite: whether a file that exists may be replaced.
 
     Returns:
       The teacher.
@@ -47,6 +49,10 @@ def convert(
         if teacher.source is None:
             digest = hashlib.sha256(locate(source).read_bytes()).hexdigest()
             teacher = dataclasses.replace(teacher, source=digest)
+    if output.exists() and not overwrite:
+        raise TeacherError(
+            f"{str(output)!r} exists; overwrite it with --overwrite, or name another."
+        )
     save_teacher(teacher, output)
     return teacher
 

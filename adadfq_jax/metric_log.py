@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from adadfq_jax.storage import is_remote, write_whole
-from adadfq_jax.workdir import Workdir
+from adadfq_jax.workdir import METRICS, Workdir
 
-METRICS, _PARTS = "metrics.jsonl", "metrics"
+_PARTS = "metrics"
 
 _SECONDS_OF_A_PART = 60.0
 

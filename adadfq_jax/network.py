@@ -13,6 +13,7 @@ import numpy as np
 
 from adadfq_jax import quantizers
 from adadfq_jax.digests import digest
+from adadfq_jax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,7 +53,15 @@ class Network:
 
         Returns:
           Logits, (B, classes).
+
+        Raises:
+          ConfigError: the images are of another type.
         """
+        if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ConfigError(
+                "images must be uint8 pixels, or floats that are already normalised, not "
+                f"{images.dtype}."
+            )
         return _classify(self.module, self.variables, images, self.mean, self.std)
 
 

@@ -27,6 +27,7 @@ class Lock:
 
         Raises:
           WorkdirInUseError: another process has it.
+          ConfigError: the file system has no locks.
           OSError: the folder cannot be written.
         """
         self._file = open(folder / name, "w")  # noqa: SIM115 (held until close)
@@ -34,7 +35,12 @@ class Lock:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._file.close()
-            raise _in_use(folder) from error
+            if isinstance(error, BlockingIOError):
+                raise _in_use(folder) from error
+            raise ConfigError(
+                f"workdir {str(folder)!r} cannot be locked ({error.strerror}); choose one on "
+                "a file system that has locks."
+            ) from error
 
     def check(self) -> None:
         """Does nothing: a lock cannot be lost."""

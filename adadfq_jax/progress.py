@@ -50,7 +50,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Prints one line that stays."""
-        self._console.print(text, soft_wrap=True)
+        self._console.print(text, soft_wrap=True, markup=False)
 
     def update(self, step: int, phase: str, rate: float, numbers: Mapping[str, float]) -> None:
         """Moves the bar.

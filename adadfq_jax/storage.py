@@ -41,7 +41,7 @@ def locate(path: str | Path) -> Path:
             raise ConfigError(
                 f"{text!r} must be on a disk or in Cloud Storage (a string, 'gs://BUCKET/NAME')."
             )
-        return Path(path)
+        return _at_home(path)
     if not isinstance(path, str):  # located already: asking again would cost a request
         return path
     try:
@@ -69,6 +69,13 @@ def on_a_disk(path: str | Path) -> Path:
     text = os.fspath(path)
     if _ELSEWHERE.match(text):
         raise ConfigError(f"{text!r} must be on a disk.")
+    return _at_home(path)
+
+
+def _at_home(path: str | Path) -> Path:
+    # A shell leaves the ~ of --workdir=~/runs as it is; where there is no home it stays, too.
+    with contextlib.suppress(RuntimeError):
+        return Path(path).expanduser()
     return Path(path)
 
 

@@ -125,6 +125,11 @@ def load_state(
         raise CheckpointError(f"{str(workdir)!r} holds no run: there is no {CONFIG} in it.")
     teacher = load_teacher(workdir / TEACHER)
     config = read_back(written)
+    if teacher.digest != config.teacher.digest:
+        raise CheckpointError(
+            f"{TEACHER} in {str(workdir)!r} is not the teacher of the run; put that there, as "
+            "`adadfq convert` writes it."
+        )
     game = Game.create(config, teacher.module, teacher.image_size)
     template = game.init(config, teacher.variables)
     checkpoints = Checkpoints(workdir)

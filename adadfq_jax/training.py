@@ -440,7 +440,7 @@ class _Watch:
     def _check(self, step: int, phase: Phase, values: dict[str, float]) -> None:
         for name, value in values.items():
             if not math.isfinite(value):
-                kept = " The last good checkpoint was kept." if self._log is not None else ""
+                kept = " What was saved before stays." if self._log is not None else ""
                 rate = rate_field(self._config.student)
                 raise DivergedError(
                     f"the game diverged: {name} is {value} at step {step} ({phase.value}). In a "

@@ -11,13 +11,19 @@ from adadfq_jax.errors import ConfigError
 from adadfq_jax.ownership import own
 from adadfq_jax.storage import is_remote, locate, make_folder, translated, write_whole
 
-CONFIG, TEACHER, SAMPLES, SAMPLES_OVER_TIME, RESULT = (
+CONFIG, TEACHER, METRICS, CHECKPOINTS, DAMAGED, SAMPLES, SAMPLES_OVER_TIME, RESULT = (
     "config.json",
     "teacher.safetensors",
+    "metrics.jsonl",
+    "checkpoints",
+    "damaged",
     "samples.png",
     "samples",
     "result.json",
 )
+
+# What a run would replace or remove, and must be its own; whose `config.json` comes first of all.
+_REPLACED = (TEACHER, METRICS, CHECKPOINTS, DAMAGED, SAMPLES, SAMPLES_OVER_TIME, RESULT)
 
 # What tells a sweep's folder, which holds the folders of its runs, from a run's.
 SWEEP = "sweep.json"
@@ -69,7 +75,7 @@ class Workdir:
         self._ownership.check()
 
     def claim(self, config: ml_collections.ConfigDict) -> None:
-        """Writes a run's configuration, where the folder is empty or belongs to the same run.
+        """Writes a run's configuration, where the folder belongs to the same run or to none.
 
         Raises:
           ConfigError: as `check_identity`; nothing was written.
@@ -78,18 +84,25 @@ class Workdir:
         self.write_text(CONFIG, to_json(config))
 
     def check_identity(self, config: ml_collections.ConfigDict) -> None:
-        """Checks that the folder is empty or belongs to this run; writes nothing.
+        """Checks that the folder belongs to this run, or to none; writes nothing.
 
         Raises:
-          ConfigError: the folder holds a run of another identity; names the fields.
+          ConfigError: the folder holds a run of another identity, whose fields are named, or is no
+            run's and holds something that this one would replace.
         """
         if (self.path / SWEEP).exists():
             raise ConfigError(
                 f"workdir {str(self.path)!r} holds a sweep; choose another for a single run."
             )
         old = read_json(self.path / CONFIG)
-        changed = old is not None and differences(old, config)
-        if changed:
+        if old is None:
+            found = [name for name in _REPLACED if (self.path / name).exists()]
+            if found:
+                raise ConfigError(
+                    f"workdir {str(self.path)!r} holds no run, but {', '.join(found)}, which a run "
+                    "would replace; choose another workdir."
+                )
+        elif changed := differences(old, config):
             raise ConfigError(
                 f"workdir {str(self.path)!r} holds another run ({changed}); choose another "
                 "workdir, or the same values."

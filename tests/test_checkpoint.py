@@ -209,8 +209,10 @@ def test_what_a_kill_during_a_save_leaves_is_no_obstacle(saved, tmp_path):
     for step in ("3", "4"):
         shutil.copytree(folder / "3", folder / f"{step}.orbax-checkpoint-tmp-17")
         _truncate(folder / f"{step}.orbax-checkpoint-tmp-17")
+    (folder / "3 before the change").mkdir()
     checkpoints = saved()
     assert_restored(checkpoints, 3)
     checkpoints.save(4, make_state(4), RECORD | {"seconds": 4.0})
     assert_restored(saved(), 4)
-    assert sorted(path.name for path in folder.iterdir()) == ["3", "4"]
+    # Not what somebody put there.
+    assert sorted(path.name for path in folder.iterdir()) == ["3", "3 before the change", "4"]

@@ -45,7 +45,7 @@ def test_the_verb(tmp_path, checkpoint, capsys):
         assert expected in shown
     assert len(shown.splitlines()) < 20
     content = output.read_bytes()
-    assert cli.run(arguments) == 0
+    assert cli.run([*arguments, "--overwrite"]) == 0
     assert output.read_bytes() == content
     assert cli.run(["convert", f"--input={output}", f"--output={tmp_path / 'b.safetensors'}"]) == 0
     assert (tmp_path / "b.safetensors").read_bytes() == content
@@ -75,6 +75,17 @@ def test_nothing_is_written_where_something_is_not_said(tmp_path, checkpoint, ca
     assert cli.run(["convert", f"--input={checkpoint}", f"--output={output}"]) == 2
     assert "give mean and std" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["teacher.pth"]
+
+
+def test_a_file_that_exists_is_kept(tmp_path, checkpoint, capsys):
+    output = tmp_path / "teacher.safetensors"
+    output.write_text("mine")
+    arguments = ["convert", f"--input={checkpoint}", f"--output={output}", "--mean=imagenet"]
+    assert cli.run(arguments) == 2
+    assert "exists; overwrite it with --overwrite" in capsys.readouterr().err
+    assert output.read_text() == "mine"
+    assert cli.run([*arguments, "--overwrite"]) == 0
+    assert load_teacher(output).classes == 100
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="no real checkpoint at hand")

@@ -696,7 +696,7 @@ def _events(content):
         place += length + 16
 
 
-@pytest.mark.parametrize("package", ["matplotlib", "tensorboardX"])
+@pytest.mark.parametrize("package", ["matplotlib", "scipy", "tensorboardX"])
 def test_without_a_package_the_command_to_install_it(run, capfd, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     assert cli.run(["report", f"--workdir={run}", "--cache="]) == 2

@@ -438,6 +438,9 @@ def test_wrong_zip_members(tmp_path, state):
     fails(members, "compressed members", compression=zipfile.ZIP_DEFLATED)
     fails({k: v for k, v in members.items() if k != weights}, "not a readable PyTorch file")
     fails(members | {weights: b""}, "not a readable PyTorch file")
+    path.write_bytes(b"junk\n")
+    with pytest.raises(TeacherError, match="not a readable PyTorch file: KeyError"):
+        load_teacher(path, **NORMALISATION)
 
     # Found by test_mutations: torch takes such a member for empty, and returns whatever is there.
     with zipfile.ZipFile(path, "w") as archive:

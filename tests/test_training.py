@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from adadfq_jax import programs, training
-from adadfq_jax.errors import ConfigError, DivergedError, StoppedError
+from adadfq_jax.errors import CheckpointError, ConfigError, DivergedError, StoppedError
 from adadfq_jax.network import flatten
 from adadfq_jax.student import load_student
 from adadfq_jax.teachers import save_teacher
+from tests.conftest import make_teacher
 
 ROOT = Path(__file__).parents[1]
 TOTAL = 12  # steps of `small_config`
@@ -109,6 +110,12 @@ def test_a_run_leaves_its_files_and_is_read_when_called_again(
     assert_same_student(student, load_student(workdir))
     images = np.zeros((3, 8, 8, 3), np.uint8)
     np.testing.assert_array_equal(student(images), again(images))
+    with pytest.raises(ConfigError, match=r"must be uint8 pixels, or floats .* not int64"):
+        student(np.zeros((3, 8, 8, 3), np.int64))
+
+    save_teacher(make_teacher(seed=1), workdir / "teacher.safetensors")
+    with pytest.raises(CheckpointError, match="is not the teacher of the run"):
+        load_student(workdir)
 
 
 def test_without_data_and_workdir(small_config, teacher, tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """A run's folder: its owner, its identity, its files."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -109,6 +111,40 @@ def test_claim_sees_fields_that_one_side_lacks(workdir):
     workdir.write_text("config.json", json.dumps(old))
     with pytest.raises(ConfigError, match=r"game\.beta was None, is 1\.0"):
         workdir.claim(default_config())
+
+
+@pytest.mark.parametrize("name", ["checkpoints/best/weights.pth", "teacher.safetensors"])
+def test_what_is_no_runs_is_refused_and_kept(workdir, name):
+    """Somebody's own project: a run would remove it as what a kill left, or keep it as its own."""
+    file = workdir.path / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("mine")
+    with pytest.raises(ConfigError, match=f"holds no run, but {name.split('/')[0]}, which a run"):
+        workdir.claim(default_config())
+    assert file.read_text() == "mine"
+    assert not (workdir.path / "config.json").exists()
+
+
+def test_what_a_run_does_not_write_is_no_obstacle(workdir):
+    (workdir.path / "log.txt").write_text("mine")
+    workdir.claim(default_config())
+    assert (workdir.path / "log.txt").read_text() == "mine"
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(ConfigError, match=r"cannot be locked \(Function not implemented\)"):
+        Workdir(tmp_path)
+
+
+def test_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    Workdir("~/run").close()
+    assert [folder.name for folder in tmp_path.iterdir()] == ["run"]
 
 
 @pytest.mark.parametrize("text", ["", '{"seed": 0', "[1]", "null"])

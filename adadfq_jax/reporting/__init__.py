@@ -140,6 +140,7 @@ def require_packages() -> None:
     """Raises ConfigError, with the command that installs it, where a package is missing."""
     try:
         import matplotlib  # noqa: F401
+        import scipy  # noqa: F401
         import tensorboardX  # noqa: F401 (only whether they are there)
     except ImportError as error:
         raise ConfigError(

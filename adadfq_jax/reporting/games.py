@@ -8,12 +8,11 @@ from adadfq_jax import sweep_table
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.evaluation import percent
 from adadfq_jax.grid import BITS, without_seed
-from adadfq_jax.metric_log import METRICS
 from adadfq_jax.reporting import comparison, page
 from adadfq_jax.reporting.drawing import Drawing
 from adadfq_jax.reporting.history import read_history
 from adadfq_jax.sweep import DIVERGED
-from adadfq_jax.workdir import CONFIG, RESULT, SWEEP, read_json
+from adadfq_jax.workdir import CONFIG, METRICS, RESULT, SWEEP, read_json
 
 
 def report_sweep(workdir: Path, report: str) -> tuple[str, list[Drawing]]:

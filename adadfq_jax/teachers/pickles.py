@@ -56,7 +56,9 @@ def read_torch(path: Path) -> Any:
                 f"{name} is refused, and nothing in it was executed: it is damaged or holds more "
                 f"than weights ({refused[0]}), and reading that could execute any code; {WAY_OUT}."
             ) from error
-        reason = reason.split("\n")[0].rstrip(".") or type(error).__name__
+        reason = reason.split("\n")[0].rstrip(".")
+        if not re.search("[a-z]{2}", reason):  # a KeyError says its key alone
+            reason = f"{type(error).__name__} {reason}".rstrip()
         raise TeacherError(f"{name} is not a readable PyTorch file: {reason[:200]}.") from error
 
 
