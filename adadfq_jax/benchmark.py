@@ -16,7 +16,7 @@ import numpy as np
 
 from adadfq_jax import benchmark_games, breakdown, hardware, parallel, programs, recipes
 from adadfq_jax.config import flatten, validate
-from adadfq_jax.errors import ConfigError
+from adadfq_jax.errors import ConfigError, install_command
 from adadfq_jax.game import Game, Phase
 from adadfq_jax.teachers import Teacher
 from adadfq_jax.teachers.random import teacher_or_random
@@ -191,7 +191,7 @@ def _check(
                 f"is {config.game.method!r}): set that, or leave --against out to time ours alone."
             )
     if importlib.util.find_spec("torch") is None:
-        raise ConfigError("--against=torch needs PyTorch: pip install 'adadfq_jax[torch]'.")
+        raise ConfigError(f"--against=torch needs PyTorch: {install_command('torch')}.")
     import torch
 
     from adadfq_jax.reference.opponents import serves

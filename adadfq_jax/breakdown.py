@@ -52,8 +52,8 @@ def programs(
     def judge(teacher, images):
         return game.ask_teacher(teacher, images)
 
-    def answer(params, images, state, teacher):
-        student = {"params": params, "bits": state.bits, "ranges": state.ranges}
+    def answer(trained, images, state, teacher):
+        student = trained | {"bits": state.bits, "ranges": state.ranges}
         return network.apply(student | {"batch_stats": teacher["batch_stats"]}, images)
 
     def pull(function, *primals):
@@ -74,12 +74,12 @@ def programs(
         "generator, gradient": lambda s, t, x: pull(lambda p: generate(p, s), s.generator.params),
         "teacher": lambda s, t, x: judge(t, x),
         "teacher, gradient": lambda s, t, x: pull(lambda x: judge(t, x), x),
-        "student": lambda s, t, x: answer(s.student.params, x, s, t),
+        "student": lambda s, t, x: answer(game.trained(s), x, s, t),
         "student, not quantized": lambda s, t, x: network.apply(
             t | {"params": s.student.params}, x
         ),
-        "student, to images": lambda s, t, x: pull(lambda x: answer(s.student.params, x, s, t), x),
-        "student, to weights": lambda s, t, x: pull(lambda p: answer(p, x, s, t), s.student.params),
+        "student, to images": lambda s, t, x: pull(lambda x: answer(game.trained(s), x, s, t), x),
+        "student, to weights": lambda s, t, x: pull(lambda q: answer(q, x, s, t), game.trained(s)),
         "optimizers": lambda s, t, x: (
             optimize(s.generator, game.generator_optimizer),
             optimize(s.student, game.student_optimizer),
@@ -94,7 +94,7 @@ def programs(
         learn = compiled(
             lambda s, t, x: (
                 judge(t, x)[0],
-                pull(lambda p: answer(p, x, s, t), s.student.params),
+                pull(lambda q: answer(q, x, s, t), game.trained(s)),
             )
         )
         more = draw(state, images)

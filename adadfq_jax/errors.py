@@ -66,6 +66,11 @@ class StoppedError(AdaDFQError):
         self.signal = signal
 
 
+def install_command(extra: str) -> str:
+    """Returns the command that installs an extra of `setup.cfg`; no index has this project."""
+    return f"pip install '.[{extra}]' in the source folder"
+
+
 _FEW = 12
 
 

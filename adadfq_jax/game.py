@@ -308,7 +308,7 @@ class Game:
         (teacher_logits, moments), pull_teacher = jax.vjp(
             lambda images: self.ask_teacher(teacher, images), images
         )
-        trained = self._trained(state)
+        trained = self.trained(state)
         student_logits, pull_student, ranges = jax.vjp(
             lambda trained, images: self._run_student(trained, images, state, teacher, phase),
             trained,
@@ -412,6 +412,11 @@ class Game:
         rules = self.config.game
         return METHODS[rules.method].student_loss(*responses.all_logits(), labels, rules)
 
+    def trained(self, state: GameState) -> dict[str, Any]:
+        """Returns the collections that Q learns: `params` and, with learned ranges, `clipping`."""
+        trained = {"params": state.student.params}
+        return trained | ({"clipping": _ends(state.ranges)} if self.config.learned_ranges else {})
+
     def generator_rate(self, step: jax.Array) -> jax.Array:
         """Returns G's learning rate."""
         return optimizers.falling_rate(self.config.generator, self.config.steps_per_epoch)(step)
@@ -420,11 +425,6 @@ class Game:
         """Returns Q's learning rate."""
         fewest_bits = jnp.stack(jax.tree.leaves(state.bits)).min()
         return optimizers.student_rate(self.config, fewest_bits)(state.step)
-
-    def _trained(self, state: GameState) -> dict[str, Any]:
-        """Returns the collections that Q learns: `params` and, with learned ranges, `clipping`."""
-        trained = {"params": state.student.params}
-        return trained | ({"clipping": _ends(state.ranges)} if self.config.learned_ranges else {})
 
     def _run_student(
         self, trained: Any, images: jax.Array, state: GameState, teacher: Any, phase: Phase
@@ -445,7 +445,7 @@ class Game:
         """Returns P's and Q's logits of extra images, Q's linearization and its ranges after it."""
         student_logits, pull, ranges = jax.vjp(
             lambda trained: self._run_student(trained, images, state, teacher, phase),
-            self._trained(state),
+            self.trained(state),
             has_aux=True,
         )
         teacher_logits, _ = self.ask_teacher(teacher, images)

@@ -14,7 +14,7 @@ import ml_collections
 
 from adadfq_jax import hardware, parallel, programs, recipes
 from adadfq_jax.config import validate
-from adadfq_jax.errors import ConfigError, nearest
+from adadfq_jax.errors import ConfigError, install_command, nearest
 from adadfq_jax.game import Game, Phase
 from adadfq_jax.teachers.random import teacher_or_random
 
@@ -83,7 +83,7 @@ def precompile(config: ml_collections.ConfigDict, topologies: Sequence[str]) -> 
             )
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError(
-            "compiling for a TPU needs its compiler: pip install 'adadfq_jax[tpu]' (no TPU needed)."
+            f"compiling for a TPU needs its compiler: {install_command('tpu')} (no TPU needed)."
         )
     teacher, weights = teacher_or_random(config)
     recipes.fill_in(config, teacher.architecture, teacher.image_size)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import etils.epath
 
-from adadfq_jax.errors import AdaDFQError, ConfigError, StorageError
+from adadfq_jax.errors import AdaDFQError, ConfigError, StorageError, install_command
 
 _REMOTE = "gs://"
 _ELSEWHERE = re.compile(r"\w+:/")  # not two slashes, since pathlib makes one of them
@@ -48,7 +48,7 @@ def locate(path: str | Path) -> Path:
         import fsspec
         import gcsfs  # noqa: F401 (only whether it is there)
     except ImportError as error:
-        raise ConfigError(f"{text!r} needs {error.name}: pip install 'adadfq_jax[gcs]'.") from error
+        raise ConfigError(f"{text!r} needs {error.name}: {install_command('gcs')}.") from error
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what it has to say, its errors say
     # By fsspec, whether TensorFlow is installed or not.
     os.environ.setdefault("EPATH_USE_TF", "false")

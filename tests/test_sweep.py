@@ -383,7 +383,7 @@ def test_the_surface_asks_for_its_packages_before_it_plays(tmp_path, played, cap
     (tmp_path / "config.py").write_text("from configs.digits_resnet20 import get_config\n")
     command = ["surface", f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'x'}"]
     assert cli.run(command) == 2
-    assert "pip install 'adadfq_jax[report]'" in capfd.readouterr().err
+    assert "pip install '.[report]'" in capfd.readouterr().err
     assert played == []
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from adadfq_jax.config import EXPORT_FORMATS as FORMATS
-from adadfq_jax.errors import ConfigError, ExportError, VerificationError, nearest
+from adadfq_jax.errors import ConfigError, ExportError, VerificationError, install_command, nearest
 from adadfq_jax.exporting import integers
 from adadfq_jax.exporting.quantized import QuantizedNetwork, take_apart
 from adadfq_jax.exporting.verification import Report, compare
@@ -256,7 +256,7 @@ def _onnx() -> Any:
 
         from adadfq_jax.exporting import onnx_qdq
     except ImportError as error:
-        raise ExportError("the format onnx needs: pip install 'adadfq_jax[export]'.") from error
+        raise ExportError(f"the format onnx needs: {install_command('export')}.") from error
     return onnx_qdq
 
 
@@ -264,7 +264,7 @@ def _onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise ExportError("to run ONNX files: pip install 'adadfq_jax[export]'.") from error
+        raise ExportError(f"to run ONNX files: {install_command('export')}.") from error
     return onnxruntime
 
 

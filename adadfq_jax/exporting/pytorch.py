@@ -20,7 +20,7 @@ import numpy as np
 
 from adadfq_jax import models
 from adadfq_jax.digests import digest
-from adadfq_jax.errors import AdaDFQError, ExportError
+from adadfq_jax.errors import AdaDFQError, ExportError, install_command
 from adadfq_jax.exporting.description import refuse_newer
 from adadfq_jax.exporting.quantized import QuantizedNetwork
 from adadfq_jax.network import Network, flatten, unflatten
@@ -147,5 +147,5 @@ def require() -> Any:
     try:
         import torch
     except ImportError as error:
-        raise ExportError("this format needs PyTorch: pip install 'adadfq_jax[torch]'.") from error
+        raise ExportError(f"this format needs PyTorch: {install_command('torch')}.") from error
     return torch

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adadfq_jax.errors import CheckpointError, ConfigError, TeacherError
+from adadfq_jax.errors import CheckpointError, ConfigError, TeacherError, install_command
 from adadfq_jax.grid import Point, spans_surface, varied
 from adadfq_jax.reporting.findings import Finding
 from adadfq_jax.storage import is_remote, locate, write_whole
@@ -143,6 +143,4 @@ def require_packages() -> None:
         import scipy  # noqa: F401
         import tensorboardX  # noqa: F401 (only whether they are there)
     except ImportError as error:
-        raise ConfigError(
-            f"a report needs {error.name}: pip install 'adadfq_jax[report]'."
-        ) from error
+        raise ConfigError(f"a report needs {error.name}: {install_command('report')}.") from error

@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from adadfq_jax.errors import TeacherError
+from adadfq_jax.errors import TeacherError, install_command
 
 WAY_OUT = (
     "in a program that you trust, load the network and write torch.save(model.state_dict(), FILE)"
@@ -29,7 +29,7 @@ def read_torch(path: Path) -> Any:
         import torch
     except ImportError as error:
         raise TeacherError(
-            f"reading {name} needs torch: pip install 'adadfq_jax[torch]', or convert the file "
+            f"reading {name} needs torch: {install_command('torch')}, or convert the file "
             "once where torch is installed."
         ) from error
     try:
