@@ -14,6 +14,7 @@ import optax
 
 from adadfq_jax import parallel
 from adadfq_jax.data import Dataset, check_fits, check_labels, from_arrays
+from adadfq_jax.errors import DataError
 from adadfq_jax.losses import cross_entropy
 from adadfq_jax.network import Network, normalize
 
@@ -46,6 +47,11 @@ def evaluate(
       DataError: an image cannot be read, or images or labels do not fit the network.
     """
     if not isinstance(dataset, Dataset):
+        if not isinstance(dataset, tuple | list) or len(dataset) != 2:
+            raise DataError(
+                "the dataset must be one of load_dataset, or (images, labels), not "
+                f"{dataset!r:.60}."
+            )
         dataset = from_arrays(*dataset)
     check_fits(dataset, network)
     if not hasattr(network, "module"):

@@ -18,7 +18,7 @@ from adadfq_jax import health, parallel, processes, programs, recipes, samples
 from adadfq_jax.checkpoint import Checkpoints
 from adadfq_jax.config import EXPORT_FORMATS, export_formats, to_json, validate
 from adadfq_jax.data import Dataset, check_fits, load_dataset
-from adadfq_jax.errors import ConfigError, DivergedError, StoppedError
+from adadfq_jax.errors import ConfigError, DivergedError, StoppedError, TeacherError
 from adadfq_jax.evaluation import evaluate, percent
 from adadfq_jax.exporting import export, require
 from adadfq_jax.game import Game, GameState, Phase
@@ -97,6 +97,8 @@ def quantize(
         config = config.copy_and_resolve_references()
         validate(config)
         devices = parallel.choose_devices(config.devices, config.batch_size)
+        if not isinstance(teacher, Teacher | None):
+            raise TeacherError(f"the teacher must be one of load_teacher, not {teacher!r:.60}.")
         teacher = teacher or teacher_of(config)
         config = resolve(config, teacher)
         dataset = load_dataset(config.data.source, config.data.path)

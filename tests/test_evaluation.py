@@ -85,6 +85,12 @@ def test_labels_out_of_range(teacher, label):
         evaluate(teacher, Dataset("lazy", records), 8)
 
 
+@pytest.mark.parametrize("given", ["test.npz", (IMAGES,), IMAGES])
+def test_what_is_no_dataset(teacher, given):
+    with pytest.raises(DataError, match=r"must be one of load_dataset, or \(images, labels\), not"):
+        evaluate(teacher, given)
+
+
 def test_other_image_size(teacher):
     with pytest.raises(DataError, match=r"7x7 pixels.*8x8"):
         evaluate(teacher, (IMAGES[:, 1:, 1:], LABELS))

@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 
 from adadfq_jax import programs, training
-from adadfq_jax.errors import CheckpointError, ConfigError, DivergedError, StoppedError
+from adadfq_jax.errors import (
+    CheckpointError,
+    ConfigError,
+    DivergedError,
+    StoppedError,
+    TeacherError,
+)
 from adadfq_jax.network import flatten
 from adadfq_jax.student import load_student
 from adadfq_jax.teachers import save_teacher
@@ -201,6 +207,11 @@ def test_a_longer_schedule_goes_on_and_another_identity_is_refused(small_config,
     with pytest.raises(ConfigError, match="seed was 0, is 7"):
         run(small_config, teacher, tmp_path)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_path_is_no_teacher(small_config):
+    with pytest.raises(TeacherError, match=r"must be one of load_teacher, not 'resnet20.th'"):
+        run(small_config, "resnet20.th")
 
 
 def test_several_steps_a_dispatch_are_the_same_game(small_config, teacher):
