@@ -163,6 +163,15 @@ def most_at_once(image_size: int) -> int:
     return max(_MOST_PIXELS // image_size**2, 2)
 
 
+def shown_together(image_size: int) -> int:
+    """Returns how many held-out images are made, and shown to P and Q, at a time.
+
+    Always as many, whatever `evaluation.batch_size` is: G normalises by them, L_BNS is theirs, and
+    the health of students is compared.
+    """
+    return min(_DRAWN_TOGETHER, most_at_once(image_size))
+
+
 def generate(
     game: Game, state: GameState, count: int, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -26,7 +26,14 @@ from adadfq_jax.metric_log import Log, open_log
 from adadfq_jax.optimizers import rate_field
 from adadfq_jax.progress import Progress
 from adadfq_jax.storage import translated, writable
-from adadfq_jax.student import Student, generate, load_student, most_at_once, student_of
+from adadfq_jax.student import (
+    Student,
+    generate,
+    load_student,
+    most_at_once,
+    shown_together,
+    student_of,
+)
 from adadfq_jax.teachers import Teacher, save_teacher, teacher_of
 from adadfq_jax.workdir import (
     RESULT,
@@ -529,9 +536,9 @@ def _measure(config, game, host: GameState, teacher, dataset, devices) -> dict[s
     """Measures the student: accuracy where there are images, and health on held-out ones."""
     student = student_of(game, host, teacher, {})
     accuracy = _accuracy(config, student, dataset, devices)
-    batch = config.evaluation.batch_size
-    images, labels = generate(game, host, config.evaluation.generated_images, batch)
-    answers = health.ask(teacher, student, images, labels, config.batch_size, batch)
+    together = shown_together(teacher.image_size)
+    images, labels = generate(game, host, config.evaluation.generated_images, together)
+    answers = health.ask(teacher, student, images, labels, config.batch_size, together)
     known = {name: accuracy[name] for name in ("top1", "top5", "loss", "images")}
     return known | answers.numbers() | {"h_prime_histogram": answers.histogram()}
 

@@ -209,6 +209,15 @@ def test_a_longer_schedule_goes_on_and_another_identity_is_refused(small_config,
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_health_does_not_depend_on_the_memory_of_evaluation(small_config, teacher):
+    """It may change on resume, and students before and after are compared."""
+    before = run(small_config, teacher).result
+    small_config.evaluation.batch_size = 12
+    after = run(small_config, teacher).result
+    for name in ("health", "agreement", "calibrated_agreement", "healthiest_step"):
+        assert before[name] == after[name]
+
+
 def test_a_path_is_no_teacher(small_config):
     with pytest.raises(TeacherError, match=r"must be one of load_teacher, not 'resnet20.th'"):
         run(small_config, "resnet20.th")

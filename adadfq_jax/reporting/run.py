@@ -22,7 +22,7 @@ from adadfq_jax.optimizers import rate_field
 from adadfq_jax.reporting import causes, figures, findings, history, layers, page
 from adadfq_jax.reporting.command import command_to_repeat
 from adadfq_jax.reporting.drawing import Drawing
-from adadfq_jax.student import generate, load_state, student_of
+from adadfq_jax.student import generate, load_state, shown_together, student_of
 from adadfq_jax.sweep import DIVERGED
 from adadfq_jax.teachers import Teacher
 from adadfq_jax.workdir import CONFIG, RESULT, read_json
@@ -57,7 +57,7 @@ def report_run(
     # ---- What the student does ----------------------------------------------------------------
     student = student_of(game, state, teacher, result)
     # As the run measured it: images are made, and H' and L_BNS computed, by the batch.
-    together = config["evaluation"]["batch_size"]
+    together = shown_together(teacher.image_size)
     images, labels = generate(game, state, config["evaluation"]["generated_images"], together)
     seen = health.ask(teacher, student, images, labels, config["batch_size"], together)
     families, missing = _families(config, teacher, images)
