@@ -305,6 +305,7 @@ def _run(
         "best_step": record.best.get("step"),
         "best_images": record.best.get("images"),
         "healthiest_top1": record.healthiest.get("top1"),
+        "healthiest_images": record.healthiest.get("images"),
         "healthiest_step": record.healthiest.get("step"),
         "health": measured["health"],
         "agreement": measured["agreement"],
@@ -558,22 +559,26 @@ def _note(record: _Record, step: int, epoch: int, config, measured: dict[str, An
 def table(result: dict[str, Any]) -> str:
     """Returns a run's result as a plain table."""
 
+    def measured(name: str) -> str:
+        count = result.get(f"{name}_images")
+        fewer = count is not None and count != result["evaluation_images"]
+        return percent(result[f"{name}_top1"]) + (f", on {count:,} images" if fewer else "")
+
     bits = f"w{result['weight_bits']}a{result['activation_bits']}"
     if result["overrides"]:
         bits += f" ({', '.join(result['overrides'])})"
+    best, healthiest = measured("best"), measured("healthiest")
+    if result["best_top1"] is not None:
+        best += f" (step {result['best_step']}, chosen on these images)"
+    healthiest += f" (step {result['healthiest_step']}, chosen without data: --checkpoint=best)"
     rows = [
         ("network", f"{result['architecture']}, {bits}, seed {result['seed']}"),
         ("teacher top-1", percent(result["teacher_top1"])),
-        ("calibrated only", percent(result["calibrated_top1"])),
+        ("calibrated only", measured("calibrated")),
         ("student top-1, last", percent(result["top1"])),
-        ("student top-1, best", f"{percent(result['best_top1'])}"),
+        ("student top-1, best", best),
+        ("healthiest student", healthiest),
         ("agreement, generated", percent(result["agreement"])),
         ("steps", f"{result['steps']} at {result['steps_per_second']:.1f} per second"),
     ]
-    if result["best_top1"] is not None:
-        rows[4] = (rows[4][0], f"{rows[4][1]} (step {result['best_step']}, chosen on these images)")
-    for row, name in ((2, "calibrated"), (4, "best")):
-        count = result.get(f"{name}_images")
-        if count is not None and count != result["evaluation_images"]:
-            rows[row] = (rows[row][0], f"{rows[row][1]}, on {count:,} images")
     return "\n".join(f"{name:<22}{value}" for name, value in rows)
