@@ -1,5 +1,8 @@
 """The generator's sub-pixel form is the plain one; its BatchNorm is the batch's own."""
 
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,3 +84,29 @@ def test_parameters_of_the_class_conditional_form():
     dense = 100 * 128 * 56 * 56 + 128 * 56 * 56
     convs = 9 * 128 * 128 + 128 + 9 * 128 * 64 + 64 + 9 * 64 * 3 + 3
     assert count == dense + convs + 1000 * 2 * (128 + 128 + 64)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("batch", [8, 208])  # gathered, and summed where that is less
+def test_the_gradient_of_the_first_layer_is_of_the_whole_batch(batch):
+    """On every device, as `SUMMED` says; that of the other parameters is of its own slice."""
+    module = generator.Generator(8, 10, axis_name="data")
+    noise = jax.random.normal(jax.random.key(0), (batch, generator.LATENT_SIZE))
+    labels = jnp.arange(batch) % 10
+    params = module.clone(axis_name=None).init(jax.random.key(1), noise, labels)["params"]
+    weights = jax.random.normal(jax.random.key(2), (batch, 8, 8, 3))
+
+    def gradient(axis_name, noise, labels, weights):
+        images = module.clone(axis_name=axis_name)
+
+        def loss(params):
+            return (images.apply({"params": params}, noise, labels) * weights).sum()
+
+        return jax.grad(loss)(params)
+
+    whole = jax.jit(functools.partial(gradient, None))(noise, labels, weights)
+    parts = [x.reshape(4, batch // 4, *x.shape[1:]) for x in (noise, labels, weights)]
+    each = jax.jit(jax.vmap(functools.partial(gradient, "data"), axis_name="data"))(*parts)
+    total = jax.tree.map(lambda leaf: leaf.sum(0), each)
+    total[generator.SUMMED] = each[generator.SUMMED][3]
+    chex.assert_trees_all_close(total, whole, atol=1e-10)

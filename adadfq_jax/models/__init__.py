@@ -6,13 +6,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from adadfq_jax.models.generator import LATENT_SIZE, Generator
+from adadfq_jax.models.generator import LATENT_SIZE, SUMMED, Generator
 from adadfq_jax.models.registry import ARCHITECTURES, build, default_image_size
 from adadfq_jax.models.size import Size, measure
 
 __all__ = [
     "ARCHITECTURES",
     "LATENT_SIZE",
+    "SUMMED",
     "Generator",
     "Size",
     "build",
