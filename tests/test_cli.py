@@ -381,6 +381,8 @@ RESULT = {
     "top1": 0.975,
     "best_top1": 0.98,
     "best_step": 100,
+    "healthiest_top1": 0.97,
+    "healthiest_step": 150,
     "agreement": 0.9,
     "steps": 200,
     "steps_per_second": 10.0,
@@ -396,4 +398,5 @@ def test_success_prints_the_table_and_warnings_one_line(played, capfd):
     assert played(play) == 0
     out, err = capfd.readouterr()
     assert "97.50%" in out
+    assert "97.00% (step 150, chosen without data" in out
     assert err == "warning: a checkpoint is damaged.\n"

@@ -47,6 +47,7 @@ def test_rematerialisation_changes_nothing_but_memory_and_time(
     """Float64, to 1e-9."""
     teacher = make_teacher(architecture=architecture, size=32)
     small_config.game.method, small_config.devices = method, devices
+    small_config.batch_size = 32  # so that activations take more than players and optimizers do
     small_config.generator.conditioning = "batch_norm"
     kept, *expected = one_step(small_config, teacher, phase, np.float64)
     small_config.remat = True

@@ -371,7 +371,9 @@ def test_no_such_bucket(cloud):
 
 def test_without_gcsfs(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(ConfigError, match=r"needs gcsfs: pip install 'adadfq_jax\[gcs\]'"):
+    with pytest.raises(
+        ConfigError, match=r"needs gcsfs: pip install '\.\[gcs\]' in the source folder"
+    ):
         storage.locate("gs://bucket/run")
 
 
