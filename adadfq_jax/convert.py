@@ -7,7 +7,7 @@ from pathlib import Path
 
 from adadfq_jax import models
 from adadfq_jax.errors import TeacherError
-from adadfq_jax.storage import locate
+from adadfq_jax.storage import locate, refuse_existing
 from adadfq_jax.teachers import Teacher, load_foreign, load_teacher, packages, save_teacher
 
 
@@ -37,6 +37,7 @@ def convert(
 
     Raises:
       TeacherError: it cannot be read or written, or something that it does not say is not given.
+      ConfigError: the output is there already.
     """
     output = locate(output)
     if output.suffix != ".safetensors":
@@ -49,10 +50,7 @@ def convert(
         if teacher.source is None:
             digest = hashlib.sha256(locate(source).read_bytes()).hexdigest()
             teacher = dataclasses.replace(teacher, source=digest)
-    if output.exists() and not overwrite:
-        raise TeacherError(
-            f"{str(output)!r} exists; overwrite it with --overwrite, or name another."
-        )
+    refuse_existing(output, overwrite)
     save_teacher(teacher, output)
     return teacher
 

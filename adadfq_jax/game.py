@@ -453,9 +453,8 @@ class Game:
 
     def _update(self, player: Player, gradients: Any, optimizer, rate: jax.Array):
         """Returns the player after one step of its optimizer, and its gradient's norm."""
-        summed = {name: leaf for name, leaf in gradients.items() if name == models.SUMMED}
         own = {name: below for name, below in gradients.items() if name != models.SUMMED}
-        gradients = jax.lax.psum(own, DATA_AXIS) | summed
+        gradients = gradients | jax.lax.psum(own, DATA_AXIS)
         updates, opt_state = optimizer.update(gradients, player.opt_state, player.params)
         params = jax.tree.map(lambda p, u: p - (rate * u).astype(p.dtype), player.params, updates)
         return Player(params, opt_state), _norm(gradients)

@@ -130,6 +130,12 @@ def absolute(path: Path) -> Path:
     return path if is_remote(path) else path.absolute()
 
 
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Raises ConfigError where there is a file that may not be replaced."""
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{str(path)!r} exists; overwrite it with --overwrite, or name another.")
+
+
 def make_folder(path: Path) -> None:
     """Makes a folder and those above it; in Cloud Storage there is nothing to make."""
     if not is_remote(path):

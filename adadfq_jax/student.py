@@ -55,7 +55,9 @@ def student_of(game: Game, state: GameState, teacher: Teacher, result: dict[str,
         std=teacher.std,
         result=result,
         teacher=teacher,
-        draw=functools.partial(generate, game, state, batch_size=_DRAWN_TOGETHER),
+        draw=functools.partial(
+            generate, game, state, batch_size=shown_together(teacher.image_size)
+        ),
     )
 
 

@@ -18,7 +18,7 @@ from adadfq_jax.exporting import integers
 from adadfq_jax.exporting.quantized import QuantizedNetwork, take_apart
 from adadfq_jax.exporting.verification import Report, compare
 from adadfq_jax.network import Network, normalize
-from adadfq_jax.storage import on_a_disk
+from adadfq_jax.storage import on_a_disk, refuse_existing
 from adadfq_jax.student import Student
 from adadfq_jax.teachers import Teacher
 
@@ -121,8 +121,7 @@ def check_output(
     format = check_format(format, path)
     if (fold_norms or raw_pixels) and format != "onnx":
         raise ConfigError(f"folded BatchNorms and raw pixels are options of onnx, not of {format}.")
-    if path.exists() and not overwrite:
-        raise ConfigError(f"{str(path)!r} exists; overwrite it with --overwrite, or name another.")
+    refuse_existing(path, overwrite)
     if not path.parent.is_dir():
         raise ConfigError(f"there is no folder {str(path.parent)!r} to write {path.name} in.")
     return format

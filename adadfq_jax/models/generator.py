@@ -152,7 +152,7 @@ def _project(noise: jax.Array, kernel: jax.Array, axis_name: str | None) -> jax.
 
 
 def _project_forward(noise, kernel, axis_name):
-    return noise @ kernel, (noise, kernel)
+    return _project(noise, kernel, axis_name), (noise, kernel)
 
 
 def _project_backward(axis_name, saved, cotangent):
@@ -162,9 +162,8 @@ def _project_backward(axis_name, saved, cotangent):
         return to_noise, noise.T @ cotangent
     if len(noise) * jax.lax.axis_size(axis_name) > 2 * LATENT_SIZE:
         return to_noise, jax.lax.psum(noise.T @ cotangent, axis_name)
-    rows = (jax.lax.all_gather(own, axis_name, tiled=True) for own in (noise, cotangent))
-    whole_noise, whole_cotangent = rows
-    return to_noise, whole_noise.T @ whole_cotangent
+    noise, cotangent = jax.lax.all_gather((noise, cotangent), axis_name, tiled=True)
+    return to_noise, noise.T @ cotangent
 
 
 _project.defvjp(_project_forward, _project_backward)
