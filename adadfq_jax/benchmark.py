@@ -18,6 +18,7 @@ from adadfq_jax import benchmark_games, breakdown, hardware, parallel, programs,
 from adadfq_jax.config import flatten, validate
 from adadfq_jax.errors import ConfigError, install_command
 from adadfq_jax.game import Game, Phase
+from adadfq_jax.storage import on_a_disk
 from adadfq_jax.teachers import Teacher
 from adadfq_jax.teachers.random import teacher_or_random
 
@@ -72,7 +73,8 @@ def benchmark(
     devices = parallel.choose_devices(config.devices, config.batch_size)
     _check(against, config, teacher, devices[0].platform)
     if profile is not None:
-        _make_empty_folder(Path(profile))
+        profile = on_a_disk(profile)
+        _make_empty_folder(profile)
     game = Game.create(config, teacher.module, teacher.image_size)
     load = os.getloadavg()[0]
 

@@ -150,10 +150,12 @@ def _evaluate(argv: Sequence[str]) -> None:
         "the number of a step",
         "architecture": "name of the network, where the file leaves two open",
         "entry": "which entry of a PyTorch checkpoint holds the weights",
+        "prefix": "what stands before the names of the network's weights, such as backbone",
     }
     for name, help_text in texts.items():
         flags.DEFINE_string(name, None, help_text, flag_values=values)
     flags.DEFINE_integer("image_size", None, "side of the images in pixels", flag_values=values)
+    _define_pixel_units(values)
     flags.DEFINE_list(
         "bits",
         [],
@@ -170,7 +172,7 @@ def _evaluate(argv: Sequence[str]) -> None:
     flags.DEFINE_bool("json", False, "print one JSON object instead of tables", flag_values=values)
     _define_cache(values)
     if _asks_for_help(argv):
-        names = (*texts, "image_size", "bits", *numbers, "json", "cache")
+        names = (*texts, "image_size", "pixel_units", "bits", *numbers, "json", "cache")
         print(_help(values, "evaluate", names))
         return
     _parse(values, "evaluate", argv)
@@ -190,6 +192,8 @@ def _evaluate(argv: Sequence[str]) -> None:
         std=std,
         image_size=values.image_size,
         entry=values.entry,
+        prefix=values.prefix,
+        pixel_units=values.pixel_units,
     )
     if values.source:
         source, path = values.source, values.path
@@ -217,13 +221,15 @@ def _convert(argv: Sequence[str]) -> None:
         "cifar10, cifar10-pytorchcv",
         "std": "the same; a preset given for one of both stands for both",
         "entry": "which entry of the checkpoint holds the weights",
+        "prefix": "what stands before the names of the network's weights, such as backbone",
     }
     for name, help_text in texts.items():
         flags.DEFINE_string(name, None, help_text, flag_values=values)
     flags.DEFINE_integer("image_size", None, "side of the images in pixels", flag_values=values)
+    _define_pixel_units(values)
     flags.DEFINE_bool("overwrite", False, "replace the file where it exists", flag_values=values)
     if _asks_for_help(argv):
-        print(_help(values, "convert", (*texts, "image_size", "overwrite")))
+        print(_help(values, "convert", (*texts, "image_size", "pixel_units", "overwrite")))
         return
     _parse(values, "convert", argv)
     for name in ("input", "output"):
@@ -242,6 +248,8 @@ def _convert(argv: Sequence[str]) -> None:
         std=std,
         image_size=values.image_size,
         entry=values.entry,
+        prefix=values.prefix,
+        pixel_units=values.pixel_units,
         overwrite=values.overwrite,
     )
     print(convert.summary(teacher))
@@ -602,6 +610,16 @@ def _show_unraisable(unraisable) -> None:
     # From tensorstore's threads, when the first damaged array has ended a checkpoint's reading.
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
+
+
+def _define_pixel_units(values: flags.FlagValues) -> None:
+    flags.DEFINE_integer(
+        "pixel_units",
+        1,
+        "what a white pixel is in the units of --mean and --std: 1, or 255, which divides both by "
+        "255",
+        flag_values=values,
+    )
 
 
 def _define_cache(values: flags.FlagValues) -> None:

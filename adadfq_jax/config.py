@@ -21,6 +21,7 @@ from adadfq_jax.models.generator import CONDITIONINGS
 from adadfq_jax.models.layers import PRECISIONS
 from adadfq_jax.optimizers import STUDENT_OPTIMIZERS
 from adadfq_jax.quantizers import RANGE_RULES
+from adadfq_jax.teachers.normalisation import fault
 
 DATA_SOURCES = ("none", "npz", "folder", "tfds:NAME")
 
@@ -311,6 +312,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "both empty, or three numbers each",
     )
     _require(all(value > 0 for value in data.std), "data.std", data.std, "positive")
+    if found := fault(data.mean, data.std):
+        raise ConfigError(f"data.mean, data.std: {found}")
 
 
 def check_source(what: str, source: str) -> None:

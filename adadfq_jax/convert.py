@@ -8,7 +8,14 @@ from pathlib import Path
 from adadfq_jax import models
 from adadfq_jax.errors import TeacherError
 from adadfq_jax.storage import locate, refuse_existing
-from adadfq_jax.teachers import Teacher, load_foreign, load_teacher, packages, save_teacher
+from adadfq_jax.teachers import (
+    Teacher,
+    in_unit_pixels,
+    load_foreign,
+    load_teacher,
+    packages,
+    save_teacher,
+)
 
 
 def convert(
@@ -20,6 +27,8 @@ def convert(
     std: Sequence[float] = (),
     image_size: int | None = None,
     entry: str | None = None,
+    prefix: str | None = None,
+    pixel_units: int = 1,
     overwrite: bool = False,
 ) -> Teacher:
     """Writes a teacher as this project's own file; converting twice gives identical bytes.
@@ -28,8 +37,8 @@ def convert(
       source: a file that `load_teacher` reads, or `pytorchcv:NAME`, `torchvision:NAME`,
         `timm:NAME`: that package's network with the weights in its cache.
       output: the file to write, `.safetensors`.
-      architecture, mean, std, image_size, entry: see `load_teacher`. A package says some of it;
-        what is given here goes before.
+      architecture, mean, std, image_size, entry, prefix, pixel_units: see `load_teacher`. A package
+        says some of it; what is given here goes before.
       overwrite: whether a file that exists may be replaced.
 
     Returns:
@@ -42,7 +51,9 @@ def convert(
     output = locate(output)
     if output.suffix != ".safetensors":
         raise TeacherError(f"the output must be a .safetensors file, not {str(output)!r}.")
-    given = {"mean": mean, "std": std, "image_size": image_size, "entry": entry}
+    refuse_existing(output, overwrite)
+    mean, std = in_unit_pixels(mean, std, pixel_units)
+    given = {"mean": mean, "std": std, "image_size": image_size, "entry": entry, "prefix": prefix}
     if packages.is_name(str(source)):
         teacher = _load_pretrained(str(source), architecture, given)
     else:
@@ -50,7 +61,6 @@ def convert(
         if teacher.source is None:
             digest = hashlib.sha256(locate(source).read_bytes()).hexdigest()
             teacher = dataclasses.replace(teacher, source=digest)
-    refuse_existing(output, overwrite)
     save_teacher(teacher, output)
     return teacher
 

@@ -15,7 +15,7 @@ from adadfq_jax.models.bits import parse_bits
 from adadfq_jax.network import Network
 from adadfq_jax.storage import locate
 from adadfq_jax.student import Student, load_student
-from adadfq_jax.teachers import Teacher, load_teacher
+from adadfq_jax.teachers import Teacher, in_unit_pixels, load_teacher
 from adadfq_jax.workdir import CONFIG, TEACHER, read_json
 
 
@@ -66,6 +66,8 @@ def open_network(
     std: Sequence[float] = (),
     image_size: int | None = None,
     entry: str | None = None,
+    prefix: str | None = None,
+    pixel_units: int = 1,
 ) -> tuple[Network | ExportedModel, str, str | None]:
     """Opens a teacher, a run's student, or an exported file.
 
@@ -74,7 +76,8 @@ def open_network(
       workdir: the folder of a run, or
       model: a file of `adadfq export`.
       checkpoint: which one of the run's, as of `load_student`.
-      architecture, mean, std, image_size, entry: of `load_teacher`; what else is given must agree.
+      architecture, mean, std, image_size, entry, prefix, pixel_units: of `load_teacher`; what else
+        is given must agree.
 
     Returns:
       (the network, source and path of the evaluation set that its run names, or "none", None).
@@ -89,16 +92,19 @@ def open_network(
         )
     if checkpoint and not workdir:
         raise ConfigError("--checkpoint is of a run: give --workdir=DIR.")
+    mean, std = in_unit_pixels(mean, std, pixel_units)
     if teacher:
         given = {"mean": mean, "std": std, "image_size": image_size, "entry": entry}
+        given["prefix"] = prefix
         return load_teacher(teacher, architecture, **given), "none", None
     found = load_exported(model) if model else load_student(workdir, checkpoint)
     for name, value in {
         "architecture": architecture,
-        "mean": tuple(mean),
-        "std": tuple(std),
+        "mean": mean,
+        "std": std,
         "image_size": image_size,
         "entry": entry,
+        "prefix": prefix,
     }.items():
         true = getattr(found, name, None)
         if value and value != true:

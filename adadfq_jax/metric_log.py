@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adadfq_jax.storage import is_remote, write_whole
-from adadfq_jax.workdir import METRICS, Workdir
-
-_PARTS = "metrics"
+from adadfq_jax.workdir import METRICS, METRICS_IN_PARTS, Workdir
 
 _SECONDS_OF_A_PART = 60.0
 
@@ -67,7 +65,7 @@ class MetricLogInParts:
     def flush(self) -> None:
         """Makes sure that what was appended is there."""
         if self._lines:
-            name = f"{_PARTS}/{self._number:06}.jsonl"
+            name = f"{METRICS_IN_PARTS}/{self._number:06}.jsonl"
             self._workdir.write_text(name, "".join(self._lines))
             self._lines, self._number = [], self._number + 1
         self._written = time.monotonic()
@@ -97,7 +95,7 @@ def read_log(workdir: Path) -> list[dict[str, Any]]:
 
 
 def _parts(workdir: Path) -> list[Path]:
-    return sorted((workdir / _PARTS).glob("[0-9]*.jsonl"))
+    return sorted((workdir / METRICS_IN_PARTS).glob("[0-9]*.jsonl"))
 
 
 def _read(paths: Iterable[Path]) -> str:

@@ -30,7 +30,8 @@ class Lock:
           ConfigError: the file system has no locks.
           OSError: the folder cannot be written.
         """
-        self._file = open(folder / name, "w")  # noqa: SIM115 (held until close)
+        # To append: a file of this name may be somebody's own.
+        self._file = open(folder / name, "a")  # noqa: SIM115 (held until close)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

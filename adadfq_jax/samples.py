@@ -2,9 +2,13 @@
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, PngImagePlugin
+
+# What a picture says under "Software", so that it is known again as one of ours.
+SOFTWARE = "adadfq_jax"
 
 _MARGIN = 2
 _LABEL_WIDTH = 28
@@ -72,7 +76,17 @@ def side_by_side(pictures: Sequence[tuple[str, bytes]]) -> bytes:
 
 
 def to_png(picture: Image.Image) -> bytes:
-    """Returns a picture as a PNG file."""
-    file = io.BytesIO()
-    picture.save(file, "PNG")
+    """Returns a picture as a PNG file, which says that it is ours."""
+    file, said = io.BytesIO(), PngImagePlugin.PngInfo()
+    said.add_text("Software", SOFTWARE)
+    picture.save(file, "PNG", pnginfo=said)
     return file.getvalue()
+
+
+def is_own(path: Path) -> bool:
+    """Tells whether a file is a picture that this package has drawn."""
+    try:
+        with Image.open(io.BytesIO(path.read_bytes())) as picture:
+            return picture.info.get("Software") == SOFTWARE
+    except (OSError, ValueError, SyntaxError):  # what Pillow raises for files of other kinds
+        return False

@@ -131,7 +131,9 @@ def absolute(path: Path) -> Path:
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raises ConfigError where there is a file that may not be replaced."""
+    """Raises ConfigError where there is a folder, or a file that may not be replaced."""
+    if path.is_dir():
+        raise ConfigError(f"{str(path)!r} is a folder; name a file.")
     if path.exists() and not overwrite:
         raise ConfigError(f"{str(path)!r} exists; overwrite it with --overwrite, or name another.")
 

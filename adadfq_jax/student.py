@@ -30,12 +30,14 @@ class Student(Network):
     Attributes:
       result: what `result.json` holds; empty for a run that is not finished.
       teacher: the network that it is a copy of.
+      step: how many steps were played; None where none were.
       draw: makes N images that no player was trained on, and their labels, as `generate` does; None
         where no generator was trained.
     """
 
     result: dict[str, Any]
     teacher: Teacher
+    step: int | None = None
     draw: Callable[[int], tuple[np.ndarray, np.ndarray]] | None = None
 
 
@@ -55,6 +57,7 @@ def student_of(game: Game, state: GameState, teacher: Teacher, result: dict[str,
         std=teacher.std,
         result=result,
         teacher=teacher,
+        step=int(state.step),
         draw=functools.partial(
             generate, game, state, batch_size=shown_together(teacher.image_size)
         ),

@@ -28,15 +28,24 @@ from adadfq_jax.errors import (
     StorageError,
     WorkdirInUseError,
 )
+from adadfq_jax.exporting import kept as kept_exports
 from adadfq_jax.grid import Point, plan
 from adadfq_jax.ownership import Lock, is_leased
 from adadfq_jax.parallel import share_cores
 from adadfq_jax.storage import is_remote, locate, make_folder, translated, write_whole
 from adadfq_jax.teachers import Teacher, teacher_of
 from adadfq_jax.training import quantize, resolve
-from adadfq_jax.workdir import CONFIG, RESULT, SWEEP, read_json
+from adadfq_jax.workdir import (
+    CONFIG,
+    DIVERGED,
+    RESULT,
+    SWEEP,
+    check_run,
+    check_sweep,
+    read_json,
+    refuse_foreign,
+)
 
-DIVERGED = "diverged.json"
 _CLAIM = ".claim"
 _SECONDS_BETWEEN_LOOKS = 0.5
 _IN_CLOUD_STORAGE = "the sweep in Cloud Storage fails"
@@ -94,14 +103,15 @@ class Sweep:
           teacher: a teacher in memory, for all games.
 
         Raises:
-          ConfigError: the folder holds a single run, or a game of the same name that is another.
+          ConfigError: the folder holds a single run, a game of the same name that is another, or
+            something that the sweep would replace and no sweep wrote.
           TeacherError: a teacher cannot be used.
         """
         self.path, self.points = locate(workdir), points
-        if (self.path / CONFIG).exists():
-            raise ConfigError(
-                f"workdir {str(workdir)!r} holds a single run; choose another for the sweep."
-            )
+        check_sweep(self.path)
+        for name in sweep_table.NAMES:
+            if (self.path / name).exists() and not sweep_table.is_own(self.path / name):
+                refuse_foreign(self.path / name, "a table of a sweep")
         self._teachers: dict[str, Teacher] = {}
         self._given = teacher
         self._configs = {}
@@ -133,6 +143,13 @@ class Sweep:
                 f"the sweep in {str(self.path)!r} has played {point.name} with other fields "
                 f"({changed}); choose another workdir, or the same values."
             )
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(
+                f"{str(folder)!r} is a file, where the game {point.name} goes; choose another "
+                "workdir."
+            )
+        check_run(folder, self._configs[point.name])
+        kept_exports.check(folder, self._configs[point.name])
 
     def is_settled(self, point: Point) -> bool:
         """Tells whether a game is finished or has diverged."""

@@ -5,11 +5,14 @@ import io
 import json
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from adadfq_jax.grid import Point, without_seed
+from adadfq_jax.workdir import TABLE, TABLE_FOR_PEOPLE, TABLE_FOR_SPREADSHEETS
 
-TABLE = "table.json"
+NAMES = (TABLE_FOR_PEOPLE, TABLE_FOR_SPREADSHEETS, TABLE)
+
 # What is averaged, and its heading; "best" is chosen on the images that it is measured on.
 _MEASURED = {
     "teacher_top1": "teacher",
@@ -76,10 +79,22 @@ def rows(games: Sequence[tuple[Point, dict[str, Any] | None]]) -> list[dict[str,
 def forms(table: dict[str, Any]) -> dict[str, str]:
     """Returns the table's files by name: for people, spreadsheets and programs."""
     return {
-        "table.md": markdown(table),
-        "table.csv": _csv(table),
+        TABLE_FOR_PEOPLE: markdown(table),
+        TABLE_FOR_SPREADSHEETS: _csv(table),
         TABLE: json.dumps(table, indent=2) + "\n",
     }
+
+
+def is_own(path: Path) -> bool:
+    """Tells by its heading whether a file of one of the tables' names is a sweep's."""
+    try:
+        text = path.read_bytes().decode()
+        if path.name == TABLE:
+            return {"rows", "diverged", "outside"} <= set(json.loads(text))
+    except (OSError, ValueError, TypeError):
+        return False
+    heading = text.partition("\n")[0]
+    return ("| games |" if path.name == TABLE_FOR_PEOPLE else "games,diverged,") in heading
 
 
 def cells(table: dict[str, Any]) -> list[list[str]]:

@@ -6,6 +6,7 @@ import json
 import math
 import signal
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,16 @@ import numpy as np
 
 from adadfq_jax import health, parallel, processes, programs, recipes, samples
 from adadfq_jax.checkpoint import Checkpoints
-from adadfq_jax.config import EXPORT_FORMATS, export_formats, to_json, validate
+from adadfq_jax.config import export_formats, to_json, validate
 from adadfq_jax.data import Dataset, check_fits, load_dataset
 from adadfq_jax.errors import ConfigError, DivergedError, StoppedError, TeacherError
 from adadfq_jax.evaluation import evaluate, percent
-from adadfq_jax.exporting import export, require
+from adadfq_jax.exporting import kept, require
 from adadfq_jax.game import Game, GameState, Phase
 from adadfq_jax.metric_log import Log, open_log
 from adadfq_jax.optimizers import rate_field
 from adadfq_jax.progress import Progress
-from adadfq_jax.storage import translated, writable
+from adadfq_jax.storage import translated
 from adadfq_jax.student import (
     Student,
     generate,
@@ -41,6 +42,7 @@ from adadfq_jax.workdir import (
     SAMPLES_OVER_TIME,
     TEACHER,
     Workdir,
+    check_run,
 )
 
 # When the game runs away, L_BNS rises before anything else shows it.
@@ -130,7 +132,8 @@ def quantize(
         with processes.together():
             if workdir is not None and processes.leads():
                 folder = Workdir(workdir)
-                folder.check_identity(config)
+                check_run(folder.path, config)
+                kept.check(folder.path, config)
             finished = 0 if folder is None else folder.finished_steps()
         finished = processes.union(finished)
         if finished >= total:
@@ -141,7 +144,7 @@ def quantize(
                     "`adadfq evaluate --workdir` measures it on other images."
                 )
                 with processes.together():
-                    _export(student, folder, config, progress, overwrite=False)
+                    _export(student, folder, config, progress)
                 return student
             progress.say(f"{workdir}: its last steps are lost, and are played again")
         with processes.together():
@@ -166,7 +169,7 @@ def quantize(
                 began,
             )
             with processes.together():
-                _export(student, folder, config, progress, overwrite=True)
+                _export(student, folder, config, progress)
         return student
     finally:
         if folder is not None:
@@ -189,6 +192,7 @@ def _run(
 ) -> Student:
     # ---- Resume: the newest whole checkpoint, else the beginning ------------------------------
     between, dataset = datasets  # before the last step, and after it
+    total = config.epochs * config.steps_per_epoch
     # Of several processes, the first alone has the workdir open: `folder`.
     with processes.together():
         checkpoints = None if folder is None else Checkpoints(folder.path)
@@ -199,6 +203,8 @@ def _run(
     if step:
         state = processes.arrays_from_leader(lambda: restored[1], state)
         progress.say(f"resumed at step {step} from {workdir}")
+        for line in () if folder is None else kept.left_behind(folder.path, total):
+            progress.say(line)
     log = None if folder is None else open_log(folder, step)
 
     teacher_accuracy = _accuracy(config, teacher, dataset, devices)
@@ -206,7 +212,6 @@ def _run(
         progress.say(f"teacher: top-1 {teacher_accuracy['top1']:.2%} on {dataset.name}")
 
     # ---- Play ---------------------------------------------------------------------------------
-    total = config.epochs * config.steps_per_epoch
     indices = parallel.device_indices(devices)
     variables = parallel.replicate(teacher.variables, devices)
     state = parallel.replicate(state, devices)
@@ -334,16 +339,10 @@ def _run(
     return student_of(game, host, teacher, result)
 
 
-def _export(student: Student, folder: Workdir | None, config, progress, overwrite: bool) -> None:
-    """Leaves a finished run's student in the formats asked for."""
-    if folder is None:
-        return
-    for name in export_formats(config):
-        path = folder.path / f"student{EXPORT_FORMATS[name][0]}"
-        if overwrite or not path.exists():
-            folder.check_owner()
-            with writable(path) as file:
-                progress.say(export(student, file, name, overwrite=True).to_text())
+def _export(student: Student, folder: Workdir | None, config, progress) -> None:
+    """Leaves a finished run's student in the formats asked for, and no other one unsaid."""
+    if folder is not None:
+        kept.update(student, folder, config, progress.say, warnings.warn)
 
 
 # ---- Before the game ------------------------------------------------------------------------

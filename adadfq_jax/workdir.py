@@ -1,32 +1,60 @@
-"""A run's folder: one owner, one identity, files that are whole or absent."""
+"""A run's folder: one owner, one identity, files that are whole or absent.
+
+Also the names of all that verbs write into the folder of a run or of a sweep. What lies there under
+such a name, and was not written by a verb, is refused before anything is computed.
+"""
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import ml_collections
 
-from adadfq_jax.config import differences, to_json
+from adadfq_jax import samples
+from adadfq_jax.config import EXPORT_FORMATS, differences, to_json
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.ownership import own
 from adadfq_jax.storage import is_remote, locate, make_folder, translated, write_whole
 
-CONFIG, TEACHER, METRICS, CHECKPOINTS, DAMAGED, SAMPLES, SAMPLES_OVER_TIME, RESULT = (
+CONFIG, TEACHER, METRICS, METRICS_IN_PARTS, CHECKPOINTS, DAMAGED = (
     "config.json",
     "teacher.safetensors",
     "metrics.jsonl",
+    "metrics",
     "checkpoints",
     "damaged",
+)
+SAMPLES, SAMPLES_OVER_TIME, RESULT, DIVERGED = (
     "samples.png",
     "samples",
     "result.json",
+    "diverged.json",
 )
-
-# What a run would replace or remove, and must be its own; whose `config.json` comes first of all.
-_REPLACED = (TEACHER, METRICS, CHECKPOINTS, DAMAGED, SAMPLES, SAMPLES_OVER_TIME, RESULT)
+STUDENTS = {name: f"student{suffixes[0]}" for name, suffixes in EXPORT_FORMATS.items()}
+REPORT, FIGURES, EVENTS = "report.html", "report", "tensorboard"
 
 # What tells a sweep's folder, which holds the folders of its runs, from a run's.
 SWEEP = "sweep.json"
+TABLE, TABLE_FOR_PEOPLE, TABLE_FOR_SPREADSHEETS = "table.json", "table.md", "table.csv"
+
+# What the verbs write, all of it after the file that tells whose the folder is: `config.json` of a
+# run, `sweep.json` of a sweep.
+_OF_A_RUN = {
+    TEACHER,
+    METRICS,
+    METRICS_IN_PARTS,
+    CHECKPOINTS,
+    DAMAGED,
+    SAMPLES,
+    SAMPLES_OVER_TIME,
+    RESULT,
+    DIVERGED,
+    *STUDENTS.values(),
+    REPORT,
+    FIGURES,
+    EVENTS,
+}
+_OF_A_SWEEP = {TABLE, TABLE_FOR_PEOPLE, TABLE_FOR_SPREADSHEETS, REPORT, FIGURES}
 
 
 class Workdir:
@@ -78,35 +106,10 @@ class Workdir:
         """Writes a run's configuration, where the folder belongs to the same run or to none.
 
         Raises:
-          ConfigError: as `check_identity`; nothing was written.
+          ConfigError: as `check_run`; nothing was written.
         """
-        self.check_identity(config)
+        check_run(self.path, config)
         self.write_text(CONFIG, to_json(config))
-
-    def check_identity(self, config: ml_collections.ConfigDict) -> None:
-        """Checks that the folder belongs to this run, or to none; writes nothing.
-
-        Raises:
-          ConfigError: the folder holds a run of another identity, whose fields are named, or is no
-            run's and holds something that this one would replace.
-        """
-        if (self.path / SWEEP).exists():
-            raise ConfigError(
-                f"workdir {str(self.path)!r} holds a sweep; choose another for a single run."
-            )
-        old = read_json(self.path / CONFIG)
-        if old is None:
-            found = [name for name in _REPLACED if (self.path / name).exists()]
-            if found:
-                raise ConfigError(
-                    f"workdir {str(self.path)!r} holds no run, but {', '.join(found)}, which a run "
-                    "would replace; choose another workdir."
-                )
-        elif changed := differences(old, config):
-            raise ConfigError(
-                f"workdir {str(self.path)!r} holds another run ({changed}); choose another "
-                "workdir, or the same values."
-            )
 
     def finished_steps(self) -> int:
         """Returns how many steps the run that ended here took; 0 where none ended."""
@@ -129,6 +132,85 @@ class Workdir:
         write_whole(path, content)
 
 
+def check_run(path: Path, config: ml_collections.ConfigDict) -> None:
+    """Checks that a folder belongs to this run, or to none and can become its own; writes nothing.
+
+    Args:
+      path: the folder, which need not exist.
+      config: the run's configuration.
+
+    Raises:
+      ConfigError: the folder holds a run of another identity, whose fields are named, or something
+        that this one would replace and no run wrote.
+    """
+    there = _names_in(path)
+    if SWEEP in there:
+        raise ConfigError(f"workdir {str(path)!r} holds a sweep; choose another for a single run.")
+    old = read_json(path / CONFIG)
+    if old is None:
+        if found := there & _OF_A_RUN:
+            raise ConfigError(
+                f"workdir {str(path)!r} holds no run, but {', '.join(sorted(found))}, which a run "
+                "or its report would replace; choose another workdir."
+            )
+        return
+    if changed := differences(old, config):
+        raise ConfigError(
+            f"workdir {str(path)!r} holds another run ({changed}); choose another "
+            "workdir, or the same values."
+        )
+    result = read_json(path / RESULT)
+    if result is not None and not isinstance(result.get("steps"), int):
+        refuse_foreign(path / RESULT, "a result of a run")
+    # The picture comes right before the result.
+    if result is None and SAMPLES in there and not samples.is_own(path / SAMPLES):
+        refuse_foreign(path / SAMPLES, "a picture of a run")
+
+
+def check_sweep(path: Path) -> None:
+    """Checks that a folder belongs to a sweep, or to none and can become one's; writes nothing.
+
+    The tables of a sweep are for `sweep_table.is_own` to tell.
+
+    Args:
+      path: the folder, which need not exist.
+
+    Raises:
+      ConfigError: it holds a single run, or something that a sweep would replace and none wrote.
+    """
+    there = _names_in(path)
+    if CONFIG in there:
+        raise ConfigError(
+            f"workdir {str(path)!r} holds a single run; choose another for the sweep."
+        )
+    old = read_json(path / SWEEP)
+    if old is None:
+        if found := there & _OF_A_SWEEP:
+            raise ConfigError(
+                f"workdir {str(path)!r} holds no sweep, but {', '.join(sorted(found))}, which a "
+                "sweep or its report would replace; choose another workdir."
+            )
+    elif not isinstance(old.get("games"), dict):
+        refuse_foreign(path / SWEEP, "a list of a sweep's games")
+
+
+def refuse_foreign(path: Path, what: str) -> NoReturn:
+    """Raises ConfigError for a file that would be replaced, and that no verb wrote.
+
+    Args:
+      path: the file.
+      what: what it would be if a verb had written it.
+    """
+    raise ConfigError(
+        f"{str(path)!r} would be replaced, but is not {what} that adadfq wrote; move it away, or "
+        "choose another workdir."
+    )
+
+
+def _names_in(path: Path) -> set[str]:
+    return {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """Returns a JSON file's object, or None where there is no such file.
 
@@ -136,9 +218,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
       ConfigError: the file does not hold a JSON object.
     """
     try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except IsADirectoryError as error:
+        raise ConfigError(f"{str(path)!r} is a folder, and should be a file of adadfq.") from error
     except ValueError as error:
         raise ConfigError(f"{str(path)!r} is damaged: {error}.") from error
     if not isinstance(content, dict):

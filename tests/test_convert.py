@@ -91,7 +91,8 @@ def test_a_file_that_exists_is_kept(tmp_path, checkpoint, capsys):
 @pytest.mark.skipif(not REAL.exists(), reason="no real checkpoint at hand")
 def test_the_real_checkpoint_is_recognised(tmp_path):
     mean, std = NORMALISATIONS["imagenet"]
-    teacher = convert(REAL, tmp_path / "teacher.safetensors", mean=mean, std=std)
+    given = {"architecture": "resnet20_cifar", "mean": mean, "std": std}
+    teacher = convert(REAL, tmp_path / "teacher.safetensors", **given)
     assert (teacher.architecture, teacher.classes, teacher.image_size) == ("resnet20_cifar", 10, 32)
     assert "269,722" in summary(teacher)
 

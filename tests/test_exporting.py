@@ -33,6 +33,7 @@ from adadfq_jax.exporting import (
     quantized,
     verification,
 )
+from adadfq_jax.exporting.description import read_about
 from adadfq_jax.health import Answers
 from adadfq_jax.network import flatten, unflatten
 from adadfq_jax.student import load_student
@@ -87,6 +88,8 @@ def test_codes_are_packed_without_gaps(bits, count, chance):
     [
         ("w3a3", "resnet8_cifar", 8, (".safetensors", ".onnx", ".stablehlo", ".pth")),
         ("w8a8", "resnet8_cifar_projection", 8, (".safetensors", ".onnx")),
+        ("w4a4", "resnet8_cifar_padend", 8, (".onnx",)),
+        ("w4a4", "resnet8_cifar_avgpool", 8, (".safetensors", ".onnx", ".stablehlo", ".pth")),
         ("w5a4", "resnet18_x0.125", 32, (".onnx",)),
         ("w4a8", "mobilenet_v2_pytorchcv_x0.25", 32, (".onnx",)),
         *(
@@ -385,6 +388,81 @@ def test_a_run_that_is_not_finished(run_folder, tmp_path, verb):
     assert code == 0
 
 
+def test_an_export_is_of_the_step_that_the_run_is_at_or_it_is_said(run_folder, tmp_path, capfd):
+    folder = shutil.copytree(run_folder, tmp_path / "run")
+    path, config = folder / "student.safetensors", make_small_config()
+
+    def go_on(epochs, formats):
+        config.epochs, config.export = epochs, formats
+        training.quantize(config, make_teacher(), folder)
+        return read_about(path)["step"], json.loads((folder / "result.json").read_text())["steps"]
+
+    assert go_on(4, "integers") == (12, 12)
+    first = path.stat()
+    assert go_on(4, "integers") == (12, 12)
+    assert path.stat() == first  # it is the student, and so is not written anew
+    with pytest.warns(UserWarning, match=r"is of step 12, but this run is at step 15: .*=integers"):
+        assert go_on(5, "") == (12, 15)
+    said = " ".join(capfd.readouterr().err.split())
+    assert "student.safetensors is of step 12, and this run goes on to step 15" in said
+    with pytest.warns(UserWarning, match="is of step 12, but this run is at step 15"):
+        assert go_on(5, "") == (12, 15)  # complete
+    assert go_on(5, "integers") == (15, 15)
+    about = read_about(path)
+    assert about["student"] == load_student(folder).digest
+    assert about["teacher"] == make_teacher().digest
+
+    # What no run wrote is neither replaced nor taken for the student.
+    for name, content in (("onnx", b"mine"), ("integers", Path(DIGITS_TEACHER).read_bytes())):
+        foreign = folder / f"student{'.onnx' if name == 'onnx' else '.safetensors'}"
+        foreign.write_bytes(content)
+        for epochs in (5, 6):
+            with pytest.raises(ConfigError, match="would be replaced, but is not a student of thi"):
+                go_on(epochs, name)
+        assert foreign.read_bytes() == content
+    with pytest.warns(UserWarning, match="does not say that it is this run's student") as warned:
+        config.epochs, config.export = 5, ""
+        training.quantize(config, make_teacher(), folder)
+    assert len(warned) == 2
+
+
+def test_an_export_of_an_earlier_version_says_its_step_by_its_result(run_folder, tmp_path):
+    config = make_small_config()
+    config.export = "integers"
+    folder = shutil.copytree(run_folder, tmp_path / "run")
+    training.quantize(config, make_teacher(), folder, show_progress=False)
+    path = folder / "student.safetensors"
+    with safetensors.safe_open(path, "numpy") as file:
+        described = json.loads(file.metadata()["adadfq_integers"])
+        arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    del described["about"]["step"], described["about"]["student"], described["checksum"]
+    described["checksum"] = integers._checksum(described, arrays)
+    metadata = {"adadfq_integers": json.dumps(described)}
+    safetensors.numpy.save_file(arrays, path, metadata)
+    adadfq_jax.load_exported(path)
+    before = path.read_bytes()
+    training.quantize(config, make_teacher(), folder, show_progress=False)
+    assert path.read_bytes() == before
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps(result | {"seconds": 0.0}))
+    training.quantize(config, make_teacher(), folder, show_progress=False)
+    assert read_about(path)["step"] == 12
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "onnx", "stablehlo", "pth"])
+def test_every_format_says_whose_student_it_is(suffix, tmp_path, monkeypatch):
+    student = dataclasses.replace(make_student(), step=7)
+    path = tmp_path / f"s.{suffix}"
+    adadfq_jax.export(student, path, images=make_images(SIZE))
+    monkeypatch.setitem(sys.modules, "onnx", None)  # reading it takes no package but torch
+    about = read_about(path)
+    assert (about["step"], about["student"]) == (7, student.digest)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert read_about(path) == {}
+    path.write_text("mine")
+    assert read_about(path) == {}
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
@@ -527,7 +605,7 @@ def real(tmp_path_factory):
         mean, std = NORMALISATIONS["imagenet"]
         teacher = SHARED / "teachers" / "resnet20_cifar10.th"
         found["cifar10"] = (
-            adadfq_jax.load_teacher(teacher, mean=mean, std=std),
+            adadfq_jax.load_teacher(teacher, "resnet20_cifar", mean=mean, std=std),
             load_dataset("npz", SHARED / "data" / "cifar10_test.npz"),
         )
     for name, (teacher, dataset) in found.items():

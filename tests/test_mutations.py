@@ -22,7 +22,12 @@ from adadfq_jax.network import flatten
 from tests import torch_networks as nets
 
 REAL = Path(__file__).parents[1] / ".." / "shared" / "teachers" / "resnet20_cifar10.th"
-NORMALISATION = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+# What the original's file does not say.
+GIVEN = {
+    "architecture": "resnet20_cifar" if REAL.exists() else "resnet8_cifar",
+    "mean": (0.5,) * 3,
+    "std": (0.25,) * 3,
+}
 CHECKED = ("zip", "own")
 COUNT = 10_000
 SECONDS = 5
@@ -122,7 +127,7 @@ def test_mutations(tmp_path, capsys):
     contents = {form: write(form, state) for form in ("legacy", "zip", "safetensors")}
     path = tmp_path / "good.pth"
     path.write_bytes(contents["zip"][0])
-    teacher = load_teacher(path, **NORMALISATION)
+    teacher = load_teacher(path, **GIVEN)
     save_teacher(teacher, tmp_path / "own.safetensors")
     contents["own"] = (tmp_path / "own.safetensors").read_bytes(), ".safetensors"
     right = flatten(teacher.variables)
@@ -131,7 +136,7 @@ def test_mutations(tmp_path, capsys):
         """The answer where weights were only rounded to another type: theirs, in float32."""
         path = tmp_path / "rounded.pth"
         torch.save({key: value.float() for key, value in changed.items()}, path)
-        return flatten(load_teacher(path, **NORMALISATION).variables)
+        return flatten(load_teacher(path, **GIVEN).variables)
 
     weights = {form: weight_bytes(contents[form][0], state) for form in ("legacy", "safetensors")}
 
@@ -157,7 +162,7 @@ def test_mutations(tmp_path, capsys):
         path.write_bytes(content)
         start = time.monotonic()
         try:
-            loaded = flatten(load_teacher(path, **NORMALISATION if form != "own" else {}).variables)
+            loaded = flatten(load_teacher(path, **GIVEN if form != "own" else {}).variables)
         except TeacherError:
             outcome = "refused"
         else:

@@ -610,6 +610,29 @@ def test_overwriting_is_asked_for(run, capfd):
     assert (run / "report.html").read_text().startswith("<!doctype html>")
 
 
+def test_figures_and_events_of_others_are_refused_and_kept(run, reported, capfd):
+    """With --overwrite too, which is for a report."""
+    argv = ["report", f"--workdir={run}", "--cache=", "--overwrite"]
+    for name in ("report/losses.png", "tensorboard/events.out.tfevents.1.mine", "report"):
+        path = run / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+        assert cli.run(argv) == 2
+        assert f"{name}' would be replaced, but is not a" in capfd.readouterr().err
+        assert path.read_text() == "mine"
+        path.unlink()
+        if path.parent != run:
+            path.parent.rmdir()
+    assert not (run / "report.html").exists()
+    # What a report wrote is replaced, and what lies beside it stays.
+    for name in ("report", "tensorboard"):
+        shutil.copytree(reported / "without" / name, run / name)
+    (run / "report" / "notes.txt").write_text("mine")
+    assert cli.run(argv) == 0
+    assert len(list((run / "tensorboard").iterdir())) == 1
+    assert (run / "report" / "notes.txt").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [

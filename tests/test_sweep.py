@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarni
 ROOT = Path(__file__).parents[1]
 GRID = "bits=w3a3,w4a4;seed=0..2"
 TEACHER = make_teacher()
+TABLES = ("table.md", "table.csv", "table.json")
 NAMES = [f"{bits}_seed{seed}" for bits in ("w3a3", "w4a4") for seed in (0, 1, 2)]
 
 
@@ -115,6 +117,46 @@ def test_a_game_that_began_without_images(small_config, tmp_path, played, capfd,
     table = run(small_config, tmp_path, "seed=0")
     assert "seed0: top-1 54.00% (teacher 90.00%), 3 s" in capfd.readouterr().out
     assert table["rows"][0]["calibrated_top1"]["mean"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("sweep.json", "sweep.json' is damaged"),
+        ("table.md", "holds no sweep, but table.md, which a sweep or its report would replace"),
+        ("table.csv", "holds no sweep, but table.csv"),
+        ("table.json", "holds no sweep, but table.json"),
+        ("report.html", "holds no sweep, but report.html"),
+        ("report/surface.png", "holds no sweep, but report,"),
+        ("seed1/student.onnx", "seed1' holds no run, but student.onnx, which a run"),
+        ("seed1/diverged.json", "seed1' holds no run, but diverged.json"),
+        ("seed1", "seed1' is a file, where the game seed1 goes"),
+    ],
+)
+def test_what_no_sweep_wrote_is_refused_and_kept(small_config, tmp_path, played, name, words):
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        run(small_config, tmp_path, "seed=0..1")
+    assert file.read_text() == "mine"
+    assert sorted(tmp_path.rglob("*")) == before
+    assert played == []
+
+
+def test_what_was_put_into_a_sweep_later_is_refused_and_kept(small_config, tmp_path, played):
+    run(small_config, tmp_path, "seed=0")
+    for name, text in (("sweep.json", "{}"), *((name, "a,b\n1,2\n") for name in TABLES)):
+        path = tmp_path / name
+        ours = path.read_text()
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=f"{name}' would be replaced, but is not"):
+            run(small_config, tmp_path, "seed=0..1")
+        assert path.read_text() == text
+        path.write_text(ours)
+    assert played == ["seed0"]
+    run(small_config, tmp_path, "seed=0..1")
 
 
 def test_a_changed_grid_keeps_adds_and_lists(small_config, tmp_path, played):
@@ -376,6 +418,22 @@ def test_the_surface_is_a_sweep_and_its_heat_map(tmp_path, played, capfd):
     assert not list((tmp_path / "surface").glob("*/report.html"))
     assert cli.run([*command, "--grid=game.lambda_l=0.05,0.1;game.lambda_u=0.7,0.9"]) == 0
     assert len(played) == 27  # two of four were there
+
+
+def test_the_surface_leaves_the_pages_and_figures_of_others(tmp_path, played, capfd, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    folder = tmp_path / "surface"
+    folder.mkdir()
+    (folder / "sweep.json").write_text('{"games": {}}')
+    argv = ["surface", "--config=configs/digits_resnet20.py", f"--workdir={folder}", "--cache="]
+    (folder / "report").mkdir()
+    for name in ("report.html", "report/surface.png"):
+        (folder / name).write_text("mine")
+        assert cli.run(argv) == 2
+        assert f"{name}' would be replaced, but is not a" in capfd.readouterr().err
+        assert (folder / name).read_text() == "mine"
+        (folder / name).unlink()
+    assert played == []
 
 
 def test_the_surface_asks_for_its_packages_before_it_plays(tmp_path, played, capfd, monkeypatch):

@@ -9,7 +9,9 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
+from adadfq_jax import samples
 from adadfq_jax.config import default_config, to_json
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.metric_log import MetricLog
@@ -113,7 +115,20 @@ def test_claim_sees_fields_that_one_side_lacks(workdir):
         workdir.claim(default_config())
 
 
-@pytest.mark.parametrize("name", ["checkpoints/best/weights.pth", "teacher.safetensors"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "checkpoints/best/weights.pth",
+        "teacher.safetensors",
+        "metrics/2024.csv",
+        "diverged.json",
+        "student.onnx",
+        "student.pth",
+        "report.html",
+        "report/losses.png",
+        "tensorboard/events.out.tfevents.1.mine",
+    ],
+)
 def test_what_is_no_runs_is_refused_and_kept(workdir, name):
     """Somebody's own project: a run would remove it as what a kill left, or keep it as its own."""
     file = workdir.path / name
@@ -129,6 +144,31 @@ def test_what_a_run_does_not_write_is_no_obstacle(workdir):
     (workdir.path / "log.txt").write_text("mine")
     workdir.claim(default_config())
     assert (workdir.path / "log.txt").read_text() == "mine"
+
+
+def test_what_was_put_into_a_run_later_is_refused_and_kept(workdir):
+    """A run writes its picture and then its result, at its end."""
+    config = default_config()
+    workdir.claim(config)
+    picture = workdir.path / "samples.png"
+    picture.write_bytes(b"mine")
+    with pytest.raises(ConfigError, match=r"samples\.png' would be replaced, but is not a picture"):
+        workdir.claim(config)
+    assert picture.read_bytes() == b"mine"
+    picture.write_bytes(samples.to_png(Image.new("RGB", (2, 2))))
+    workdir.claim(config)  # as after a kill between the two
+    (workdir.path / "result.json").write_text('{"top1": 0.5}')
+    with pytest.raises(ConfigError, match=r"result\.json' would be replaced, but is not a result"):
+        workdir.claim(config)
+    (workdir.path / "result.json").write_text('{"steps": 12}')
+    picture.write_bytes(b"of an earlier version")
+    workdir.claim(config)
+
+
+def test_what_somebody_keeps_under_the_name_of_the_lock_stays(tmp_path):
+    (tmp_path / ".lock").write_text("mine")
+    Workdir(tmp_path).close()
+    assert (tmp_path / ".lock").read_text() == "mine"
 
 
 def test_a_file_system_without_locks(tmp_path, monkeypatch):

@@ -1,7 +1,8 @@
 """PyTorch networks as their original programs write them: keys, strides, order of layers.
 
 Short transcriptions of akamaster/pytorch_resnet_cifar10, kuangliu/pytorch-cifar, torchvision and
-timm; pytorchcv's networks come from that package itself.
+timm, with the shortcuts without parameters of several others; pytorchcv's networks come from that
+package itself.
 """
 
 import torch
@@ -14,9 +15,13 @@ def conv(inputs, outputs, size, stride=1, groups=1):
 
 
 class Block(nn.Module):
-    """A basic block or a bottleneck (`stride_first` not None) with any kind of shortcut."""
+    """A basic block or a bottleneck (`stride_first` not None) with any kind of shortcut.
 
-    def __init__(self, inputs, width, stride, shortcut, stride_first):
+    `option_a` is for one without parameters: what makes the image smaller, `subsample` or
+    `average`, and the share of the zero channels that comes first.
+    """
+
+    def __init__(self, inputs, width, stride, shortcut, stride_first, option_a):
         super().__init__()
         self.bottleneck = stride_first is not None
         outputs = 4 * width if self.bottleneck else width
@@ -30,7 +35,7 @@ class Block(nn.Module):
             self.conv2 = conv(width, width, 3)
         self.bn1, self.bn2 = nn.BatchNorm2d(width), nn.BatchNorm2d(width)
         self.added = outputs - inputs
-        self.name = shortcut
+        self.name, self.option_a = shortcut, option_a
         if shortcut is not None and (stride != 1 or self.added):
             projection = nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
             setattr(self, shortcut, projection)
@@ -41,10 +46,20 @@ class Block(nn.Module):
             y = self.bn3(self.conv3(F.relu(y)))
         if self.name is not None and hasattr(self, self.name):
             x = getattr(self, self.name)(x)
-        elif self.added:  # akamaster's option A
-            half = self.added // 2
-            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, half, half))
+        elif self.added:
+            smaller, share = self.option_a
+            before = int(share * self.added)
+            zeros = x.new_zeros(len(x), self.added, x.shape[2] // 2, x.shape[3] // 2)
+            x = torch.cat([zeros[:, :before], smaller(x), zeros[:, before:]], 1)
         return F.relu(y + x)
+
+
+def subsample(x):
+    return x[:, :, ::2, ::2]
+
+
+def average(x):
+    return F.avg_pool2d(x, 2)
 
 
 class ResNet(nn.Module):
@@ -58,6 +73,7 @@ class ResNet(nn.Module):
         shortcut="downsample",
         classifier="fc",
         stride_first=None,
+        option_a=(subsample, 0.5),  # akamaster's
     ):
         super().__init__()
         self.conv1 = conv(3, width, stem, 2 if stem == 7 else 1)
@@ -68,7 +84,8 @@ class ResNet(nn.Module):
             blocks = []
             for block in range(size):
                 stride = 2 if stage and not block else 1
-                blocks.append(Block(channels, width << stage, stride, shortcut, stride_first))
+                form = shortcut, stride_first, option_a
+                blocks.append(Block(channels, width << stage, stride, *form))
                 channels = (width << stage) * (1 if stride_first is None else 4)
             setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
         setattr(self, classifier, nn.Linear(channels, classes))
@@ -82,9 +99,9 @@ class ResNet(nn.Module):
         return getattr(self, self.classifier)(x.mean((2, 3)))
 
 
-def original_cifar(n, shortcut=None, classes=10, width=16, classifier="linear"):
+def original_cifar(n, shortcut=None, classes=10, width=16, classifier="linear", **kind):
     """akamaster's; `shortcut="shortcut"` is its option B."""
-    return ResNet((n, n, n), width, classes, 3, False, shortcut, classifier)
+    return ResNet((n, n, n), width, classes, 3, False, shortcut, classifier, **kind)
 
 
 def kuangliu(sizes=(2, 2, 2, 2), classes=10, width=64):

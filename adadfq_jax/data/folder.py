@@ -1,15 +1,22 @@
 """Evaluation sets of image files, one folder a class."""
 
+import collections
 import os
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from adadfq_jax.data.dataset import Dataset
-from adadfq_jax.data.images import decode
+from adadfq_jax.data.dataset import Dataset, shortened
+from adadfq_jax.data.images import SUFFIXES, decode
+from adadfq_jax.data.labels import read_labels
 from adadfq_jax.errors import DataError
 
-_SUFFIXES = (".jpg", ".jpeg", ".png")
+# What systems leave in folders, besides hidden files; no images, and no classes.
+_OF_SYSTEMS = ("__macosx", "@eadir", "$recycle.bin", "thumbs.db", "desktop.ini")
+_SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
 
 
 class _Files:
@@ -23,39 +30,159 @@ class _Files:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         path, label = self._files[index]
-        return decode(Path(path).read_bytes(), repr(path)), label
+        try:
+            content = Path(path).read_bytes()
+        except OSError as error:
+            raise DataError(f"{path!r} cannot be read: {error.strerror}.") from error
+        return decode(content, repr(path)), label
 
     def label(self, index: int) -> int:
         return self._files[index][1]
 
 
-def load_folder(path: Path) -> Dataset:
-    """Finds the images `class/name.jpg` (or .jpeg, .png, in any case); other files are ignored.
+def load_folder(path: Path, labels: Path | None = None) -> Dataset:
+    """Finds the images in class folders, and in folders below these.
 
-    Classes are numbered in the order of their folders' names, of which each counts, empty or not.
-    Names are compared as text: `10` comes before `2`.
+    An image is a file with a suffix of `images.SUFFIXES`, in any case. Hidden files are left aside;
+    a warning says how many others in class folders are no images, or are in no class folder.
+
+    Args:
+      path: the folder of class folders.
+      labels: a file that says which folder is which class, as `read_labels` takes it. By default
+        classes are numbered in the order of their folders' names, of which each counts, empty or
+        not. Names are compared as text: `10` comes before `2`, with a warning.
 
     Raises:
-      DataError: there is no such folder, or no image in it.
+      DataError: there is no such folder or no image in it, or a folder or the file of labels cannot
+        be used.
     """
     if not path.is_dir():
         raise DataError(f"there is no image folder {str(path)!r}.")
-    classes = [entry.name for entry in _visible(path) if entry.is_dir()]
-    files = [
-        (entry.path, label)
-        for label, name in enumerate(classes)
-        for entry in _visible(path / name)
-        if entry.name.lower().endswith(_SUFFIXES) and entry.is_file()
-    ]
-    if not files:
+    try:
+        top = _visible(str(path))
+        folders = [entry.name for entry in top if entry.is_dir()]
+        above = frozenset([_identity(str(path))])
+        by_folder = {name: list(_files_below(str(path / name), above)) for name in folders}
+    except OSError as error:
+        raise DataError(f"{error.filename!r} cannot be read: {error.strerror}.") from error
+    loose = [entry.path for entry in top if entry.name not in folders and _is_image(entry.name)]
+    others = [file for files in by_folder.values() for file in files if not _is_image(file)]
+    if len(others) == sum(map(len, by_folder.values())):
         raise DataError(
-            f"there are no images in {str(path)!r}: expected {path.name or '.'}/CLASS/NAME.jpg, "
-            f".jpeg or .png, and found {len(classes)} class folders."
+            f"there are no images in {str(path)!r}: expected {path.name or '.'}/CLASS/NAME.jpg or "
+            f"another suffix that PIL reads, and found {len(folders)} class folders"
+            + (f" with {len(others)} other files ({_suffixes(others)})." if others else ".")
         )
-    return Dataset(str(path), _Files(files), class_names=tuple(classes), encoded=True)
+    if labels is not None:
+        by_name, class_names = read_labels(labels, folders)
+    else:
+        _check_names(path, folders)
+        by_name, class_names = {name: i for i, name in enumerate(folders)}, tuple(folders)
+    if loose:
+        warnings.warn(
+            f"{_counted(loose, 'image')} in {str(path)!r} itself, in no class folder, left out: "
+            f"{_relative(loose, path)}.",
+            stacklevel=3,
+        )
+    if others:
+        warnings.warn(
+            f"{_counted(others, 'file')} below {str(path)!r}, no images by suffix "
+            f"({_suffixes(others)}), left out: {_relative(others, path)}.",
+            stacklevel=3,
+        )
+    files = [
+        (file, by_name[name])
+        for name, found in by_folder.items()
+        for file in found
+        if _is_image(file)
+    ]
+    found = [label for _, label in files]
+    return Dataset(
+        str(path),
+        _Files(files),
+        (min(found), max(found)),
+        class_names,
+        encoded=True,
+        advice="--labels=FILE, or data.labels, says which folder is which class",
+    )
 
 
-def _visible(path: Path) -> list[os.DirEntry]:
-    with os.scandir(path) as entries:
-        found = [entry for entry in entries if not entry.name.startswith(".")]
+def _visible(folder: str) -> list[os.DirEntry]:
+    with os.scandir(folder) as entries:
+        found = [
+            entry
+            for entry in entries
+            if not entry.name.startswith(".") and entry.name.lower() not in _OF_SYSTEMS
+        ]
     return sorted(found, key=lambda entry: entry.name)
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _files_below(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+    """Yields the paths of all files; `above` identifies the folders that this one lies in."""
+    identity = _identity(folder)
+    if identity in above:
+        raise DataError(
+            f"{folder!r} is a link to a folder that it lies in, so that its images have no end: "
+            "remove the link."
+        )
+    for entry in _visible(folder):
+        if entry.is_dir():
+            yield from _files_below(entry.path, above | {identity})
+        elif _is_image(entry.name) and not entry.is_file():
+            raise DataError(
+                f"{entry.path!r} is no file, but "
+                + ("a link to nothing." if entry.is_symlink() else "a device or a pipe.")
+            )
+        else:
+            yield entry.path
+
+
+def _suffix(file: str) -> str:
+    return os.path.splitext(file)[1].lower()
+
+
+def _is_image(file: str) -> bool:
+    return _suffix(file) in SUFFIXES
+
+
+def _check_names(path: Path, folders: Sequence[str]) -> None:
+    """Refuses the folders of a whole data set; warns where order as text is hardly meant."""
+    if all(name.lower() in _SPLITS for name in folders):
+        raise DataError(
+            f"{str(path)!r} holds no class folders, but the parts of a data set "
+            f"({shortened(folders)}): give one of them, such as {str(path / folders[-1])!r}."
+        )
+    # Names with a number after the same beginning: `1` … `10`, `class_1` … `class_10`, `1_cat` ….
+    numbered = [re.match(r"(\D*)(\d+)", name) for name in folders]
+    if not all(numbered) or len({match[1] for match in numbered}) > 1:
+        return
+    numbers = [int(match[2]) for match in numbered]
+    for index, (number, following) in enumerate(zip(numbers, numbers[1:], strict=False)):
+        if following < number:
+            raise_to = folders[index + 1]
+            warnings.warn(
+                f"the class folders of {str(path)!r} are numbered in the order of their names as "
+                f"text, so that {folders[index]!r} is class {index} and {raise_to!r} class "
+                f"{index + 1}; if that is not the teacher's order, --labels=FILE (data.labels) "
+                "says which folder is which class.",
+                stacklevel=4,
+            )
+            return
+
+
+def _counted(files: Sequence[str], what: str) -> str:
+    return f"1 {what} was" if len(files) == 1 else f"{len(files)} {what}s were"
+
+
+def _suffixes(files: Iterable[str]) -> str:
+    counts = collections.Counter(_suffix(file) or "none" for file in files)
+    return shortened([suffix for suffix, _ in counts.most_common()])
+
+
+def _relative(files: Sequence[str], path: Path) -> str:
+    return shortened([os.path.relpath(file, path) for file in files])

@@ -1,35 +1,103 @@
 """From an image file to the pixels that a network sees."""
 
+import contextlib
+import functools
 import io
+import warnings
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from adadfq_jax.errors import DataError
 
+# What PIL lists and does not decode by its own means: containers and films of which it only knows
+# the header, formats that it only writes, and those for which it starts another program.
+_NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PALM", "PDF", "WMF")
+
+# Of files that are images, in lower case, with the dot.
+SUFFIXES = frozenset(
+    suffix for suffix, kind in Image.registered_extensions().items() if kind not in _NOT_DECODED
+)
+# A file's content decides, not its suffix.
+_FORMATS = [kind for kind in Image.ID if kind not in _NOT_DECODED]
+
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # of TIFF
+
 
 def decode(content: bytes, name: str) -> np.ndarray:
-    """Decodes an image file.
+    """Decodes an image file, as a person sees it.
+
+    16-bit grey is scaled to 8 bits; an EXIF orientation is applied; transparent pixels are put on
+    white, with a warning, since hidden colours say nothing; of several frames or pages the first
+    one counts. Colour profiles are left aside.
 
     Args:
-      content: the file's bytes, in any format that PIL reads; grey and palette images become RGB.
+      content: the file's bytes, in any format that PIL decodes.
       name: whose they are, for the message.
 
     Returns:
       uint8 (H, W, 3).
 
     Raises:
-      DataError: the file is damaged.
+      DataError: the file is damaged, or does not say what is black and what is white.
     """
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            return np.asarray(image.convert("RGB"))
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            image.load()
+            # Damaged metadata do not spoil the pixels.
+            with contextlib.suppress(Exception):
+                ImageOps.exif_transpose(image, in_place=True)
+            return np.asarray(_to_rgb(image))
     # Any: a damaged file can make the decoder raise whatever Python can.
     except Exception as error:
         reason = str(error).rstrip(".")
         if "cannot identify image file" in reason:  # names the buffer's address
-            reason = "it is no image, or its beginning is damaged"
+            reason = "it is no image that PIL reads, or its beginning is damaged"
         raise DataError(f"{name} cannot be decoded: {reason or type(error).__name__}.") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    # PIL cuts these off at 255 instead of scaling them.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return _from_16_bits(image).convert("RGB")
+    if image.mode in ("I", "F"):
+        kind = "32-bit or signed integers" if image.mode == "I" else "floating-point numbers"
+        raise ValueError(
+            f"its pixels are {kind}, of which the file does not say what is black and what is "
+            "white; save it with 8 or 16 unsigned bits a channel"
+        )
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    least_opaque, _ = image.getchannel("A").getextrema()
+    if least_opaque < 255:
+        _warn_of_transparency()
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    """Returns an image of 8-bit grey."""
+    values = np.asarray(image)
+    tags = getattr(image, "tag_v2", {})  # of a TIFF file
+    white = 2 ** tags.get(_BITS_PER_SAMPLE, (16,))[0] - 1
+    brightest = int(values.max())
+    if 0 < brightest <= 255:
+        raise ValueError(
+            f"it has {white.bit_length()} bits, but its largest value is {brightest} of {white}, "
+            "which is black: such values are usually meant as 8-bit grey; save it with 8 bits"
+        )
+    grey = np.round(values * (255 / white)).astype(np.uint8)
+    return Image.fromarray(255 - grey if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else grey)
+
+
+@functools.cache  # once, however many images
+def _warn_of_transparency() -> None:
+    warnings.warn(
+        "images with transparent pixels are put on white; the readers of torchvision and "
+        "TensorFlow show the colours hidden below them instead.",
+        stacklevel=2,
+    )
 
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:

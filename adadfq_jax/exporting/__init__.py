@@ -157,8 +157,9 @@ def _content(
     about = {
         "adadfq_jax": __version__,
         "teacher": getattr(student, "teacher", student).digest,
-        "result": getattr(student, "result", {}),
     }
+    if isinstance(student, Student):
+        about |= {"student": student.digest, "step": student.step, "result": student.result}
     # Each format's library is imported with it.
     match format:
         case "integers":

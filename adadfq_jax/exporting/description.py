@@ -1,10 +1,17 @@
 """What an exported file says of itself: JSON with the number of its format and a checksum."""
 
 import json
+import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import safetensors
+
 from adadfq_jax.errors import ExportError
+
+# Where the description stands: under these keys of the metadata, or in this entry of a zip file.
+INTEGERS_KEY, ONNX_KEY, STABLEHLO_ENTRY = "adadfq_integers", "adadfq_onnx", "adadfq.json"
 
 
 def read_description(
@@ -37,6 +44,42 @@ def read_description(
     if checksum != checksum_of(described):
         raise ExportError(f"{name} is damaged: its checksum does not hold.")
     return described
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """Returns what an exported file says of who made it, without running or checking the file.
+
+    Only a PyTorch file needs a package to be opened.
+
+    Args:
+      path: a file of `adadfq export`, of any version, or any other one.
+
+    Returns:
+      `about` of its description: the version, the digests of teacher and student, the step, the
+      run's result; empty where the file says nothing of that kind.
+    """
+    try:
+        about = _described(path)["about"]
+    except Exception:  # a file of another kind, or a damaged one, fails in many ways
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
+def _described(path: Path) -> dict[str, Any]:
+    match path.suffix:
+        case ".safetensors":
+            with safetensors.safe_open(path, "numpy") as file:
+                return json.loads(file.metadata()[INTEGERS_KEY])
+        case ".onnx":
+            # Protocol buffers hold a string as it is, and metadata come after the graph.
+            after = path.read_bytes().rpartition(ONNX_KEY.encode())[2].decode(errors="replace")
+            return json.JSONDecoder().raw_decode(after[after.index("{") :])[0]
+        case ".stablehlo":
+            with zipfile.ZipFile(path) as file:
+                return json.loads(file.read(STABLEHLO_ENTRY))
+    import torch
+
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def refuse_newer(name: str, found: int, newest: int) -> None:

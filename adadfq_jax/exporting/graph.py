@@ -29,7 +29,7 @@ class Node:
 
     Attributes:
       op: conv, norm, relu, dense (layers, with their variables); add, subsample, pad_channels,
-        max_pool, mean, reshape.
+        max_pool, average_pool, mean, reshape.
       name: the layer's, such as `stage1_block1/conv1`; for others made up.
       inputs: names of the nodes that it reads, or `INPUT`.
       attributes: what else defines it, as JSON would hold it.
@@ -164,11 +164,16 @@ def _glue(equation: Any, nodes: list[Node]) -> tuple[str, dict[str, Any]] | None
             _, strides, _, _ = params["window_strides"]
             _, (padding, _), _, _ = params["padding"]
             return "max_pool", {"window": window, "strides": strides, "padding": padding}
+        # Both sums are taken for a mean: the division that follows is checked, and adds nothing.
         case "reduce_sum" if params["axes"] == (1, 2):
-            # Taken for a mean: the division that follows is checked, and adds nothing.
             return "mean", {"count": before[1] * before[2]}
+        case "reduce_window_sum" if not any(map(any, params["padding"])):
+            _, window, across, _ = params["window_dimensions"]
+            if params["window_strides"] == params["window_dimensions"] == (1, window, window, 1):
+                return "average_pool", {"window": window, "count": window * across}
         case "div" if isinstance(equation.invars[1], jax.extend.core.Literal):
-            sums = [node for node in nodes[-2:] if node.op == "mean"]  # a reshape may stand between
+            # A reshape may stand between.
+            sums = [node for node in nodes[-2:] if "count" in node.attributes]
             if sums and sums[-1].attributes["count"] == equation.invars[1].val:
                 return None
         case "reshape" | "broadcast_in_dim" | "squeeze":

@@ -14,7 +14,8 @@ Tensors, by the layers' names (`stage1_block1/conv1`):
 Under the metadata key `adadfq_integers` stands one JSON string: format (a number that grows with
 the layout), architecture, classes, image_size, mean, std, bits (of layers and ReLUs), shapes (of
 kernels), graph ([op, name, inputs, attributes] in order of computation), about (whoever made it:
-versions, the teacher's digest, the run's result) and checksum, the SHA-256 of all the rest.
+versions, the digests of teacher and student, the step, the run's result) and checksum, the SHA-256
+of all the rest.
 `numpy_reader.py` is a whole program that runs such a file.
 """
 
@@ -31,11 +32,10 @@ import safetensors.numpy
 from adadfq_jax import models
 from adadfq_jax.digests import digest
 from adadfq_jax.errors import AdaDFQError, ExportError
-from adadfq_jax.exporting.description import read_description
+from adadfq_jax.exporting.description import INTEGERS_KEY, read_description
 from adadfq_jax.exporting.graph import Node
 from adadfq_jax.exporting.quantized import Activation, Norm, QuantizedNetwork, Weights
 
-METADATA_KEY = "adadfq_integers"
 FORMAT = 1
 
 
@@ -94,7 +94,7 @@ def to_bytes(network: QuantizedNetwork, about: dict[str, Any]) -> bytes:
         "about": about,
     }
     described["checksum"] = _checksum(described, arrays)
-    return safetensors.numpy.save(arrays, {METADATA_KEY: json.dumps(described, sort_keys=True)})
+    return safetensors.numpy.save(arrays, {INTEGERS_KEY: json.dumps(described, sort_keys=True)})
 
 
 def read(path: Path) -> QuantizedNetwork:
@@ -106,7 +106,7 @@ def read(path: Path) -> QuantizedNetwork:
     name = repr(str(path))
     try:
         with safetensors.safe_open(path, "numpy") as file:
-            text = (file.metadata() or {}).get(METADATA_KEY)
+            text = (file.metadata() or {}).get(INTEGERS_KEY)
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
         raise ExportError(f"{name} is not a readable safetensors file: {error}.") from error

@@ -65,6 +65,8 @@ def compute(op, name, inputs, settings, arrays, bits):
     if op == "max_pool":
         places = settings["window"], settings["strides"], settings["padding"]
         return windows(x, *places, fill=-np.inf).max((4, 5))
+    if op == "average_pool":
+        return windows(x, settings["window"], settings["window"], 0).mean((4, 5))
     return {
         "add": lambda: x + inputs[-1],
         "subsample": lambda: x[:, :: settings.get("strides"), :: settings.get("strides")],

@@ -19,11 +19,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from adadfq_jax.errors import ExportError
-from adadfq_jax.exporting.description import read_description
+from adadfq_jax.exporting.description import ONNX_KEY, read_description
 from adadfq_jax.exporting.graph import INPUT, Node
 from adadfq_jax.exporting.quantized import QuantizedNetwork, Weights
 
-METADATA_KEY = "adadfq_onnx"
 FORMAT = 1
 OUTPUT = "logits"
 _OPSET, _OPSET_UINT4 = 13, 21
@@ -82,7 +81,7 @@ def build(
         "about": about,
     }
     described["checksum"] = _checksum(described, model)
-    helper.set_model_props(model, {METADATA_KEY: json.dumps(described, sort_keys=True)})
+    helper.set_model_props(model, {ONNX_KEY: json.dumps(described, sort_keys=True)})
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -102,7 +101,7 @@ def read(path: Path) -> tuple[dict[str, Any], bytes]:
         model = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf's own errors have no common public base
         raise ExportError(f"{name} is not a readable ONNX model.") from error
-    text = {entry.key: entry.value for entry in model.metadata_props}.get(METADATA_KEY)
+    text = {entry.key: entry.value for entry in model.metadata_props}.get(ONNX_KEY)
     described = read_description(name, text, FORMAT, lambda rest: _checksum(rest, model))
     return described, content
 
@@ -300,6 +299,12 @@ class _Writer:
             kernel_shape=[settings["window"]] * 2,
             strides=[settings["strides"]] * 2,
             pads=[settings["padding"]] * 4,
+        )
+
+    def _average_pool(self, node: Node, inputs: list[str]) -> str:
+        window = [node.attributes["window"]] * 2
+        return self.add(
+            "AveragePool", node.name, inputs, node.name, kernel_shape=window, strides=window
         )
 
     def _mean(self, node: Node, inputs: list[str]) -> str:

@@ -7,7 +7,7 @@ activations   {our name of the ReLU: {minimum, maximum, bits}}; which module it 
               name, `stage1_block2/relu1`
 weight_bits   {PyTorch's name of the kernel: bits}
 checksum      SHA-256 of the rest
-about         input space, versions, the teacher's digest, the run's result
+about         input space, versions, digests of teacher and student, the step, the run's result
 """
 
 import hashlib

@@ -18,13 +18,13 @@ import jax.export
 import jax.numpy as jnp
 
 from adadfq_jax.errors import ExportError
-from adadfq_jax.exporting.description import refuse_newer
+from adadfq_jax.exporting.description import STABLEHLO_ENTRY, refuse_newer
 from adadfq_jax.exporting.quantized import QuantizedNetwork
 from adadfq_jax.network import flatten, unflatten
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 FORMAT = 1
-_PROGRAM, _DESCRIPTION = "model.stablehlo", "adadfq.json"
+_PROGRAM = "model.stablehlo"
 _MOST_BITS_OF_INT4 = 4
 
 
@@ -73,7 +73,7 @@ def to_bytes(network: QuantizedNetwork, about: dict[str, Any]) -> bytes:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr(_entry(_PROGRAM), bytes(program))
-        file.writestr(_entry(_DESCRIPTION), json.dumps(described, sort_keys=True))
+        file.writestr(_entry(STABLEHLO_ENTRY), json.dumps(described, sort_keys=True))
     return content.getvalue()
 
 
@@ -95,7 +95,7 @@ def read(path: Path) -> tuple[dict[str, Any], jax.export.Exported]:
     name = repr(str(path))
     try:
         with zipfile.ZipFile(path) as file:  # checks a sum of every entry
-            described = json.loads(file.read(_DESCRIPTION))
+            described = json.loads(file.read(STABLEHLO_ENTRY))
             newer = described["format"] > FORMAT
             if not newer:
                 return described, jax.export.deserialize(bytearray(file.read(_PROGRAM)))

@@ -1,15 +1,19 @@
 """Networks by name. A name says all of a network but its number of classes.
 
-  resnet20_cifar              He et al.'s CIFAR ResNet, shortcuts of option A
-  resnet20_cifar_projection   with projection shortcuts
-  resnet18_3x3                3x3 stem of stride 1, no pooling, for small images
-  resnet18_3x3_pool           3x3 stem of stride 1, then a max-pool
-  resnet18                    ImageNet's, 7x7 stem
-  resnet50_stride1x1          bottlenecks with the stride on the first 1x1 convolution
-  resnet50_stride3x3          ... on the 3x3 convolution
-  mobilenet_v2                the original's, torchvision's and timm's
-  mobilenet_v2_pytorchcv      with an expansion in the first block and a classifier without bias
-  mobilenet_v2b_pytorchcv     with a classifier without bias
+  resnet20_cifar                 He et al.'s CIFAR ResNet, shortcuts of option A take every
+                                 second pixel and add zero channels on both sides
+  resnet20_cifar_padend          ... add all zero channels at the end
+  resnet20_cifar_avgpool         ... average 2x2 pixels
+  resnet20_cifar_avgpool_padend  ... do both
+  resnet20_cifar_projection      with projection shortcuts
+  resnet18_3x3                   3x3 stem of stride 1, no pooling, for small images
+  resnet18_3x3_pool              3x3 stem of stride 1, then a max-pool
+  resnet18                       ImageNet's, 7x7 stem
+  resnet50_stride1x1             bottlenecks with the stride on the first 1x1 convolution
+  resnet50_stride3x3             ... on the 3x3 convolution
+  mobilenet_v2                   the original's, torchvision's and timm's
+  mobilenet_v2_pytorchcv         with an expansion in the first block and a classifier without bias
+  mobilenet_v2b_pytorchcv        with a classifier without bias
 
 Each may end in a width multiplier: `mobilenet_v2_x0.5`.
 """
@@ -24,8 +28,15 @@ import flax.linen as nn
 from adadfq_jax.errors import ConfigError, nearest
 from adadfq_jax.models.mobilenet_v2 import MobileNetV2, rounded_widths, truncated_widths
 from adadfq_jax.models.resnet import ResNet
-from adadfq_jax.models.resnet_cifar import ResNetCifar
+from adadfq_jax.models.resnet_cifar import OptionA, ResNetCifar
 
+# What follows `resnet20_cifar` where shortcuts have no parameters.
+OPTION_A = {
+    "": OptionA(),
+    "_padend": OptionA(pad_end=True),
+    "_avgpool": OptionA(average=True),
+    "_avgpool_padend": OptionA(average=True, pad_end=True),
+}
 CIFAR_DEPTHS = {n: 6 * n + 2 for n in (1, 3, 5, 7, 9, 18)}  # by blocks a stage
 BASIC_DEPTHS = {(2, 2, 2, 2): 18, (3, 4, 6, 3): 34}  # by stage sizes
 BOTTLENECK_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
@@ -63,9 +74,9 @@ def _architectures() -> dict[str, Architecture]:
     known = {}
     cifar = _exact_widths(16, 32, 64)
     for n, depth in CIFAR_DEPTHS.items():
-        for suffix, projection in (("", False), ("_projection", True)):
+        for suffix, option_a in {"_projection": None, **OPTION_A}.items():
             known[f"resnet{depth}_cifar{suffix}"] = Architecture(
-                functools.partial(ResNetCifar, stage_sizes=(n, n, n), projection=projection),
+                functools.partial(ResNetCifar, stage_sizes=(n, n, n), option_a=option_a),
                 cifar,
                 image_size=32,
             )

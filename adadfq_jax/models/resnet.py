@@ -111,7 +111,7 @@ class ResNet(nn.Module):
             "name": f"stage{stage}_block{block}",
         }
         if self.stride_first is None:
-            kind, shared["projection"] = BasicBlock, True
+            kind, shared["option_a"] = BasicBlock, None
         else:
             kind, shared["stride_first"] = Bottleneck, self.stride_first
         return (nn.remat(kind) if self.remat else kind)(**shared)

@@ -158,10 +158,21 @@ class Block(nn.Module):
     """Two convolutions and a shortcut.
 
     Where the shape changes, the shortcut is a 1x1 convolution if ``projection``, else option A:
-    stride-2 subsampling and zero channels.
+    stride-2 subsampling, or the ``average`` of 2x2 pixels, and zero channels on both sides, or all
+    of them at the end (``pad_end``).
     """
 
-    def __init__(self, inputs, outputs, stride, weight_bits, activation_bits, projection=False):
+    def __init__(
+        self,
+        inputs,
+        outputs,
+        stride,
+        weight_bits,
+        activation_bits,
+        projection=False,
+        average=False,
+        pad_end=False,
+    ):
         super().__init__()
         self.conv1 = Conv2d(inputs, outputs, stride, weight_bits)
         self.bn1 = BatchNorm2d(outputs)
@@ -169,13 +180,14 @@ class Block(nn.Module):
         self.conv2 = Conv2d(outputs, outputs, 1, weight_bits)
         self.bn2 = BatchNorm2d(outputs)
         self.act2 = Activation(activation_bits)
-        self.stride = stride
+        self.stride, self.average = stride, average
         self.projection = projection and (stride != 1 or inputs != outputs)
         if self.projection:
             self.shortcut_conv = Conv2d(inputs, outputs, stride, weight_bits, size=1)
             self.shortcut_bn = BatchNorm2d(outputs)
         missing = outputs - inputs
-        self.channel_padding = (missing // 2, missing - missing // 2)
+        before = 0 if pad_end else missing // 2
+        self.channel_padding = (before, missing - before)
 
     def forward(self, x):
         """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
@@ -184,7 +196,11 @@ class Block(nn.Module):
         if self.projection:
             x = self.shortcut_bn(self.shortcut_conv(x))
         elif self.stride != 1 or any(self.channel_padding):
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, *self.channel_padding))
+            if self.average and self.stride == 2:
+                x = F.avg_pool2d(x, 2)
+            else:
+                x = x[:, :, :: self.stride, :: self.stride]
+            x = F.pad(x, (0, 0, 0, 0, *self.channel_padding))
         y += x
         return self.act2(y)
 
@@ -301,10 +317,11 @@ class Classifier(nn.Module):
 class ResNet(Classifier):
     """A ResNet.
 
-    ``blocks`` and ``widths`` have one entry a stage; (3, 3, 3) is CIFAR's ResNet-20. ImageNet's
-    have ``projection`` shortcuts, a stem of ``stem_size`` 7 (of stride 2, then) and a max-``pool``;
-    with ``stride_first`` other than None their blocks are bottlenecks. ``bits`` is None or (weight
-    bits, activation bits).
+    ``blocks`` and ``widths`` have one entry a stage; (3, 3, 3) is CIFAR's ResNet-20, and
+    ``average`` and ``pad_end`` are of its shortcuts (see ``Block``). ImageNet's have ``projection``
+    shortcuts, a stem of ``stem_size`` 7 (of stride 2, then) and a max-``pool``; with
+    ``stride_first`` other than None their blocks are bottlenecks. ``bits`` is None or (weight bits,
+    activation bits).
     """
 
     def __init__(
@@ -315,6 +332,8 @@ class ResNet(Classifier):
         bits=None,
         *,
         projection=False,
+        average=False,
+        pad_end=False,
         stem_size=3,
         pool=False,
         stride_first=None,
@@ -325,6 +344,8 @@ class ResNet(Classifier):
             "widths": tuple(widths),
             "classes": classes,
             "projection": projection,
+            "average": average,
+            "pad_end": pad_end,
             "stem_size": stem_size,
             "pool": pool,
             "stride_first": stride_first,
@@ -339,7 +360,7 @@ class ResNet(Classifier):
             for j in range(count):
                 stride = 2 if i > 0 and j == 0 else 1
                 if stride_first is None:
-                    stage.append(Block(inputs, width, stride, *bits, projection))
+                    stage.append(Block(inputs, width, stride, *bits, projection, average, pad_end))
                     inputs = width
                 else:
                     stage.append(Bottleneck(inputs, width, stride, *bits, stride_first))

@@ -1,5 +1,6 @@
 """The comparators of `adadfq benchmark`: our game's networks, played by PyTorch."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -30,8 +31,10 @@ def twin(module: Any) -> networks.Classifier:
     """Returns the PyTorch twin of a classifier that `serves` knows, with weights of its own."""
     if isinstance(module, MobileNetV2):
         return networks.MobileNetV2(module.widths, module.classes, expand_first=module.expand_first)
-    own = {"projection": True, "stem_size": 3, "pool": False, "stride_first": None}
+    own = {"stem_size": 3, "pool": False, "stride_first": None}
     shape = {name: getattr(module, name, value) for name, value in own.items()}
+    option_a = getattr(module, "option_a", None)
+    shape |= {"projection": True} if option_a is None else dataclasses.asdict(option_a)
     return networks.ResNet(module.stage_sizes, module.widths, module.classes, **shape)
 
 

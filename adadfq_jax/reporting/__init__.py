@@ -12,22 +12,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adadfq_jax import samples
 from adadfq_jax.errors import CheckpointError, ConfigError, TeacherError, install_command
 from adadfq_jax.grid import Point, spans_surface, varied
 from adadfq_jax.reporting.findings import Finding
 from adadfq_jax.storage import is_remote, locate, write_whole
 from adadfq_jax.workdir import (
     CONFIG,
+    EVENTS,
+    FIGURES,
+    REPORT,
     RESULT,
     SAMPLES_OVER_TIME,
     SWEEP,
     read_json,
+    refuse_foreign,
 )
 
 if TYPE_CHECKING:  # drawing needs matplotlib
     from adadfq_jax.reporting.drawing import Drawing
-
-REPORT, FIGURES, EVENTS = "report.html", "report", "tensorboard"
 
 
 def write_report(
@@ -47,7 +50,8 @@ def write_report(
       What the report says in words, the worst first; nothing of a sweep.
 
     Raises:
-      ConfigError: there is a report already, or a package for reports is not installed.
+      ConfigError: there is a report already, or a file that the report would replace and none
+        wrote, or a package for reports is not installed.
       CheckpointError: there is no run, or no checkpoint that can be read.
       TeacherError: the run's teacher cannot be read.
     """
@@ -62,6 +66,7 @@ def write_report(
     if target.exists() and not overwrite:
         raise ConfigError(f"{str(target)!r} exists; --overwrite replaces it.")
     require_packages()
+    _check_parts(workdir)
     if single:
         return _report_run(workdir)
     _report_sweep(workdir, games)
@@ -94,10 +99,37 @@ def _report_sweep(workdir: Path, games: bool) -> None:
     for number, name in enumerate(missing, start=1):
         print(f"[{number}/{len(missing)}] {name}", flush=True)
         try:
+            _check_page(workdir / name)
+            _check_parts(workdir / name)
             _report_run(workdir / name)
         except (ConfigError, CheckpointError, TeacherError) as error:
             warnings.warn(f"{name} gets no report: {error}", stacklevel=2)
     _write(workdir, *report_sweep(workdir, REPORT))
+
+
+def _check_page(workdir: Path) -> None:
+    """Raises ConfigError where nobody has said that a page may be replaced, and it is not ours."""
+    from adadfq_jax.reporting import page
+
+    if (workdir / REPORT).exists() and not page.is_own(workdir / REPORT):
+        refuse_foreign(workdir / REPORT, "a report")
+
+
+def _check_parts(workdir: Path) -> None:
+    """Raises ConfigError where a figure or TensorBoard's events would take another's place."""
+    from adadfq_jax.reporting.events import SUFFIX
+
+    if (workdir / REPORT).is_dir():
+        refuse_foreign(workdir / REPORT, "a report")
+    for name in (FIGURES, EVENTS):
+        if (workdir / name).exists() and not (workdir / name).is_dir():
+            refuse_foreign(workdir / name, "a folder of a report")
+    for path in sorted((workdir / FIGURES).glob("*.png")):
+        if not samples.is_own(path):
+            refuse_foreign(path, "a figure")
+    for path in sorted((workdir / EVENTS).glob("*")):
+        if not path.name.endswith(SUFFIX):
+            refuse_foreign(path, "a report's events for TensorBoard")
 
 
 def _is_newer(path: Path, other: Path) -> bool:
@@ -122,7 +154,9 @@ def _on_a_disk(workdir: str | Path) -> Path:
 
 def check_surface(points: Sequence[Point], workdir: str | Path) -> None:
     """Raises ConfigError where the games of a grid would not make a heat map in a folder."""
-    _on_a_disk(workdir)
+    folder = _on_a_disk(workdir)
+    _check_page(folder)
+    _check_parts(folder)
     fields = varied([point.values for point in points])
     if not spans_surface(fields):
         raise ConfigError(

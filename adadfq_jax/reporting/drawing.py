@@ -7,6 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from adadfq_jax.samples import SOFTWARE
+
 # Drawn as wide as a phone shows it, so that its letters stay readable there.
 _WIDTH, _RESOLUTION = 4.6, 160
 BLUE, ORANGE, GREEN, GREY = "#1f5fa8", "#c8590a", "#2e7d32", "#666666"
@@ -48,5 +50,5 @@ def one_panel(height: float) -> tuple[Figure, Axes]:
 def drawn(name: str, title: str, alt: str, figure: Figure) -> Drawing:
     """Returns a figure as a file; see `Drawing`."""
     file = io.BytesIO()
-    figure.savefig(file, format="png")
+    figure.savefig(file, format="png", metadata={"Software": SOFTWARE})
     return Drawing(name, title, alt.strip(), file.getvalue())

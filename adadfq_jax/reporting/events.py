@@ -1,7 +1,6 @@
 """TensorBoard events of a run: its log again, for those who compare runs there."""
 
 import io
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,17 +10,21 @@ from tensorboardX import SummaryWriter
 
 from adadfq_jax.reporting.history import History
 
+# Tells our events from those of others, which TensorBoard would show as if they were of the run.
+SUFFIX = ".adadfq_jax"
+
 
 def write_events(folder: Path, history: History, pictures: Sequence[tuple[int, bytes]]) -> None:
-    """Writes curves, evaluations and pictures into a folder of their own, which is made anew.
+    """Writes curves, evaluations and pictures, in the place of those of an earlier call.
 
     Args:
       folder: where the events go.
       history: what the run logged.
       pictures: (step, PNG).
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    with SummaryWriter(str(folder)) as writer:
+    for path in folder.glob(f"*{SUFFIX}"):
+        path.unlink()
+    with SummaryWriter(str(folder), filename_suffix=SUFFIX) as writer:
         for name, (steps, values) in history.curves.items():
             for step, value in zip(steps, values, strict=True):
                 writer.add_scalar(f"training/{name}", value, int(step))

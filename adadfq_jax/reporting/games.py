@@ -11,8 +11,7 @@ from adadfq_jax.grid import BITS, without_seed
 from adadfq_jax.reporting import comparison, page
 from adadfq_jax.reporting.drawing import Drawing
 from adadfq_jax.reporting.history import read_history
-from adadfq_jax.sweep import DIVERGED
-from adadfq_jax.workdir import CONFIG, METRICS, RESULT, SWEEP, read_json
+from adadfq_jax.workdir import CONFIG, DIVERGED, METRICS, RESULT, SWEEP, TABLE, read_json
 
 
 def report_sweep(workdir: Path, report: str) -> tuple[str, list[Drawing]]:
@@ -29,7 +28,7 @@ def report_sweep(workdir: Path, report: str) -> tuple[str, list[Drawing]]:
       ConfigError: a file of the sweep is damaged.
     """
     games = (read_json(workdir / SWEEP) or {}).get("games", {})
-    parts, table = [], read_json(workdir / sweep_table.TABLE) or {}
+    parts, table = [], read_json(workdir / TABLE) or {}
     if not table.get("rows"):
         parts.append(page.paragraph("The sweep is not finished: it has no table yet."))
     else:

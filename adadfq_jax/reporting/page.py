@@ -3,9 +3,13 @@
 import base64
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
 from adadfq_jax.reporting.drawing import Drawing
 from adadfq_jax.reporting.findings import GOOD, NOTE, PROBLEM, Finding
+
+# Tells a page of ours from others.
+_GENERATOR = '<meta name="generator" content="adadfq_jax">'
 
 _MARKS = {PROBLEM: "Problem", NOTE: "Note", GOOD: "Good"}
 # Figures and tables never widen the page: the first shrink, the second scroll in their own box.
@@ -50,9 +54,14 @@ def page(title: str, subtitle: str, parts: Sequence[str]) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"{_GENERATOR}\n<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
         f"<h1>{escape(title)}</h1>\n<p>{escape(subtitle)}</p>\n{body}\n</body>\n</html>\n"
     )
+
+
+def is_own(path: Path) -> bool:
+    """Tells whether a file is a page of `page`."""
+    return path.is_file() and _GENERATOR.encode() in path.read_bytes()
 
 
 def section(heading: str, *parts: str) -> str:

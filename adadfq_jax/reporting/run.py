@@ -23,9 +23,8 @@ from adadfq_jax.reporting import causes, figures, findings, history, layers, pag
 from adadfq_jax.reporting.command import command_to_repeat
 from adadfq_jax.reporting.drawing import Drawing
 from adadfq_jax.student import generate, load_state, shown_together, student_of
-from adadfq_jax.sweep import DIVERGED
 from adadfq_jax.teachers import Teacher
-from adadfq_jax.workdir import CONFIG, RESULT, read_json
+from adadfq_jax.workdir import CONFIG, DIVERGED, RESULT, read_json
 
 # Of the images that layers are tried on one by one: a forward pass of all for each.
 _COST_PIXELS = 2**17

@@ -7,6 +7,7 @@ This project's `own` files say all of it themselves.
 
 import dataclasses
 import hashlib
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,20 +18,27 @@ from adadfq_jax.errors import ConfigError, TeacherError
 from adadfq_jax.models.registry import parse
 from adadfq_jax.network import Network, unflatten
 from adadfq_jax.storage import locate, readable
-from adadfq_jax.teachers import files, own, pytorch
-from adadfq_jax.teachers.normalisation import NORMALISATIONS, parse_normalisation
+from adadfq_jax.teachers import files, kinds, own, pytorch
+from adadfq_jax.teachers.normalisation import (
+    NORMALISATIONS,
+    in_unit_pixels,
+    parse_normalisation,
+)
 from adadfq_jax.teachers.recognition import Recognised, recognise
 
 __all__ = [
     "NORMALISATIONS",
     "Teacher",
+    "in_unit_pixels",
     "load_teacher",
     "parse_normalisation",
     "save_teacher",
     "teacher_of",
 ]
 
-_PYTORCH_SUFFIXES = (".pth", ".pt", ".th")
+_LISTED = 3
+# Of `resnet20.pth.tar`, the last one; a file's first bytes say what it is.
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".th", ".tar", ".ckpt", ".bin")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,35 +64,46 @@ def load_teacher(
     std: Sequence[float] = (),
     image_size: int | None = None,
     entry: str | None = None,
+    prefix: str | None = None,
+    pixel_units: int = 1,
 ) -> Teacher:
     """Reads a teacher.
 
     Network, classes, shortcuts and naming are recognised from the file. What a PyTorch file cannot
     tell has to be given: the normalisation; the image size, except for the networks `*_cifar`,
     which are by definition for 32x32 pixels; and `architecture` where two networks have the same
-    variables (where a bottleneck has its stride, whether a max-pool follows a 3x3 stem). What no
-    such file says and nobody asks is taken to be as in the original networks: the strides of the
-    stages, zero channels added on both sides by shortcuts of option A, BatchNorm's epsilon of 1e-5.
+    variables (where a bottleneck has its stride, whether a max-pool follows a 3x3 stem, what
+    shortcuts of option A do). What no such file says and nobody asks is taken to be as in the
+    original networks: the strides of the stages, BatchNorm's epsilon of 1e-5.
 
     Args:
-      path: a PyTorch checkpoint (`.pth`, `.pt`, `.th`; needs torch, and never executes what the
-        file contains), a `.safetensors` file of a PyTorch state dict, or this project's own one,
-        which says all of the following itself.
+      path: a PyTorch checkpoint (`.pth`, `.pt`, `.th`, `.tar`, `.ckpt`, `.bin`; needs torch, and
+        never executes what the file contains), a `.safetensors` file of a PyTorch state dict, or
+        this project's own one, which says all of the following itself.
       architecture: a name of `models.ARCHITECTURES`; must agree with what is recognised.
-      mean, std: normalisation per channel of pixels in [0, 1].
+      mean, std: normalisation per channel, in `pixel_units`.
       image_size: side of the images in pixels.
       entry: which entry of a PyTorch checkpoint holds the weights; by default the first known one
-        (`state_dict`, `model`, `net`, ...), and a moving average (`state_dict_ema`) before others.
+        (`state_dict`, `model`, `net`, ...), and a moving average (`state_dict_ema`) before others;
+        of an entry in another, `model.module`.
+      prefix: what stands before the names of the network's weights, such as `backbone`; by default,
+        what stands before those of its blocks.
+      pixel_units: 1 for mean and std of pixels in [0, 1]; 255 for those of pixels from 0 to 255,
+        which are divided by 255 once.
 
     Raises:
-      TeacherError: the file is missing, damaged, of another network, or does not say enough.
+      TeacherError: the file is missing, damaged, of another network, or does not say enough, or
+        mean and std cannot be in their units.
       ConfigError: `architecture` is unknown.
     """
+    if image_size is not None and image_size < 1:
+        raise TeacherError(f"image_size must be at least 1, not {image_size}.")
+    mean, std = in_unit_pixels(mean, std, pixel_units)
     where = locate(path)
     with readable(where) as file:
         if not file.is_file():
             raise TeacherError(f"there is no teacher file {str(where)!r}.")
-        return _load(file, architecture, mean, std, image_size, entry)
+        return _load(file, architecture, mean, std, image_size, entry, prefix)
 
 
 def _load(
@@ -94,20 +113,22 @@ def _load(
     std: Sequence[float],
     image_size: int | None,
     entry: str | None,
+    prefix: str | None,
 ) -> Teacher:
-    if path.suffix not in (".safetensors", *_PYTORCH_SUFFIXES):
+    if path.suffix.lower() not in _SUFFIXES:
         raise TeacherError(
-            f"{str(path)!r} is not a teacher file: expected .safetensors or "
-            f"{', '.join(_PYTORCH_SUFFIXES)}."
+            f"{str(path)!r} is not a teacher file: expected one of {', '.join(_SUFFIXES)}."
         )
     if architecture is not None:
         parse(architecture)
-    _check_given(mean, std, image_size)
-    if path.suffix == ".safetensors" and own.is_own(path):
-        if entry is not None:
-            raise TeacherError(f"{str(path)!r} is this project's own file: it has no entries.")
+    if kinds.kind_of(path) == kinds.SAFETENSORS and own.is_own(path):
+        if entry is not None or prefix is not None:
+            raise TeacherError(
+                f"{str(path)!r} is this project's own file: it has neither entries nor prefixes."
+            )
         return _load_own(path, architecture, mean, std, image_size)
-    return load_foreign(path, architecture, mean=mean, std=std, image_size=image_size, entry=entry)
+    given = {"mean": mean, "std": std, "image_size": image_size, "entry": entry, "prefix": prefix}
+    return load_foreign(path, architecture, **given)
 
 
 def save_teacher(teacher: Network, path: str | Path) -> None:
@@ -149,10 +170,17 @@ def load_foreign(
     std: Sequence[float],
     image_size: int | None,
     entry: str | None = None,
+    prefix: str | None = None,
 ) -> Teacher:
-    """Reads a PyTorch state dict from a file of any name; see `load_teacher`."""
+    """Reads a PyTorch state dict from a file of any name; see `load_teacher`.
+
+    Warns of what is in the file and was not read.
+
+    Args:
+      mean, std: of pixels in [0, 1].
+    """
     name = repr(str(path))
-    state = files.read_state(path, entry)
+    state = files.read_state(path, entry, prefix)
     recognised = _recognise(name, state, architecture)
     # Whichever it is, the variables are the same: damage is reported before questions.
     variables = pytorch.fit(
@@ -164,6 +192,11 @@ def load_foreign(
     convention = f"{recognised.convention.name} keys"
     if state.entry:
         convention += f", of the entry {state.entry!r}"
+    if state.prefix:
+        convention += f", after {state.prefix!r}"
+    if state.head:
+        convention += f", classifier {state.head!r}"
+    _warn_of_the_rest(name, state)
     return Teacher(
         architecture=architecture,
         module=models.build(architecture, recognised.classes),
@@ -175,6 +208,18 @@ def load_foreign(
         convention=convention,
         keys=recognised.convention.code,
     )
+
+
+def _warn_of_the_rest(name: str, state: files.State) -> None:
+    for what, found in (
+        ("keys outside of the network", state.left_over),
+        ("objects, which were not read and not executed", state.skipped),
+    ):
+        if found:
+            others = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
+            warnings.warn(
+                f"{name} also holds {what}: {', '.join(found[:_LISTED])}{others}.", stacklevel=4
+            )
 
 
 def _recognise(name: str, state: files.State, architecture: str | None) -> Recognised:
@@ -198,7 +243,7 @@ def _require_answers(
     asked = []
     candidates = recognised.architectures
     if architecture is None and len(candidates) > 1:
-        asked.append(f"{recognised.question}: give architecture, {' or '.join(candidates)}")
+        asked.append(recognised.question)
     if image_size is None:
         asked.append("the size of its images in pixels: give image_size")
     if not mean or not std:
@@ -209,17 +254,6 @@ def _require_answers(
     if asked:
         known = f", recognised as {candidates[0]}," if len(candidates) == 1 else ""
         raise TeacherError(f"{name}{known} does not say {'; nor '.join(asked)}.")
-
-
-def _check_given(mean: Sequence[float], std: Sequence[float], image_size: int | None) -> None:
-    for what, value, holds, right in (
-        ("mean", mean, own.is_mean, "three numbers"),
-        ("std", std, own.is_std, "three positive numbers"),
-    ):
-        if len(value) and not holds(tuple(value)):
-            raise TeacherError(f"{what} must be {right}, not {tuple(value)}.")
-    if image_size is not None and image_size < 1:
-        raise TeacherError(f"image_size must be at least 1, not {image_size}.")
 
 
 def _load_own(path, architecture, mean, std, image_size) -> Teacher:

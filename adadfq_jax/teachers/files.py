@@ -1,7 +1,8 @@
 """Checkpoint files to named arrays, without ever executing what a file holds."""
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import numpy as np
 import safetensors
 
 from adadfq_jax.errors import TeacherError, nearest
-from adadfq_jax.teachers.pickles import WAY_OUT, read_torch
+from adadfq_jax.teachers import kinds, parts
+from adadfq_jax.teachers.inert import Skipped
+from adadfq_jax.teachers.pickles import WAY_OUT, Loaded, read_torch
 
 # Where programs put the weights among other things. First those of a moving average (EMA): it is
 # what their authors evaluate.
@@ -26,7 +29,9 @@ _ENTRIES = (
     "network",
     "module",
 )
-_PREFIXES = ("module.", "model.", "net.", "_orig_mod.")
+_OFFERED = 3
+# In the names that PyTorch's own quantization writes.
+_PACKED = re.compile(r"(?:^|\.)(?:_packed_params|scale$|zero_point$)|_packed")
 _SAFETENSORS_TYPES = {
     "F16": np.float16,
     "BF16": ml_dtypes.bfloat16,
@@ -40,40 +45,81 @@ class State:
     """A state dict.
 
     Attributes:
-      arrays: float32 arrays in PyTorch's layout, by name without prefixes such as `module.`.
+      arrays: float32 arrays in PyTorch's layout, by the network's own names, without what stands
+        before all of them in the file.
       entry: where in the file they were: `state_dict`, or empty for a bare state dict.
+      prefix: what stands before the names in the file, such as `module.`.
+      head: the file's name of the classifier, where the network's convention has another.
+      left_over: the file's other keys, which are not read.
+      skipped: names of the classes of objects in the file that were neither read nor executed.
     """
 
     arrays: dict[str, np.ndarray]
     entry: str
+    prefix: str = ""
+    head: str = ""
+    left_over: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
 
-def read_state(path: Path, entry: str | None = None) -> State:
+def read_state(path: Path, entry: str | None = None, prefix: str | None = None) -> State:
     """Reads a state dict from a PyTorch checkpoint or a safetensors file.
 
     Args:
-      path: the file; `.safetensors` files are read as such, any other with torch and
-        `weights_only=True`.
-      entry: which of the file's entries holds the weights; by default, the first known one, and
-        the moving average where there is one.
+      path: the file, of which its first bytes say what reads it.
+      entry: which of the file's entries holds the weights, `model` or, in another, `model.module`;
+        by default, the first known one, and the moving average where there is one.
+      prefix: what stands before the network's keys; by default, what stands before its blocks'.
 
     Raises:
       TeacherError: torch is missing, or the file is damaged, unsafe, or holds something else.
     """
     name = repr(str(path))
-    if path.suffix == ".safetensors":
+    skipped = ()
+    if kinds.kind_of(path) == kinds.SAFETENSORS:
         if entry is not None:
             raise TeacherError(f"{name} is a safetensors file and has no entry {entry!r}.")
         tensors, entry = _read_safetensors(path), ""
     else:
-        tensors, entry = _unwrap(read_torch(path), name, entry)
-        tensors = {key: _to_numpy(name, key, value) for key, value in tensors.items()}
-    arrays = {
-        key: array for key, array in tensors.items() if not key.endswith("num_batches_tracked")
-    }
-    if not arrays:
+        loaded = read_torch(path)
+        skipped = loaded.skipped
+        tensors, entry = _unwrap(loaded, name, entry)
+    tensors = {key: value for key, value in tensors.items() if not _is_a_counter(key)}
+    try:
+        part = parts.find({key: _shape(name, key, x) for key, x in tensors.items()}, prefix)
+    except TeacherError as error:
+        raise TeacherError(f"{name} {error}") from error
+    if not part.names:
         raise TeacherError(f"{name} holds no weights: its state dict is empty.")
-    return State(_without_prefixes(_to_float32(name, arrays)), entry)
+    arrays = {own: _to_numpy(name, key, tensors[key]) for own, key in part.names.items()}
+    return State(_to_float32(name, arrays), entry, part.prefix, part.head, part.left_over, skipped)
+
+
+def _is_a_counter(key: Any) -> bool:
+    # Of BatchNorm, and of torch.optim.swa_utils.AveragedModel.
+    return isinstance(key, str) and (key.endswith("num_batches_tracked") or key == "n_averaged")
+
+
+def _shape(name: str, key: Any, value: Any) -> tuple[int, ...]:
+    """Returns the shape of an entry of a state dict, which has to be a tensor by a name."""
+    if isinstance(key, str) and hasattr(value, "shape") and not isinstance(value, Skipped):
+        return tuple(value.shape)
+    if not isinstance(key, str):
+        raise TeacherError(
+            f"{name}: the names in a state dict are texts such as 'conv1.weight', and not {key!r}; "
+            f"{WAY_OUT}."
+        )
+    if _PACKED.search(key):
+        raise TeacherError(_torch_quantized(name, key))
+    kind = value.name if isinstance(value, Skipped) else type(value).__name__
+    raise TeacherError(f"{name}: the entry {key!r} of its state dict is no tensor but a {kind}.")
+
+
+def _torch_quantized(name: str, key: str) -> str:
+    return (
+        f"{name} is quantized by PyTorch already ({key!r}): give the floating-point network that "
+        "it was made of."
+    )
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -92,57 +138,92 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _unwrap(loaded: Any, name: str, entry: str | None) -> tuple[Mapping[str, Any], str]:
+def _unwrap(loaded: Loaded, name: str, entry: str | None) -> tuple[Mapping[Any, Any], str]:
     """Finds the state dict in what a file held."""
-    if not isinstance(loaded, Mapping):
-        raise TeacherError(f"{name} holds no state dict but a {type(loaded).__name__}; {WAY_OUT}.")
-    if entry is not None and not isinstance(loaded.get(entry), Mapping):
-        others = [str(key) for key, value in loaded.items() if isinstance(value, Mapping)]
-        raise TeacherError(f"{name} has no state dict under {entry!r}; {nearest(entry, others)}")
+    content = loaded.content
+    if not isinstance(content, Mapping):
+        raise TeacherError(f"{name} holds {_in_words(content)} and no state dict; {WAY_OUT}.")
     trail = []
     if entry is not None:
+        content = _entry(content, entry, name)
         trail.append(entry)
-        loaded = loaded[entry]
-    while found := next((key for key in _ENTRIES if _holds_tensors(loaded.get(key))), None):
+    while found := next((key for key in _ENTRIES if _holds_tensors(content.get(key))), None):
         trail.append(found)
-        loaded = loaded[found]
-    if not _holds_tensors(loaded):
+        content = content[found]
+    if not _holds_tensors(content):
         inside = f" under {'.'.join(trail)!r}" if trail else ""
-        some = ", ".join(sorted(map(str, loaded))[:5]) or "nothing"
-        raise TeacherError(
-            f"{name} holds no state dict{inside}: no mapping of names to tensors, but {some}."
+        raise TeacherError(f"{name} holds no state dict{inside}: {_offer(content, trail)}.")
+    return content, ".".join(trail)
+
+
+def _in_words(content: Any) -> str:
+    if isinstance(content, Skipped):
+        return f"a whole {content.name}, which is a program's object,"
+    if hasattr(content, "numpy"):
+        return "one tensor"
+    return f"a {type(content).__name__}"
+
+
+def _entry(content: Mapping[Any, Any], entry: str, name: str) -> Mapping[Any, Any]:
+    """Returns the state dict under an entry, whose name may have dots of its own."""
+    found = dict(_state_dicts(content))
+    if entry not in found:
+        raise TeacherError(f"{name} has no state dict under {entry!r}; {nearest(entry, found)}")
+    return found[entry]
+
+
+def _state_dicts(
+    content: Mapping[Any, Any], trail: str = "", depth: int = 3
+) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """Yields all mappings in a file that may be given as its entry, by their names."""
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield f"{trail}{key}", value
+            if depth:
+                yield from _state_dicts(value, f"{trail}{key}.", depth - 1)
+
+
+def _offer(content: Mapping[Any, Any], trail: list[str]) -> str:
+    """Says what a file holds where a state dict was looked for."""
+    before = "".join(f"{part}." for part in trail)
+    held = [key for key, value in _state_dicts(content, before) if _has_tensors(value)]
+    if "param_groups" in content and not held:
+        return "it holds the state of an optimizer; give the file that holds the network's"
+    if held:
+        said = " or ".join(f"--entry={key}" for key in held[:_OFFERED])
+        return f"where it has tensors, give {said} to convert or evaluate"
+    objects = [value.name for value in content.values() if isinstance(value, Skipped)]
+    if objects:
+        return (
+            f"it holds a whole {objects[0]}, which is a program's object and no state dict; "
+            f"{WAY_OUT}"
         )
-    return loaded, ".".join(trail)
+    some = ", ".join(sorted(map(str, content))[:5]) or "nothing"
+    return f"no mapping of names to tensors, but {some}"
+
+
+def _has_tensors(value: Mapping[Any, Any]) -> bool:
+    return any(hasattr(item, "numpy") for item in value.values())
 
 
 def _holds_tensors(value: Any, depth: int = 3) -> bool:
     """Whether a value is a state dict, or has one in a known entry, a few levels down at most."""
     if not isinstance(value, Mapping):
         return False
-    return any(hasattr(item, "numpy") for item in value.values()) or (
+    return _has_tensors(value) or (
         depth > 0 and any(_holds_tensors(value.get(key), depth - 1) for key in _ENTRIES)
     )
 
 
-def _to_numpy(name: str, key: Any, tensor: Any) -> np.ndarray:
+def _to_numpy(name: str, key: str, tensor: Any) -> np.ndarray:
+    if isinstance(tensor, np.ndarray):  # of a safetensors file
+        return tensor
     import torch
 
-    if not isinstance(key, str) or not isinstance(tensor, torch.Tensor):
-        raise TeacherError(
-            f"{name}: the entry {key!r} of its state dict is no tensor but a "
-            f"{type(tensor).__name__}."
-        )
-    if (
-        tensor.layout is not torch.strided
-        or tensor.is_quantized
-        or tensor.device.type != "cpu"
-        or not _is_dense(tensor)
-    ):
+    if tensor.is_quantized or (_PACKED.search(key) and not tensor.is_floating_point()):
+        raise TeacherError(_torch_quantized(name, key))
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu" or not _is_dense(tensor):
         raise TeacherError(f"{name}: {key!r} is not a plain dense tensor.")
-    if key.endswith("num_batches_tracked"):
-        return np.zeros(())
-    if key == "n_averaged":  # the counter of torch.optim.swa_utils.AveragedModel
-        return np.zeros((), np.float32)
     if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise TeacherError(_not_floating(name, key, str(tensor.dtype).removeprefix("torch.")))
     return tensor.detach().to(torch.float32).numpy()
@@ -178,12 +259,3 @@ def _to_float32(name: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarra
         if key.endswith("running_var") and (converted[key] < 0).any():
             raise TeacherError(f"{name}: {key!r} holds negative variances.")
     return converted
-
-
-def _without_prefixes(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    arrays = {key: array for key, array in arrays.items() if key != "n_averaged"}
-    while True:
-        prefix = next((p for p in _PREFIXES if all(key.startswith(p) for key in arrays)), None)
-        if prefix is None:
-            return arrays
-        arrays = {key.removeprefix(prefix): array for key, array in arrays.items()}

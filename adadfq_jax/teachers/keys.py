@@ -164,6 +164,14 @@ FORMS = {
     "torchvision MobileNetV2": re.compile(r"features\.\d+\.conv\.\d"),
     "timm MobileNetV2": re.compile(r"blocks\.\d+\.\d+\.conv_(?:pw|dw|pwl)\."),
 }
+# What the classifier is called in each form.
+HEADS = {
+    "layered ResNet": ("linear", "fc"),
+    "pytorchcv ResNet": ("output",),
+    "pytorchcv MobileNetV2": ("output",),
+    "torchvision MobileNetV2": ("classifier.1",),
+    "timm MobileNetV2": ("classifier",),
+}
 MOBILENETS = {
     "pytorchcv MobileNetV2": PYTORCHCV_MOBILENET,
     "torchvision MobileNetV2": TORCHVISION_MOBILENET,

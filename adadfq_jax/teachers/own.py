@@ -12,8 +12,6 @@ The last three may be missing. The same teacher gives the same bytes.
 
 import hashlib
 import json
-import math
-import numbers
 import re
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from adadfq_jax.errors import ConfigError, TeacherError, nearest
 from adadfq_jax.network import Network, flatten
 from adadfq_jax.storage import write_whole
 from adadfq_jax.teachers.keys import by_code
+from adadfq_jax.teachers.normalisation import fault, is_mean, is_std
 
 _METADATA_KEY = "adadfq"
 _DTYPES = ("F32", "F64")
@@ -53,8 +52,10 @@ def write(teacher: Network, path: Path, source: str | None, keys: str | None) ->
       keys: the code of that file's convention.
 
     Raises:
-      TeacherError: the file cannot be written.
+      TeacherError: the file cannot be written, or could not be read again.
     """
+    if found := fault(teacher.mean, teacher.std):
+        raise TeacherError(f"{str(path)!r} cannot be written: {found}")
     arrays = flatten(teacher.variables)
     described = {
         "architecture": teacher.architecture,
@@ -164,30 +165,13 @@ def _described(name: str, text: str) -> dict[str, Any]:
             raise TeacherError(
                 f"{name}: {field!r} in its metadata must be {right}, not {described[field]!r}."
             )
+    if found := fault(described["mean"], described["std"]):
+        raise TeacherError(f"{name}, by its metadata: {found}")
     return described
 
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 2**20
-
-
-def is_mean(value: Any) -> bool:
-    """Tells whether a value is three finite numbers."""
-    return (
-        isinstance(value, list | tuple)
-        and len(value) == 3
-        and all(
-            isinstance(number, numbers.Real)
-            and not isinstance(number, bool)
-            and math.isfinite(number)
-            for number in value
-        )
-    )
-
-
-def is_std(value: Any) -> bool:
-    """Tells whether a value is three finite positive numbers."""
-    return is_mean(value) and all(number > 0 for number in value)
 
 
 def _is_sha256(value: Any) -> bool:

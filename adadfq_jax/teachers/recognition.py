@@ -12,6 +12,7 @@ from adadfq_jax.models.registry import (
     BASIC_DEPTHS,
     BOTTLENECK_DEPTHS,
     CIFAR_DEPTHS,
+    OPTION_A,
     build,
     full_name,
 )
@@ -39,7 +40,7 @@ class Recognised:
     Attributes:
       convention: how its variables are named.
       architectures: the networks that it may hold, more than one where names and shapes are equal.
-      question: what would tell those apart; empty for one.
+      question: what would tell those apart, and how to say it; empty for one.
       classes: number of classes C.
     """
 
@@ -126,28 +127,30 @@ def _resnet(form: str, shapes: Shapes) -> Recognised:
     projection = any(
         convention.key(f"stage{stage}_block1/shortcut_conv/kernel") in shapes for stage in counts
     )
-    base, names, question = None, (), ""
+    base, question, answers = None, "", {}
     match len(sizes), stem[-1], bottleneck:
         case 3, 3, False if len(set(sizes)) == 1 and sizes[0] in CIFAR_DEPTHS:
             base = 16
-            suffix = "_projection" if projection else ""
-            names = (f"resnet{CIFAR_DEPTHS[sizes[0]]}_cifar{suffix}",)
+            name = f"resnet{CIFAR_DEPTHS[sizes[0]]}_cifar"
+            if projection:
+                answers = {f"{name}_projection": ""}
+            else:
+                question = "what its shortcuts, which have no parameters, do"
+                answers = {f"{name}{kind}": _describe(kind) for kind in OPTION_A}
         case 4, 3, False if sizes in BASIC_DEPTHS:
             base = 64
-            names = (f"resnet{BASIC_DEPTHS[sizes]}_3x3",)
+            name = f"resnet{BASIC_DEPTHS[sizes]}_3x3"
+            answers = {name: "no"}
             if not standard:
-                names, question = (
-                    (*names, f"{names[0]}_pool"),
-                    "whether a max-pool follows its stem",
-                )
+                question = "whether a max-pool follows its stem"
+                answers[f"{name}_pool"] = "yes"
         case 4, 7, False if sizes in BASIC_DEPTHS:
             base = 64
-            names = (f"resnet{BASIC_DEPTHS[sizes]}",)
+            answers = {f"resnet{BASIC_DEPTHS[sizes]}": ""}
         case 4, 7, True if sizes in BOTTLENECK_DEPTHS:
             base = 64
-            depth = BOTTLENECK_DEPTHS[sizes]
-            names = tuple(f"resnet{depth}_stride{size}" for size in ("1x1", "3x3"))
-            question = "which convolution of a bottleneck has the stride"
+            name = f"resnet{BOTTLENECK_DEPTHS[sizes]}"
+            question, answers = _ask_for_the_stride(name)
     if base is None:
         raise TeacherError(
             f"looks like a ResNet that is not known ({convention.name} keys): {len(sizes)} stages "
@@ -156,7 +159,35 @@ def _resnet(form: str, shapes: Shapes) -> Recognised:
         )
     if stem[1] != 3:
         raise TeacherError(f"takes images of {stem[1]} channels; only 3 are known.")
-    names = tuple(full_name(name, width / base) for name in names)
+    answers = {full_name(name, width / base): answer for name, answer in answers.items()}
+    return _recognised(shapes, convention, question, answers)
+
+
+def _describe(kind: str) -> str:
+    """Says what a shortcut of option A does, by what its network's name ends in."""
+    option_a = OPTION_A[kind]
+    pixels = "average 2x2 pixels" if option_a.average else "take every second pixel"
+    where = "at the end" if option_a.pad_end else "on both sides"
+    whose = "" if kind else ", as akamaster/pytorch_resnet_cifar10"
+    return f"{pixels}, add zero channels {where}{whose}"
+
+
+def _ask_for_the_stride(name: str) -> tuple[str, dict[str, str]]:
+    """Returns the question about bottlenecks, and its answers."""
+    return "which convolution of a bottleneck has the stride", {
+        f"{name}_stride1x1": "the first 1x1",
+        f"{name}_stride3x3": "the 3x3, as torchvision's and timm's",
+    }
+
+
+def _recognised(
+    shapes: Shapes, convention: keys.Convention, question: str, answers: Mapping[str, str]
+) -> Recognised:
+    """Makes the answer of `recognise` of what each of the possible networks would answer."""
+    names = tuple(answers)
+    if len(names) > 1:
+        said = " or ".join(f"{name} ({answer})" for name, answer in answers.items())
+        question += f": give architecture, {said}"
     return Recognised(convention, names, question, _classes(shapes, convention, names[0]))
 
 
@@ -193,8 +224,7 @@ def _mobilenet(form: str, shapes: Shapes) -> Recognised:
             f"looks like {base} with unusual widths, which no multiplier gives: "
             f"{', '.join(map(str, widths))}."
         )
-    name = full_name(base, multiplier)
-    return Recognised(convention, (name,), "", _classes(shapes, convention, name))
+    return _recognised(shapes, convention, "", {full_name(base, multiplier): ""})
 
 
 def _classes(shapes: Shapes, convention: keys.Convention, architecture: str) -> int:

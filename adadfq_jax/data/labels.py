@@ -1,0 +1,62 @@
+"""Which class folder is which class, where the order of the names does not say it."""
+
+import collections
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from adadfq_jax.data.dataset import shortened
+from adadfq_jax.errors import DataError, nearest
+
+_FORMS = (
+    'a JSON object {"FOLDER": CLASS, …}, a JSON array ["FOLDER OF CLASS 0", …], or lines '
+    "`FOLDER CLASS`, or `FOLDER` in the order of the classes"
+)
+
+
+def read_labels(path: Path, folders: Sequence[str]) -> tuple[dict[str, int], tuple | None]:
+    """Reads the class of every class folder.
+
+    Args:
+      path: a file, in UTF-8, of one of these forms: a JSON object of class numbers from 0 by folder
+        (torchvision's `class_to_idx`); a JSON array of all classes' folders in the order of the
+        classes; lines `FOLDER CLASS`; lines `FOLDER`, in the order of the classes. It may name
+        folders that are not there.
+      folders: those that are there.
+
+    Returns:
+      (class number by folder, the names of all classes in their order where the file lists them).
+
+    Raises:
+      DataError: the file cannot be read, is of another form, or lacks a folder.
+    """
+    try:
+        text = path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
+        raise DataError(f"the labels {str(path)!r} cannot be read: {reason}.") from error
+    given, names = _parse(text, str(path))
+    if names is not None:
+        given = list(zip(names, range(len(names)), strict=True))
+    by_name = dict(given)
+    repeated = [
+        name for name, count in collections.Counter(n for n, _ in given).items() if count > 1
+    ]
+    if repeated:
+        raise DataError(f"the labels {str(path)!r} name {shortened(repeated)} more than once.")
+    missing = [name for name in folders if name not in by_name]
+    if missing:
+        raise DataError(
+            f"the labels {str(path)!r} say nothing of {len(missing)} class folders "
+            f"({shortened(missing)}): {nearest(missing[0], by_name)}"
+        )
+    return by_name, None if names is None else tuple(names)
+
+
+def _parse(text: str, path: str) -> tuple[list[tuple[str, int]], list[str] | None]:
+    """Returns pairs of folder and class, or the folders in the order of the classes."""
+    try:
+        content = json.loads(text, object_pairs_hook=list)
+    except ValueError:
+        content = None
+    ...
