@@ -143,6 +143,7 @@ def _evaluate(argv: Sequence[str]) -> None:
         "model": "instead of both, a file of `adadfq export`",
         "source": "the evaluation set: npz, folder, or tfds:NAME; by default the run's",
         "path": "its file or folder, or tensorflow-datasets' data_dir",
+        "labels": "of a folder: a file that says which class folder is which class",
         "mean": "normalisation, three numbers with commas between, or a preset: imagenet, "
         "cifar10, cifar10-pytorchcv; by default the file's",
         "std": "the same; a preset given for one of both stands for both",
@@ -182,7 +183,7 @@ def _evaluate(argv: Sequence[str]) -> None:
 
     _keep_compiled_programs(values.cache)
     mean, std = parse_normalisation(values.mean, values.std)
-    network, source, path = measuring.open_network(
+    network, source, path, labels = measuring.open_network(
         values.teacher,
         values.workdir,
         values.model,
@@ -196,11 +197,12 @@ def _evaluate(argv: Sequence[str]) -> None:
         pixel_units=values.pixel_units,
     )
     if values.source:
-        source, path = values.source, values.path
+        source, path, labels = values.source, values.path, None
     measured = measuring.measure(
         network,
         source,
         values.path or path,
+        values.labels or labels,
         bits=values.bits,
         calibration=values.calibration,
         epochs=values.epochs,

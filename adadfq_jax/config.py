@@ -42,6 +42,7 @@ IDENTITY_EXEMPT = (
     "teacher.path",
     "data.source",
     "data.path",
+    "data.labels",
     "evaluation",
     "checkpoint",
     "log_every_steps",
@@ -167,6 +168,7 @@ def default_config(
     config.data = data = ml_collections.ConfigDict()
     data.source = "none"  # the evaluation set: "none", "npz", "folder" or "tfds:NAME"
     data.path = config_dict.placeholder(str)  # file, folder, or tensorflow-datasets' data_dir
+    data.labels = config_dict.placeholder(str)  # of a folder: a file with the class of each folder
     data.mean = ()  # per channel, of pixels in [0, 1]; empty: as the teacher's file says
     data.std = ()
 
@@ -305,6 +307,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
     check_source("data.source", data.source)
     if data.source in ("npz", "folder") and data.path is None:
         raise ConfigError(f"data.source={data.source!r} needs data.path: where it lies.")
+    if data.labels is not None and data.source != "folder":
+        raise ConfigError(
+            f"data.labels={data.labels!r} says which class a folder is, but data.source is "
+            f"{data.source!r}: leave it unset, or set data.source='folder'."
+        )
     _require(
         len(data.mean) == len(data.std) and len(data.mean) in (0, 3),
         "data.mean, data.std",

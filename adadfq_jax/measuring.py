@@ -68,7 +68,7 @@ def open_network(
     entry: str | None = None,
     prefix: str | None = None,
     pixel_units: int = 1,
-) -> tuple[Network | ExportedModel, str, str | None]:
+) -> tuple[Network | ExportedModel, str, str | None, str | None]:
     """Opens a teacher, a run's student, or an exported file.
 
     Args:
@@ -80,7 +80,8 @@ def open_network(
         is given must agree.
 
     Returns:
-      (the network, source and path of the evaluation set that its run names, or "none", None).
+      (the network; source, path and labels of the evaluation set that its run names, or "none",
+      None, None).
 
     Raises:
       ConfigError: none or several are given, or something given contradicts the network.
@@ -96,7 +97,7 @@ def open_network(
     if teacher:
         given = {"mean": mean, "std": std, "image_size": image_size, "entry": entry}
         given["prefix"] = prefix
-        return load_teacher(teacher, architecture, **given), "none", None
+        return load_teacher(teacher, architecture, **given), "none", None, None
     found = load_exported(model) if model else load_student(workdir, checkpoint)
     for name, value in {
         "architecture": architecture,
@@ -110,15 +111,16 @@ def open_network(
         if value and value != true:
             raise ConfigError(f"--{name} says {value}, but {model or workdir} has {true}.")
     if model:
-        return found, "none", None
+        return found, "none", None, None
     data = (read_json(locate(workdir) / CONFIG) or {}).get("data", {})
-    return found, data.get("source", "none"), data.get("path")
+    return found, data.get("source", "none"), data.get("path"), data.get("labels")
 
 
 def measure(
     network: Network | ExportedModel,
     source: str,
     path: str | None,
+    labels: str | None = None,
     *,
     bits: Sequence[str] = (),
     calibration: int = 512,
@@ -130,8 +132,8 @@ def measure(
 
     Args:
       network: it.
-      source, path: of the evaluation set, as `load_dataset` takes them; it may be "none" only with
-        bit-widths.
+      source, path, labels: of the evaluation set, as `load_dataset` takes them; it may be "none"
+        only with bit-widths.
       bits, calibration, epochs, show_progress: see `untrained.compare`.
       batch_size: images at a time.
 
@@ -148,7 +150,7 @@ def measure(
         raise ConfigError(f"--bits asks about a teacher; a run's is the file {TEACHER} in it.")
     for text in bits:
         parse_bits(text)
-    dataset = load_dataset(source, path)
+    dataset = load_dataset(source, path, labels)
     result = None
     if dataset is not None:
         check_fits(dataset, network)

@@ -110,7 +110,7 @@ def quantize(
             raise TeacherError(f"the teacher must be one of load_teacher, not {teacher!r:.60}.")
         teacher = teacher or teacher_of(config)
         config = resolve(config, teacher)
-        dataset = load_dataset(config.data.source, config.data.path)
+        dataset = load_dataset(config.data.source, config.data.path, config.data.labels)
         if dataset is not None:
             check_fits(dataset, teacher)
         subset = config.evaluation.subset

@@ -157,7 +157,7 @@ def test_pytorchcv_networks_come_from_its_cache(home, monkeypatch, pytorchcv, ca
     assert (teacher.architecture, teacher.image_size) == ("resnet20_cifar_projection", 32)
     assert teacher.std == (0.2023, 0.1994, 0.2010)
     path.write_bytes(path.read_bytes() + b"x")
-    assert cli.run([*arguments, "--std=cifar10-pytorchcv"]) == 2
+    assert cli.run([*arguments, "--std=cifar10-pytorchcv", "--overwrite"]) == 2
     assert "SHA-1" in capsys.readouterr().err
 
 
@@ -167,8 +167,9 @@ def test_a_package_tells_the_stride_and_the_size(home, monkeypatch, pytorchcv):
     mean, std = NORMALISATIONS["imagenet"]
     teacher = convert("pytorchcv:resnet50", output, mean=mean, std=std)
     assert (teacher.architecture, teacher.image_size) == ("resnet50_stride1x1", 224)
+    given = {"mean": mean, "std": std, "overwrite": True}
     with pytest.raises(TeacherError, match="is resnet50_stride1x1, not resnet50_stride3x3"):
-        convert("pytorchcv:resnet50", output, architecture="resnet50_stride3x3", mean=mean, std=std)
+        convert("pytorchcv:resnet50", output, architecture="resnet50_stride3x3", **given)
 
 
 def test_torchvision_says_all_of_it(home, monkeypatch):
@@ -201,7 +202,7 @@ def test_torchvision_says_all_of_it(home, monkeypatch):
         std,
     )
     with pytest.raises(TeacherError, match="torchvision has no network 'resnet5': did you mean"):
-        convert("torchvision:resnet5", output)
+        convert("torchvision:resnet5", output, overwrite=True)
 
 
 def test_timm_says_all_of_it(home, monkeypatch):

@@ -420,8 +420,8 @@ def test_an_export_is_of_the_step_that_the_run_is_at_or_it_is_said(run_folder, t
             with pytest.raises(ConfigError, match="would be replaced, but is not a student of thi"):
                 go_on(epochs, name)
         assert foreign.read_bytes() == content
+    config.epochs, config.export = 5, ""
     with pytest.warns(UserWarning, match="does not say that it is this run's student") as warned:
-        config.epochs, config.export = 5, ""
         training.quantize(config, make_teacher(), folder)
     assert len(warned) == 2
 

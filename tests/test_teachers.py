@@ -114,13 +114,50 @@ ORIGINALS = {
         "resnet50_stride1x1_x0.25",
         slow=True,
     ),
-    "torchvision mobilenet": case("mobilenet_v2", nets.TorchvisionMobileNetV2, 224),
-    "torchvision mobilenet 0.75": case(
-        "mobilenet_v2_x0.75", lambda: nets.TorchvisionMobileNetV2(10, 0.75), 96, slow=True
+    "original, deeper": case(
+        "resnet14_cifar", lambda: nets.original_cifar(2), 32, "resnet14_cifar"
     ),
-    "timm mobilenet 0.5": case("mobilenet_v2_x0.5", lambda: nets.TimmMobileNetV2(10, 0.5), 96),
+    "torchvision mobilenet": case(
+        "mobilenet_v2", nets.TorchvisionMobileNetV2, 224, "mobilenet_v2", slow=True
+    ),
+    "torchvision mobilenet 0.75": case(
+        "mobilenet_v2_x0.75",
+        lambda: nets.TorchvisionMobileNetV2(10, 0.75),
+        96,
+        "mobilenet_v2_x0.75",
+        slow=True,
+    ),
+    **{
+        f"torchvision keys, strides {strides}": case(
+            f"mobilenet_v2{kind}_x0.5",
+            lambda strides=strides: nets.TorchvisionMobileNetV2(10, 0.5, strides),
+            32,
+            f"mobilenet_v2{kind}_x0.5",
+        )
+        for kind, strides in {"_cifar": (1, 1), "_cifar_stem": (1, 2)}.items()
+    },
+    "timm mobilenet 0.5": case(
+        "mobilenet_v2_x0.5", lambda: nets.TimmMobileNetV2(10, 0.5), 96, "mobilenet_v2_x0.5"
+    ),
     "timm mobilenet 1.4": case(
-        "mobilenet_v2_x1.4", lambda: nets.TimmMobileNetV2(10, 1.4), 64, slow=True
+        "mobilenet_v2_x1.4",
+        lambda: nets.TimmMobileNetV2(10, 1.4),
+        64,
+        "mobilenet_v2_x1.4",
+        slow=True,
+    ),
+    "pytorchcv bottlenecks of depth 9n + 2": case(
+        "resnet164_cifar_stride3x3",
+        pytorchcv("resnet_cifar", "resnet164bn_cifar10"),
+        32,
+        "resnet164_cifar_stride3x3",
+        slow=True,
+    ),
+    "bottlenecks of depth 9n + 2": case(
+        "resnet11_cifar_stride1x1",
+        lambda: nets.ResNet((1, 1, 1), 16, 10, 3, False, stride_first=True),
+        32,
+        "resnet11_cifar_stride1x1",
     ),
     "pytorchcv resnet20_cifar10": case(
         "resnet20_cifar_projection", pytorchcv("resnet_cifar", "resnet20_cifar10"), 32
@@ -213,6 +250,10 @@ def test_the_questions_matter(tmp_path):
         (
             lambda: nets.ResNet((2, 2, 2, 2), 8, 10, 3, False),
             ("resnet18_3x3_x0.125", "resnet18_3x3_pool_x0.125"),
+        ),
+        (
+            lambda: nets.TorchvisionMobileNetV2(10, 0.25),
+            [f"mobilenet_v2{kind}_x0.25" for kind in ("", "_cifar", "_cifar_stem")],
         ),
         (
             lambda: nets.original_cifar(1),
@@ -348,6 +389,12 @@ def test_own_files_say_it_all_and_are_always_the_same_bytes(tmp_path, state):
             lambda: nets.ResNet((3, 4, 6, 3), 8, stride_first=False),
             {},
             "bottleneck has the stride: give architecture.*nor the size.*nor how its images",
+        ),
+        (
+            lambda: nets.TorchvisionMobileNetV2(10, 0.5),
+            NORMALISATION | {"image_size": 32},
+            r"which layers have a stride: give architecture, mobilenet_v2_x0.5 \(.*224.*\) or "
+            r"mobilenet_v2_cifar_x0.5 \(.*chenyaofo.*\) or mobilenet_v2_cifar_stem_x0.5 \(",
         ),
     ],
 )
@@ -512,7 +559,8 @@ BAD_STATES = {
     ),
     "one statistic lacks": (
         lambda s: changed(s, **{"layer1.0.bn1.running_var": None}),
-        "looks like resnet8_cifar_projection .*1 key is missing: 'layer1.0.bn1.running_var'.*statistics",
+        "looks like resnet8_cifar_projection .*1 key is missing: "
+        "'layer1.0.bn1.running_var'.*statistics",
     ),
     "no BatchNorm": (
         lambda s: {k: v for k, v in s.items() if "bn" not in k and "shortcut.1" not in k},

@@ -148,12 +148,16 @@ class TorchvisionInvertedResidual(nn.Module):
 
 
 class TorchvisionMobileNetV2(nn.Module):
-    def __init__(self, classes=1000, multiplier=1.0):
+    """With `strides` of the stem and the second stage, which some change for CIFAR's images."""
+
+    def __init__(self, classes=1000, multiplier=1.0, strides=(2, 2)):
         super().__init__()
         channels = make_divisible(32 * multiplier)
         last = make_divisible(1280 * max(1.0, multiplier))
-        features = [conv_norm_relu6(3, channels, 3, 2)]
+        features = [conv_norm_relu6(3, channels, 3, strides[0])]
         for factor, width, blocks, stride in _MOBILENET:
+            if width == 24:
+                stride = strides[1]
             outputs = make_divisible(width * multiplier)
             for block in range(blocks):
                 features.append(

@@ -2,7 +2,8 @@
 
 none         there are none
 npz          a file with `x`, uint8 (N, H, W, 3), and `y`, integers (N,)
-folder       `class/name.jpg` (or .jpeg, .png); classes are numbered in the order of their names
+folder       `class/name.jpg`, any format that Pillow reads, also in folders below; classes are
+             numbered in the order of their names, or as a file of labels says
 tfds:NAME    a data set of tensorflow-datasets, prepared once with launch/prepare_data.sh
 """
 
@@ -17,12 +18,15 @@ __all__ = ["Dataset", "check_fits", "check_labels", "from_arrays", "load_dataset
 _TFDS = "tfds:"
 
 
-def load_dataset(source: str, path: str | Path | None = None) -> Dataset | None:
+def load_dataset(
+    source: str, path: str | Path | None = None, labels: str | Path | None = None
+) -> Dataset | None:
     """Opens an evaluation set.
 
     Args:
       source: one of the above; NAME as tensorflow-datasets takes it (`cifar10`, `name/config`).
       path: the file, the folder, or tensorflow-datasets' `data_dir` (its own default if None).
+      labels: of a folder, a file that says which class folder is which class.
 
     Returns:
       The set, or None for "none".
@@ -31,6 +35,8 @@ def load_dataset(source: str, path: str | Path | None = None) -> Dataset | None:
       DataError: it cannot be read.
       ConfigError: it is not on a disk.
     """
+    if labels is not None and source != "folder":
+        raise DataError(f"labels say which class a folder is, and {source!r} is no image folder.")
     if source == "none":
         return None
     # What a source needs is imported with it.
@@ -48,4 +54,4 @@ def load_dataset(source: str, path: str | Path | None = None) -> Dataset | None:
         return load_npz(on_a_disk(path))
     from adadfq_jax.data.folder import load_folder
 
-    return load_folder(on_a_disk(path))
+    return load_folder(on_a_disk(path), None if labels is None else on_a_disk(labels))

@@ -27,6 +27,7 @@ class Dataset:
       class_names: what the labels stand for, where the set tells.
       encoded: whether a record is decoded when it is read, and may have any size; `batches` then
         brings it to the network's. Other images must have the network's size.
+      advice: what helps where classes are not those of a network, as part of a sentence.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Dataset:
     labels: tuple[int, int] | None = None
     class_names: tuple[str, ...] | None = None
     encoded: bool = False
+    advice: str = ""
 
     def __len__(self) -> int:
         return len(self.records)
@@ -145,16 +147,37 @@ def from_arrays(images: np.ndarray, labels: np.ndarray, name: str = "arrays") ->
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         raise DataError(
             f"{name}: images must be uint8 of shape (N, H, W, 3), not {images.dtype} "
-            f"{images.shape}."
+            f"{images.shape}{_hint_of_images(images)}."
         )
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(
             f"{name}: labels must be integers of shape ({len(images)},), not {labels.dtype} "
-            f"{labels.shape}."
+            f"{labels.shape}{_hint_of_labels(labels)}."
         )
     if not len(images):
         raise DataError(f"{name}: there are no images.")
     return Dataset(name, _ArrayRecords(images, labels), (int(labels.min()), int(labels.max())))
+
+
+def _hint_of_images(images: np.ndarray) -> str:
+    if images.ndim == 4 and images.shape[1] == 3:
+        return "; images.transpose(0, 2, 3, 1) puts the channels last"
+    if images.ndim == 3 or images.shape[-1:] == (1,):
+        return "; grey images are written three times, as red, green and blue"
+    if np.issubdtype(images.dtype, np.floating) and images.size:
+        factor = "255 * " if images.max() <= 1 else ""
+        return f"; write ({factor}images).round().astype('uint8') of pixels without normalisation"
+    if images.dtype == np.uint16:
+        return "; 16 bits become 8 by (images / 257).round().astype('uint8')"
+    return ""
+
+
+def _hint_of_labels(labels: np.ndarray) -> str:
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        return "; labels[:, 0] takes the second dimension away"
+    if labels.ndim == 2:
+        return "; labels.argmax(1) makes class numbers of one row a class"
+    return ""
 
 
 def check_fits(dataset: Dataset, network: Any) -> None:
@@ -162,8 +185,8 @@ def check_fits(dataset: Dataset, network: Any) -> None:
     names = dataset.class_names
     if names is not None and len(names) != network.classes:
         raise DataError(
-            f"{dataset.name} has {len(names)} classes ({_shortened(names)}), but the teacher has "
-            f"{network.classes}."
+            f"{dataset.name} has {len(names)} classes ({shortened(names)}), but the teacher has "
+            f"{network.classes}{_advised(dataset)}."
         )
     if dataset.labels is not None:
         check_labels(dataset, dataset.labels, network)
@@ -178,7 +201,8 @@ def check_fits(dataset: Dataset, network: Any) -> None:
         )
 
 
-def _shortened(names: Sequence[str]) -> str:
+def shortened(names: Sequence[str]) -> str:
+    """Returns some names, with a mark where there are more of them."""
     return ", ".join(names if len(names) <= 4 else [*names[:3], "…", names[-1]])
 
 
@@ -188,5 +212,9 @@ def check_labels(dataset: Dataset, labels: Sequence[int] | np.ndarray, network: 
         if not 0 <= label < network.classes:
             raise DataError(
                 f"{dataset.name} has a label {label}, but the network knows classes 0 to "
-                f"{network.classes - 1}."
+                f"{network.classes - 1}{_advised(dataset)}."
             )
+
+
+def _advised(dataset: Dataset) -> str:
+    return dataset.advice and f"; {dataset.advice}"

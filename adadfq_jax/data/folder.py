@@ -1,6 +1,7 @@
 """Evaluation sets of image files, one folder a class."""
 
 import collections
+import itertools
 import os
 import re
 import warnings
@@ -162,14 +163,13 @@ def _check_names(path: Path, folders: Sequence[str]) -> None:
     if not all(numbered) or len({match[1] for match in numbered}) > 1:
         return
     numbers = [int(match[2]) for match in numbered]
-    for index, (number, following) in enumerate(zip(numbers, numbers[1:], strict=False)):
+    for index, (number, following) in enumerate(itertools.pairwise(numbers)):
         if following < number:
-            raise_to = folders[index + 1]
             warnings.warn(
                 f"the class folders of {str(path)!r} are numbered in the order of their names as "
-                f"text, so that {folders[index]!r} is class {index} and {raise_to!r} class "
-                f"{index + 1}; if that is not the teacher's order, --labels=FILE (data.labels) "
-                "says which folder is which class.",
+                f"text, so that {folders[index]!r} is class {index} and {folders[index + 1]!r} "
+                f"class {index + 1}; if that is not the teacher's order, --labels=FILE "
+                "(data.labels) says which folder is which class.",
                 stacklevel=4,
             )
             return

@@ -4,6 +4,7 @@ import collections
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from adadfq_jax.data.dataset import shortened
 from adadfq_jax.errors import DataError, nearest
@@ -39,9 +40,8 @@ def read_labels(path: Path, folders: Sequence[str]) -> tuple[dict[str, int], tup
     if names is not None:
         given = list(zip(names, range(len(names)), strict=True))
     by_name = dict(given)
-    repeated = [
-        name for name, count in collections.Counter(n for n, _ in given).items() if count > 1
-    ]
+    counts = collections.Counter(name for name, _ in given)
+    repeated = [name for name, count in counts.items() if count > 1]
     if repeated:
         raise DataError(f"the labels {str(path)!r} name {shortened(repeated)} more than once.")
     missing = [name for name in folders if name not in by_name]
@@ -56,7 +56,29 @@ def read_labels(path: Path, folders: Sequence[str]) -> tuple[dict[str, int], tup
 def _parse(text: str, path: str) -> tuple[list[tuple[str, int]], list[str] | None]:
     """Returns pairs of folder and class, or the folders in the order of the classes."""
     try:
-        content = json.loads(text, object_pairs_hook=list)
+        content = json.loads(text, object_pairs_hook=_Pairs)
     except ValueError:
-        content = None
-    ...
+        return _parse_lines(text, path)
+    if isinstance(content, _Pairs) and all(_is_class(number) for _, number in content):
+        return list(content), None
+    if isinstance(content, list) and content and all(isinstance(x, str) for x in content):
+        return [], content
+    raise DataError(f"the labels {path!r} must be {_FORMS}.")
+
+
+class _Pairs(list):
+    """The pairs of a JSON object, of which a dict would drop a repeated name."""
+
+
+def _parse_lines(text: str, path: str) -> tuple[list[tuple[str, int]], list[str] | None]:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    split = [line.rsplit(maxsplit=1) for line in lines]
+    if lines and all(len(parts) == 2 and parts[1].isdecimal() for parts in split):
+        return [(name, int(number)) for name, number in split], None
+    if lines and all(len(parts) == 1 for parts in split):
+        return [], lines
+    raise DataError(f"the labels {path!r} must be {_FORMS}.")
+
+
+def _is_class(number: Any) -> bool:
+    return type(number) is int and number >= 0

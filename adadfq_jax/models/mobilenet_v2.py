@@ -2,7 +2,8 @@
 
 Two implementations of it are in wide use. They differ in how a width multiplier rounds channels, in
 whether the first block, whose expansion factor is 1, has an expansion nevertheless, and in whether
-the classifier is a dense layer or a 1x1 convolution without bias.
+the classifier is a dense layer or a 1x1 convolution without bias. For CIFAR's images the strides of
+the stem and of the second stage are taken away, which no weight shows.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +21,8 @@ from adadfq_jax.models.layers import (
 )
 
 STAGE_SIZES = (1, 2, 3, 4, 3, 3, 1)
-_STRIDES = (1, 2, 2, 2, 1, 2, 1)
+# Of the stem and of the stages: the original's, for images of 224 pixels.
+STRIDES = (2, 1, 2, 2, 2, 1, 2, 1)
 _EXPANSION = 6  # except in the first stage
 _WIDTHS = (32, 16, 24, 32, 64, 96, 160, 320, 1280)
 
@@ -90,6 +92,7 @@ class MobileNetV2(nn.Module):
 
     Attributes:
       widths: channels of the stem, of the seven stages and of the head.
+      strides: of the stem and of the first block of each stage.
       expand_first: whether the first block has an expansion, of factor 1.
       dense_classifier: whether the classifier is a dense layer with bias, or a 1x1 convolution
         without.
@@ -101,6 +104,7 @@ class MobileNetV2(nn.Module):
     """
 
     widths: Sequence[int] = _WIDTHS
+    strides: Sequence[int] = STRIDES
     expand_first: bool = False
     dense_classifier: bool = True
     classes: int = 1000
@@ -112,14 +116,15 @@ class MobileNetV2(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps normalised images (B, H, W, 3) to logits (B, classes)."""
         stem, *widths, head = self.widths
-        x = self._activate("stem", QuantConv(stem, 3, 2, name="stem_conv")(x))
+        first, *strides = self.strides
+        x = self._activate("stem", QuantConv(stem, 3, first, name="stem_conv")(x))
         inverted_residual = nn.remat(InvertedResidual) if self.remat else InvertedResidual
-        stages = zip(STAGE_SIZES, _STRIDES, widths, strict=True)
-        for stage, (size, strides, width) in enumerate(stages, 1):
+        stages = zip(STAGE_SIZES, strides, widths, strict=True)
+        for stage, (size, stride, width) in enumerate(stages, 1):
             for block in range(1, size + 1):
                 x = inverted_residual(
                     features=width,
-                    strides=strides if block == 1 else 1,
+                    strides=stride if block == 1 else 1,
                     expansion=1 if stage == 1 else _EXPANSION,
                     expand=stage > 1 or self.expand_first,
                     norm=self.norm,

@@ -1,7 +1,8 @@
 """Networks by name. A name says all of a network but its number of classes.
 
-  resnet20_cifar                 He et al.'s CIFAR ResNet, shortcuts of option A take every
-                                 second pixel and add zero channels on both sides
+  resnet20_cifar                 He et al.'s CIFAR ResNet of any depth 6n + 2, whose shortcuts of
+                                 option A take every second pixel and add zero channels on both
+                                 sides
   resnet20_cifar_padend          ... add all zero channels at the end
   resnet20_cifar_avgpool         ... average 2x2 pixels
   resnet20_cifar_avgpool_padend  ... do both
@@ -11,7 +12,10 @@
   resnet18                       ImageNet's, 7x7 stem
   resnet50_stride1x1             bottlenecks with the stride on the first 1x1 convolution
   resnet50_stride3x3             ... on the 3x3 convolution
+  resnet164_cifar_stride3x3      CIFAR ResNet of bottlenecks, depth 9n + 2; or _stride1x1
   mobilenet_v2                   the original's, torchvision's and timm's
+  mobilenet_v2_cifar             ... with stride 1 in the stem and in the second stage
+  mobilenet_v2_cifar_stem        ... with stride 1 in the stem alone
   mobilenet_v2_pytorchcv         with an expansion in the first block and a classifier without bias
   mobilenet_v2b_pytorchcv        with a classifier without bias
 
@@ -26,7 +30,7 @@ from collections.abc import Callable, Mapping
 import flax.linen as nn
 
 from adadfq_jax.errors import ConfigError, nearest
-from adadfq_jax.models.mobilenet_v2 import MobileNetV2, rounded_widths, truncated_widths
+from adadfq_jax.models.mobilenet_v2 import STRIDES, MobileNetV2, rounded_widths, truncated_widths
 from adadfq_jax.models.resnet import ResNet
 from adadfq_jax.models.resnet_cifar import OptionA, ResNetCifar
 
@@ -37,9 +41,21 @@ OPTION_A = {
     "_avgpool": OptionA(average=True),
     "_avgpool_padend": OptionA(average=True, pad_end=True),
 }
-CIFAR_DEPTHS = {n: 6 * n + 2 for n in (1, 3, 5, 7, 9, 18)}  # by blocks a stage
+# By blocks a stage n: 6n + 2 and, of bottlenecks, 9n + 2. He et al.'s deepest has n = 200.
+CIFAR_DEPTHS = {n: 6 * n + 2 for n in range(1, 201)}
+CIFAR_BOTTLENECK_DEPTHS = {n: 9 * n + 2 for n in range(1, 201)}
+# What follows `mobilenet_v2` where no weight shows the strides.
+MOBILENET_STRIDES = {
+    "": STRIDES,
+    "_cifar": (1, 1, 1, *STRIDES[3:]),
+    "_cifar_stem": (1, *STRIDES[1:]),
+}
+_BOTTLENECK_STRIDES = {"_stride1x1": True, "_stride3x3": False}  # whether on the first 1x1
 BASIC_DEPTHS = {(2, 2, 2, 2): 18, (3, 4, 6, 3): 34}  # by stage sizes
 BOTTLENECK_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
+
+
+_SHOWN = 5  # names in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +96,12 @@ def _architectures() -> dict[str, Architecture]:
                 cifar,
                 image_size=32,
             )
+    for n, depth in CIFAR_BOTTLENECK_DEPTHS.items():
+        small = functools.partial(ResNet, stage_sizes=(n, n, n), stem_size=3, pool=False)
+        for suffix, stride_first in _BOTTLENECK_STRIDES.items():
+            known[f"resnet{depth}_cifar{suffix}"] = Architecture(
+                functools.partial(small, stride_first=stride_first), cifar, image_size=32
+            )
     resnet = _exact_widths(64, 128, 256, 512)
     for sizes, depth in BASIC_DEPTHS.items():
         basic = functools.partial(ResNet, stage_sizes=sizes)
@@ -88,11 +110,16 @@ def _architectures() -> dict[str, Architecture]:
         known[f"resnet{depth}_3x3"] = Architecture(functools.partial(small, pool=False), resnet)
         known[f"resnet{depth}_3x3_pool"] = Architecture(small, resnet)
     for sizes, depth in BOTTLENECK_DEPTHS.items():
-        for suffix, stride_first in (("1x1", True), ("3x3", False)):
-            known[f"resnet{depth}_stride{suffix}"] = Architecture(
+        for suffix, stride_first in _BOTTLENECK_STRIDES.items():
+            known[f"resnet{depth}{suffix}"] = Architecture(
                 functools.partial(ResNet, stage_sizes=sizes, stride_first=stride_first), resnet
             )
-    known["mobilenet_v2"] = Architecture(MobileNetV2, rounded_widths)
+    for suffix, strides in MOBILENET_STRIDES.items():
+        known[f"mobilenet_v2{suffix}"] = Architecture(
+            functools.partial(MobileNetV2, strides=strides),
+            rounded_widths,
+            image_size=32 if suffix else None,
+        )
     for name, expand_first in (("mobilenet_v2", True), ("mobilenet_v2b", False)):
         known[f"{name}_pytorchcv"] = Architecture(
             functools.partial(MobileNetV2, expand_first=expand_first, dense_classifier=False),
@@ -118,15 +145,30 @@ def parse(name: str) -> tuple[Architecture, float]:
     match = re.fullmatch(r"(?P<base>.+?)(?:_x(?P<width>\d+(?:\.\d+)?))?", name)
     base, width = (match["base"], float(match["width"] or 1)) if match else (name, 1.0)
     if base not in ARCHITECTURES:
-        # `resnet50` leaves open what `resnet50_stride1x1` says.
-        fuller = [known for known in ARCHITECTURES if known.startswith(f"{base}_")]
-        hint = f"did you mean {' or '.join(fuller)}?" if fuller else nearest(base, ARCHITECTURES)
-        raise ConfigError(f"unknown network {name!r}: {hint}")
+        raise ConfigError(f"unknown network {name!r}: {_hint(base)}")
     if not 0.01 <= width <= 16:
         raise ConfigError(f"the width multiplier of {name!r} must be between 0.01 and 16.")
     if name != full_name(base, width):
         raise ConfigError(f"{name!r} is written {full_name(base, width)!r}.")
     return ARCHITECTURES[base], width
+
+
+def _hint(base: str) -> str:
+    # `resnet50` leaves open what `resnet50_stride1x1` says; the networks of large images first.
+    fuller = sorted(
+        (known for known in ARCHITECTURES if known.startswith(f"{base}_")),
+        key=lambda known: "_cifar" in known,
+    )
+    if fuller:
+        others = " or others" if len(fuller) > _SHOWN else ""
+        return f"did you mean {' or '.join(fuller[:_SHOWN])}{others}?"
+    if depth := re.match(r"resnet(\d+)_cifar", base):
+        nearby = sorted(CIFAR_DEPTHS.values(), key=lambda known: abs(known - int(depth[1])))[:2]
+        return (
+            "CIFAR ResNets have a depth of 6n + 2, or 9n + 2 of bottlenecks; did you mean "
+            f"{' or '.join(f'resnet{known}_cifar' for known in nearby)}?"
+        )
+    return nearest(base, ARCHITECTURES)
 
 
 def build(architecture: str, classes: int) -> nn.Module:

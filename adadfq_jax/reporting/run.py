@@ -175,9 +175,9 @@ def _families(
         ("procedural", np.asarray(drawn)),
         ("cut together", np.asarray(cut)),
     ]
-    source, path = config["data"]["source"], config["data"]["path"]
+    data = config["data"]
     try:
-        dataset = load_dataset(source, path)
+        dataset = load_dataset(data["source"], data["path"], data.get("labels"))
     except DataError as error:
         return families, f"The run's evaluation images could not be read: {error}"
     if dataset is None:

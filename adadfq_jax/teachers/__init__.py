@@ -73,8 +73,9 @@ def load_teacher(
     tell has to be given: the normalisation; the image size, except for the networks `*_cifar`,
     which are by definition for 32x32 pixels; and `architecture` where two networks have the same
     variables (where a bottleneck has its stride, whether a max-pool follows a 3x3 stem, what
-    shortcuts of option A do). What no such file says and nobody asks is taken to be as in the
-    original networks: the strides of the stages, BatchNorm's epsilon of 1e-5.
+    shortcuts of option A do, which strides a MobileNetV2 has). What no such file says and nobody
+    asks is taken to be as in the original networks: the strides of a ResNet's stages, BatchNorm's
+    epsilon of 1e-5.
 
     Args:
       path: a PyTorch checkpoint (`.pth`, `.pt`, `.th`, `.tar`, `.ckpt`, `.bin`; needs torch, and
@@ -186,7 +187,8 @@ def load_foreign(
     variables = pytorch.fit(
         name, state.arrays, recognised, architecture or recognised.architectures[0]
     )
-    image_size = image_size or models.default_image_size(recognised.architectures[0])
+    likely = architecture or recognised.architectures[0]
+    image_size = image_size or models.default_image_size(likely)
     _require_answers(name, recognised, architecture, mean, std, image_size)
     architecture = architecture or recognised.architectures[0]
     convention = f"{recognised.convention.name} keys"

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import importlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,17 +53,35 @@ class Pretrained:
         return _by_stride(self.module, recognised)
 
 
+# What a state dict lacks, the strides of some convolutions, by network.
+_STRIDES = (
+    ({"stage2_block1/conv1": 2, "stage2_block1/conv2": 1}, "_stride1x1"),
+    ({"stage2_block1/conv1": 1, "stage2_block1/conv2": 2}, "_stride3x3"),
+    ({"stem_conv": 2, "stage2_block1/depthwise_conv": 2}, "mobilenet_v2"),
+    ({"stem_conv": 1, "stage2_block1/depthwise_conv": 1}, "mobilenet_v2_cifar"),
+    ({"stem_conv": 1, "stage2_block1/depthwise_conv": 2}, "mobilenet_v2_cifar_stem"),
+)
+
+
 def _by_stride(module: Any, recognised: Recognised) -> str | None:
-    """Tells bottlenecks apart by what a state dict lacks: the stride of a convolution."""
-    for layer, ending in (("conv1", "stride1x1"), ("conv2", "stride3x3")):
-        key = recognised.convention.layer(f"stage2_block1/{layer}")
+    """Tells networks apart by strides, which a package's module has and a state dict lacks."""
+    bottlenecks = any("_stride" in name for name in recognised.architectures)
+    for strides, ending in _STRIDES:
+        if ending.startswith("_stride") != bottlenecks:
+            continue
         try:
-            stride = module.get_submodule(key).stride
+            layers = {layer: recognised.convention.layer(layer) for layer in strides}
+            found = {layer: module.get_submodule(key).stride for layer, key in layers.items()}
         except AttributeError:
             return None
-        if stride in (2, (2, 2)):
-            return next((name for name in recognised.architectures if ending in name), None)
+        if all(found[layer] in (stride, (stride, stride)) for layer, stride in strides.items()):
+            names = recognised.architectures
+            return next((x for x in names if _without_width(x).endswith(ending)), None)
     return None
+
+
+def _without_width(architecture: str) -> str:
+    return re.sub(r"_x[\d.]+$", "", architecture)
 
 
 def is_name(text: str) -> bool:

@@ -11,7 +11,9 @@ from adadfq_jax.models.registry import (
     ARCHITECTURES,
     BASIC_DEPTHS,
     BOTTLENECK_DEPTHS,
+    CIFAR_BOTTLENECK_DEPTHS,
     CIFAR_DEPTHS,
+    MOBILENET_STRIDES,
     OPTION_A,
     build,
     full_name,
@@ -137,6 +139,10 @@ def _resnet(form: str, shapes: Shapes) -> Recognised:
             else:
                 question = "what its shortcuts, which have no parameters, do"
                 answers = {f"{name}{kind}": _describe(kind) for kind in OPTION_A}
+        case 3, 3, True if len(set(sizes)) == 1 and sizes[0] in CIFAR_BOTTLENECK_DEPTHS:
+            base = 16
+            name = f"resnet{CIFAR_BOTTLENECK_DEPTHS[sizes[0]]}_cifar"
+            question, answers = _ask_for_the_stride(name)
         case 4, 3, False if sizes in BASIC_DEPTHS:
             base = 64
             name = f"resnet{BASIC_DEPTHS[sizes]}_3x3"
@@ -178,6 +184,13 @@ def _ask_for_the_stride(name: str) -> tuple[str, dict[str, str]]:
         f"{name}_stride1x1": "the first 1x1",
         f"{name}_stride3x3": "the 3x3, as torchvision's and timm's",
     }
+
+
+_MOBILENET_ANSWERS = {
+    "": "stem and stages, as torchvision's and timm's for 224 pixels",
+    "_cifar": "neither the stem nor the second stage, as chenyaofo/pytorch-cifar-models",
+    "_cifar_stem": "the stages but not the stem",
+}
 
 
 def _recognised(
@@ -224,7 +237,15 @@ def _mobilenet(form: str, shapes: Shapes) -> Recognised:
             f"looks like {base} with unusual widths, which no multiplier gives: "
             f"{', '.join(map(str, widths))}."
         )
-    return _recognised(shapes, convention, "", {full_name(base, multiplier): ""})
+    answers = {full_name(base, multiplier): ""}
+    question = ""
+    if base == "mobilenet_v2":  # pytorchcv has it for large images alone
+        question = "which layers have a stride"
+        answers = {
+            full_name(f"{base}{kind}", multiplier): _MOBILENET_ANSWERS[kind]
+            for kind in MOBILENET_STRIDES
+        }
+    return _recognised(shapes, convention, question, answers)
 
 
 def _classes(shapes: Shapes, convention: keys.Convention, architecture: str) -> int:
