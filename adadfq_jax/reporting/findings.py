@@ -1,4 +1,9 @@
-"""What a report says in words: fixed rules on a run's numbers, each with the numbers in it."""
+"""What a report says in words: fixed rules on a run's numbers, each with the numbers in it.
+
+Accuracy is the judge where it was measured: what generated images alone suggest is a problem only
+where accuracy is unknown or was lost, and a note where the student has kept it. A rule that gives
+advice looks at the numbers that would contradict it.
+"""
 
 import dataclasses
 import math
@@ -14,14 +19,15 @@ _MOST_RANGE_CHANGE = 0.05
 _MOST_OUTSIDE = 0.25
 # Without a margin: where nearly every image is agreed on, nothing is left to learn.
 _HIGHEST_H_PRIME = 0.9
-_LEAST_AGREEMENT = 0.5
+_LEAST_AGREEMENT, _HIGH_AGREEMENT = 0.5, 0.9
 # Single evaluations of top-1 differ by as much.
 _USUAL_FALL = 0.01
 _MOST_LOST = 0.05
 # Scores of single evaluations differ by as much.
 _MUCH_HEALTHIER = 1.1
-_MOST_CLIPPED = 0.01
-_MOST_DEAD = 0.1
+# Of values on images of today's generator, which go a little beyond those of calibration.
+_MOST_CLIPPED, _FAR_TOO_MUCH_CLIPPED = 0.01, 0.1
+_MOST_DEAD, _FAR_TOO_MUCH_DEAD = 0.1, 0.5
 # The error has a quarter of the signal's energy.
 _LEAST_DECIBELS = 6.0
 
@@ -94,6 +100,17 @@ class Facts:
     weights: Sequence[QuantizedWeight]
     activations: Sequence[QuantizedActivation]
 
+    @property
+    def kept(self) -> bool:
+        """Whether accuracy was measured, and the student has kept the teacher's."""
+        known = self.top1 is not None and self.teacher_top1 is not None
+        return known and self.teacher_top1 - self.top1 <= _MOST_LOST
+
+    @property
+    def settled(self) -> bool:
+        """Whether ranges had stopped moving when they were frozen, as far as is known."""
+        return self.range_change is not None and self.range_change <= _MOST_RANGE_CHANGE
+
 
 def find(facts: Facts) -> list[Finding]:
     """Applies every rule: problems first, then notes, then what is well."""
@@ -146,11 +163,15 @@ def _ranges(facts: Facts) -> Iterator[Finding]:
     clipped = [layer for layer in facts.activations if layer.clipped > _MOST_CLIPPED]
     if clipped and not facts.clips_on_purpose:
         worst = max(clipped, key=lambda layer: layer.clipped)
+        if facts.settled:
+            serious = worst.clipped > _FAR_TOO_MUCH_CLIPPED and not facts.kept
+            why = "the generator's images now reach further than those of calibration"
+        else:
+            serious, why = not facts.kept, "calibrate longer"
         yield Finding(
-            PROBLEM,
+            PROBLEM if serious else NOTE,
             f"{len(clipped)} of {len(facts.activations)} activations clip more than "
-            f"{_MOST_CLIPPED:.0%} of their values, {worst.name} most ({worst.clipped:.1%}): "
-            "calibrate longer.",
+            f"{_MOST_CLIPPED:.0%} of their values, {worst.name} most ({worst.clipped:.1%}): {why}.",
         )
 
 
@@ -179,15 +200,16 @@ def _margin(facts: Facts) -> Iterator[Finding]:
     above = sum(value > upper for value in values) / len(values)
     if below > _MOST_OUTSIDE:
         yield Finding(
-            PROBLEM,
+            NOTE if facts.kept else PROBLEM,
             f"H' is below lambda_l = {lower:g} for {below:.0%} of the held-out images, too hard "
             "for the student: more bits, a longer game, or a higher lambda_l.",
         )
     if above > _MOST_OUTSIDE:
+        # Where the student has what there is to learn, that is how it should be.
         yield Finding(
-            PROBLEM,
-            f"H' is above lambda_u = {upper:g} for {above:.0%} of the held-out images, too easy "
-            "to learn from: fewer bits would do, or a lower lambda_u.",
+            NOTE if facts.kept or facts.agreement >= _HIGH_AGREEMENT else PROBLEM,
+            f"H' is above lambda_u = {upper:g} for {above:.0%} of the held-out images: teacher and "
+            "student agree on them, and little is left to learn from them.",
         )
     if max(below, above) <= _MOST_OUTSIDE:
         yield Finding(
@@ -208,19 +230,37 @@ def _what_play_brought(facts: Facts) -> Iterator[Finding]:
         )
     if facts.agreement < _LEAST_AGREEMENT:
         yield Finding(
-            PROBLEM,
+            NOTE if facts.kept else PROBLEM,
             f"Teacher and student agree on only {facts.agreement:.1%} of the held-out images: "
-            "play longer, or with more bits.",
+            + (
+                "these are harder than the evaluation images, whose accuracy was kept."
+                if facts.kept
+                else "play longer, or with more bits."
+            ),
         )
     before = facts.calibrated_agreement
-    if before is not None:
-        rose = facts.agreement > before
+    known = facts.top1 is not None and facts.calibrated_top1 is not None
+    gained = known and facts.top1 > facts.calibrated_top1
+    if before is not None and facts.agreement > before:
         yield Finding(
-            GOOD if rose else NOTE,
-            f"Play {'raised' if rose else 'did not raise'} the agreement on generated images: "
-            f"{before:.1%} calibrated, {facts.agreement:.1%} now.",
+            GOOD,
+            f"Play raised the agreement on generated images: {before:.1%} calibrated, "
+            f"{facts.agreement:.1%} now.",
         )
-    if facts.healthiest is not None and facts.healthiest > _MUCH_HEALTHIER * facts.health:
+    # The generator's images become harder meanwhile, so that accuracy says more.
+    elif before is not None and not gained:
+        yield Finding(
+            NOTE,
+            f"Play did not raise the agreement on generated images: {before:.1%} calibrated, "
+            f"{facts.agreement:.1%} now.",
+        )
+    healthier = facts.healthiest is not None and (facts.healthiest > _MUCH_HEALTHIER * facts.health)
+    worse = (
+        facts.top1 is not None
+        and facts.healthiest_top1 is not None
+        and facts.healthiest_top1 < facts.top1 - _USUAL_FALL
+    )
+    if healthier and not worse:
         yield Finding(
             NOTE,
             f"The student was healthier at step {facts.healthiest_step} ({facts.healthiest:.3f}, "
@@ -235,10 +275,12 @@ def _what_play_brought(facts: Facts) -> Iterator[Finding]:
         return
     if facts.teacher_top1 is not None and facts.teacher_top1 - facts.top1 > _MOST_LOST:
         lost = 100 * (facts.teacher_top1 - facts.top1)
+        harmed = facts.best_top1 is not None and facts.best_top1 - facts.top1 > _USUAL_FALL
+        longer = "" if harmed else "a longer game or "
         yield Finding(
             NOTE,
-            f"Top-1 is {lost:.1f} points below the teacher's {facts.teacher_top1:.2%}: a longer "
-            "game or more bits may win some back.",
+            f"Top-1 is {lost:.1f} points below the teacher's {facts.teacher_top1:.2%}: {longer}"
+            "more bits may win some back.",
         )
     if facts.calibrated_top1 is not None:
         gain = facts.top1 - facts.calibrated_top1
@@ -268,8 +310,9 @@ def _layers(facts: Facts) -> Iterator[Finding]:
     dead = [layer for layer in facts.activations if layer.dead > _MOST_DEAD * 2**layer.bits]
     if dead:
         worst = max(dead, key=lambda layer: layer.dead / 2**layer.bits)
+        many = worst.dead > _FAR_TOO_MUCH_DEAD * 2**worst.bits
         yield Finding(
-            PROBLEM,
+            PROBLEM if many and not facts.kept else NOTE,
             f"{len(dead)} of {len(facts.activations)} activations leave more than "
             f"{_MOST_DEAD:.0%} of their codes unused, {worst.name} most ({worst.dead} of "
             f"{2**worst.bits}): the range is wider than what it holds.",
