@@ -7,6 +7,7 @@ from pathlib import Path
 
 from adadfq_jax import models
 from adadfq_jax.errors import TeacherError
+from adadfq_jax.statistics_check import check_statistics
 from adadfq_jax.storage import locate, refuse_existing
 from adadfq_jax.teachers import (
     Teacher,
@@ -94,6 +95,7 @@ def summary(teacher: Teacher) -> str:
         "parameters": f"{size.parameters:,}",
         "layers": f"{size.layers} (convolutions and dense, shortcuts included)",
         "MACs": f"{size.macs:,} for one image",
+        "statistics": check_statistics(teacher).to_text(),
         "source": f"sha256 {teacher.source}",
         "digest": f"sha256 {teacher.digest}",
     }

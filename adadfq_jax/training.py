@@ -26,6 +26,7 @@ from adadfq_jax.game import Game, GameState, Phase
 from adadfq_jax.metric_log import Log, open_log
 from adadfq_jax.optimizers import rate_field
 from adadfq_jax.progress import Progress
+from adadfq_jax.statistics_check import check_statistics
 from adadfq_jax.storage import translated
 from adadfq_jax.student import (
     Student,
@@ -44,6 +45,9 @@ from adadfq_jax.workdir import (
     Workdir,
     check_run,
 )
+
+# Steps in a row in which nothing moves: by chance, not one.
+_STILL_STEPS = 20
 
 # When the game runs away, L_BNS rises before anything else shows it.
 _BNS_ALARM_FACTOR, _BNS_ALARM_STEPS = 10.0, 200
@@ -150,6 +154,7 @@ def quantize(
         with processes.together():
             cost = programs.foresee(game, config, state, teacher, devices)
             progress.say(cost.to_text())
+            progress.say(f"teacher: {check_statistics(teacher).to_text()}")
             if folder is not None:
                 folder.claim(config)
                 _keep_teacher(folder, teacher)
@@ -403,6 +408,7 @@ class _Watch:
         epochs = (config.calibration_epochs, config.warmup_epochs, config.epochs)
         self._ends = {epoch * config.steps_per_epoch for epoch in epochs}
         self._began, self._seconds_before = began, record.seconds
+        self._still = 0
         self._rate_from = (step, time.monotonic())
         self._rate = 0.0
 
@@ -456,6 +462,7 @@ class _Watch:
                     f"new workdir, lower generator.learning_rate or {rate}, or calibrate longer "
                     f"(calibration_epochs).{kept}"
                 )
+        self._check_that_something_moves(step, phase, values)
         record = self._record
         if phase is Phase.CALIBRATE:
             record.bns_sum += values["l_bns"]
@@ -475,6 +482,21 @@ class _Watch:
             self._progress.say(f"warning: {text}")
             if self._log is not None:
                 self._log.write({"step": step, "warning": text})
+
+    def _check_that_something_moves(
+        self, step: int, phase: Phase, values: dict[str, float]
+    ) -> None:
+        """Raises ConfigError where a player has not learned for some steps, to the last bit."""
+        player = "student" if phase is Phase.PLAY else "generator"
+        self._still = self._still + 1 if values[f"{player}_gradient"] == 0 else 0
+        if self._still == _STILL_STEPS:
+            error = ConfigError(
+                f"nothing is learned: the {player}'s gradient was exactly 0 in the {_STILL_STEPS} "
+                f"steps up to step {step} ({phase.value}), as where teacher and student give all "
+                "images the same logits; check the teacher's weights, mean and std."
+            )
+            error.shared = True  # every process has read the same
+            raise error
 
     def _write(self, done: int, phase: Phase) -> None:
         mean = {

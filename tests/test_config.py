@@ -203,6 +203,7 @@ EXEMPT = {
     "teacher.path": "elsewhere",
     "data.source": "npz",
     "data.path": "elsewhere",
+    "data.labels": "elsewhere",
     "evaluation.every_epochs": 5,
     "evaluation.subset": 5,
     "evaluation.batch_size": 5,

@@ -438,6 +438,7 @@ def facts(**changes):
         "healthiest": 0.43,
         "healthiest_step": 800,
         "healthiest_top1": 0.912,
+        "statistics": 0.05,
         "weights": WEIGHTS,
         "activations": [activation()],
     }
@@ -461,6 +462,12 @@ UNKNOWN = {
         ({"steps": 600}, PROBLEM, "not finished: the newest checkpoint is of step 600 of 1000"),
         ({"steps": 6, "diverged": "the game diverged: l_q"}, PROBLEM, "The game diverged: l_q"),
         ({"not_finite": {"l_q": 70, "l_g": 50}}, PROBLEM, "l_g, l_q not finite, first at step 50"),
+        (
+            {"statistics": 0.2},
+            NOTE,
+            "The teacher may not be what it was read as: procedural images",
+        ),
+        ({"statistics": 0.2, **UNKNOWN}, PROBLEM, "may not be what it was read as"),
         ({"range_change": 0.12}, PROBLEM, "moved by 12% in the last calibration epoch: calibrate"),
         ({"range_change": None, "calibration_epochs": 1}, NOTE, "One epoch of calibration does"),
         ({"activations": [activation(clipped=0.031)]}, NOTE, "reach further than those of calib"),

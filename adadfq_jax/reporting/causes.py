@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from adadfq_jax.exporting.graph import trace
-from adadfq_jax.models.layers import apply_with_moments, stored_statistics, unite_moments
 from adadfq_jax.network import Network, flatten, unflatten
 from adadfq_jax.reporting.layers import BATCH
+from adadfq_jax.statistics_check import apply_for_moments, divergences
 
 _FINE_BITS = 16  # as good as not quantized
 
@@ -100,26 +100,20 @@ def coverage(name: str, teacher: Network, images: np.ndarray) -> Coverage:
     logits, moments = [], []
     for start in range(0, len(images) // size * size, size):
         batch = images[start : start + size]
-        z_p, seen = _apply_with_moments(teacher.module, teacher.variables, batch)
+        z_p, seen = apply_for_moments(teacher.module, teacher.variables, batch)
         logits.append(np.asarray(z_p))
         moments.append(seen)
     probabilities = np.asarray(jax.nn.softmax(np.concatenate(logits)))
-    distances = []
-    for place, (mean, variance) in enumerate(stored_statistics(teacher.variables)):
-        means, variances = (np.stack([seen[place][i] for seen in moments]) for i in (0, 1))
-        own_mean, own_variance = unite_moments(means, variances)
-        ratio = (own_variance + 1e-12) / (np.asarray(variance) + 1e-12)
-        shift = np.square(own_mean - mean) / (np.asarray(variance) + 1e-12)
-        distances.append(0.5 * np.mean(ratio + shift - 1 - np.log(ratio)))
+    by_norm = [
+        tuple(np.stack([part[i] for part in seen]) for i in (0, 1))
+        for seen in zip(*moments, strict=True)
+    ]
     return Coverage(
         name=name,
-        distances=np.array(distances)[_in_order(teacher)],
+        distances=divergences(teacher, by_norm)[_in_order(teacher)],
         confidence=probabilities.max(-1),
         classes=len(np.unique(probabilities.argmax(-1))) / teacher.classes,
     )
-
-
-_apply_with_moments = jax.jit(apply_with_moments, static_argnums=0)
 
 
 def _in_order(network: Network) -> list[int]:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from adadfq_jax.reporting.layers import QuantizedActivation, QuantizedWeight
+from adadfq_jax.statistics_check import StatisticsCheck
 
 PROBLEM, NOTE, GOOD = "problem", "note", "good"
 
@@ -69,6 +70,7 @@ class Facts:
       health: of the newest student, 0 to 1, see `health.py`.
       healthiest, healthiest_step, healthiest_top1: the highest score of all evaluations, its step
         and the top-1 there; None unknown.
+      statistics: how far procedural images are from the teacher's statistics, in nats.
       weights, activations: by layer.
     """
 
@@ -97,6 +99,7 @@ class Facts:
     healthiest: float | None
     healthiest_step: int | None
     healthiest_top1: float | None
+    statistics: float
     weights: Sequence[QuantizedWeight]
     activations: Sequence[QuantizedActivation]
 
@@ -116,6 +119,7 @@ def find(facts: Facts) -> list[Finding]:
     """Applies every rule: problems first, then notes, then what is well."""
     found = [
         *_whether_it_ended(facts),
+        *_teacher(facts),
         *_ranges(facts),
         *_margin(facts),
         *_what_play_brought(facts),
@@ -141,6 +145,16 @@ def _whether_it_ended(facts: Facts) -> Iterator[Finding]:
             PROBLEM,
             f"{', '.join(sorted(facts.not_finite))} not finite, first at step {first}: lower "
             f"generator.learning_rate or {facts.student_rate}, or calibrate longer.",
+        )
+
+
+def _teacher(facts: Facts) -> Iterator[Finding]:
+    check = StatisticsCheck(facts.statistics)
+    if check.unusual:
+        # Where its accuracy was measured, that says more.
+        yield Finding(
+            NOTE if facts.teacher_top1 is not None else PROBLEM,
+            f"The teacher may not be what it was read as: {check.to_text()[len('warning: ') :]}.",
         )
 
 

@@ -22,6 +22,7 @@ from adadfq_jax.optimizers import rate_field
 from adadfq_jax.reporting import causes, figures, findings, history, layers, page
 from adadfq_jax.reporting.command import command_to_repeat
 from adadfq_jax.reporting.drawing import Drawing
+from adadfq_jax.statistics_check import check_statistics
 from adadfq_jax.student import generate, load_state, shown_together, student_of
 from adadfq_jax.teachers import Teacher
 from adadfq_jax.workdir import CONFIG, DIVERGED, RESULT, read_json
@@ -69,7 +70,7 @@ def report_run(
     rules = config["game"]
     margin = rules.get("lambda_l"), rules.get("lambda_u")
     schedule = _schedule(config)
-    facts = _facts(config, result, logged, seen, weights, activations, step, schedule)
+    facts = _facts(config, result, logged, seen, teacher, weights, activations, step, schedule)
     if (ended := read_json(workdir / DIVERGED)) is not None:
         facts = dataclasses.replace(facts, diverged=ended["message"])
     found = findings.find(facts)
@@ -196,7 +197,9 @@ def _schedule(config: dict[str, Any]) -> figures.Schedule:
     )
 
 
-def _facts(config, result, logged, seen, weights, activations, step, schedule) -> findings.Facts:
+def _facts(
+    config, result, logged, seen, teacher, weights, activations, step, schedule
+) -> findings.Facts:
     """Gathers the numbers; the log is asked first, since an unfinished run has no result."""
     # A checkpoint that was damaged may leave the log ahead of the student.
     evaluations = [record for record in logged.evaluations if record["step"] <= step]
@@ -241,6 +244,7 @@ def _facts(config, result, logged, seen, weights, activations, step, schedule) -
         healthiest=healthiest.get("health"),
         healthiest_step=healthiest.get("step"),
         healthiest_top1=healthiest.get("top1"),
+        statistics=check_statistics(teacher).distance,
         weights=weights,
         activations=activations,
     )
@@ -265,6 +269,7 @@ def _numbers(facts: findings.Facts) -> str:
         ["health, last", f"{facts.health:.3f}"],
         ["healthiest student (chosen without data)", healthiest],
         ["ranges moved in the last calibration epoch", percent(facts.range_change)],
+        ["procedural images from the teacher's statistics", f"{facts.statistics:.3f} nats"],
     ]
     return page.table("Results", ["number", "value"], rows)
 

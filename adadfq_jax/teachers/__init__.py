@@ -55,6 +55,15 @@ class Teacher(Network):
     convention: str | None = None
     keys: str | None = None
 
+    def __post_init__(self):
+        """Raises TeacherError where there are no two classes to tell apart."""
+        if self.classes < 2:
+            raise TeacherError(
+                "a teacher of one class has one logit, and a softmax of that is 1 whatever the "
+                "image: give a network of two logits or more (where the one logit z goes through a "
+                "sigmoid, a last layer with the logits 0 and z is the same classifier)."
+            )
+
 
 def load_teacher(
     path: str | Path,
