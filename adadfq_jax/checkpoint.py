@@ -3,7 +3,10 @@
 import contextlib
 import json
 import logging
+import os
 import re
+import threading
+import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,7 +65,9 @@ class Checkpoints:
         self._workdir, self._folder = workdir, workdir / CHECKPOINTS
         self._first_save = True
         self._kept = _HealthiestToo()
-        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells every save at length
+        # orbax tells every save at length there, and of failures what it raises as well.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        _silence_threads()
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -119,10 +124,19 @@ class Checkpoints:
         except AdaDFQError:
             raise
         except Exception as error:  # a full disk is told of in as many ways as a damaged file
+            with contextlib.suppress(Exception):  # what there is no room for takes room, too
+                self._first_save = True
+                self._remove_partial()
             raise CheckpointError(
-                f"a checkpoint cannot be written to {self._folder} ({_first_line(error)}); those "
-                "before are whole, and the same command goes on from the newest."
+                f"a checkpoint cannot be written to {self._folder} ({_reason(error)}); once it "
+                f"can, {self._what_goes_on()}."
             ) from error
+
+    def _what_goes_on(self) -> str:
+        whole = [int(entry.name) for entry in self._folder.glob("*") if entry.name.isdecimal()]
+        if not whole:
+            return "the same command begins anew, for there is none before"
+        return f"the same command goes on from step {max(whole)}"
 
     def _remove_partial(self) -> None:
         """Removes what a kill during a save left; only a run's owner saves, so it was its own."""
@@ -228,6 +242,22 @@ class Checkpoints:
             self._manager.close()
 
 
+def _silence_threads() -> None:
+    """Hides what fails in orbax's threads, which orbax raises from `save` or `close` as well."""
+    before = threading.excepthook
+    if getattr(before, "silences_orbax", False):
+        return
+
+    def show(told: threading.ExceptHookArgs) -> None:
+        frames = traceback.walk_tb(told.exc_traceback)
+        modules = (frame.f_globals.get("__name__", "") for frame, _ in frames)
+        if not any(module.partition(".")[0] == "orbax" for module in modules):
+            before(told)
+
+    show.silences_orbax = True
+    threading.excepthook = show
+
+
 def _digest(arrays: dict[str, np.ndarray], record: dict[str, Any]) -> str:
     text = json.dumps(record, sort_keys=True).encode()
     return digest(arrays | {"record": np.frombuffer(text, np.uint8)})
@@ -239,6 +269,15 @@ def _by_name(tree: Any) -> dict[str, Any]:
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
+
+
+def _reason(error: Exception) -> str:
+    """Returns what the system said, which tensorstore hides at the end of a long line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if found := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(found[1]))
+    return _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

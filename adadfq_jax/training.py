@@ -2,12 +2,13 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import math
 import signal
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ from adadfq_jax.workdir import (
     Workdir,
     check_run,
 )
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # Steps in a row in which nothing moves: by chance, not one.
 _STILL_STEPS = 20
@@ -158,7 +161,7 @@ def quantize(
             if folder is not None:
                 folder.claim(config)
                 _keep_teacher(folder, teacher)
-        with translated(f"{workdir} fails"):
+        with translated(f"{workdir} fails"), _telling_of_a_full_disk(workdir):
             student = _run(
                 config,
                 game,
@@ -179,6 +182,21 @@ def quantize(
     finally:
         if folder is not None:
             folder.close()
+
+
+@contextlib.contextmanager
+def _telling_of_a_full_disk(workdir: str | Path | None) -> Iterator[None]:
+    """Turns what the system says of a file that cannot be written into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if workdir is None or error.errno not in _NO_ROOM:
+            raise
+        raise ConfigError(
+            f"workdir {str(workdir)!r} cannot be written ({error.strerror}); once there is room, "
+            "the same command goes on from the newest checkpoint, or begins anew where there is "
+            "none."
+        ) from error
 
 
 def _run(

@@ -1,5 +1,6 @@
 """Checkpoints: restored bit for bit, damaged, cut short, not to be written."""
 
+import contextlib
 import json
 import resource
 import shutil
@@ -189,18 +190,37 @@ def test_a_failure_of_the_machine_is_no_damage(saved, tmp_path, monkeypatch):
     assert not (tmp_path / "damaged").exists()
 
 
-def test_what_cannot_be_written(saved, tmp_path):
-    """As on a full disk: one sentence, and what is there stays."""
+@contextlib.contextmanager
+def small_files():
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    checkpoints = saved()
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
     try:
-        checkpoints.save(4, make_state(4), RECORD)
-        with pytest.raises(CheckpointError, match=r"a checkpoint cannot be written to .*; those"):
-            checkpoints.close()
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_what_cannot_be_written(saved, tmp_path, capfd):
+    """As on a full disk: one sentence with the system's reason, and what is there stays."""
+    checkpoints = saved()
+    told = r"cannot be written to .* \(File too large\); once it can, .* goes on from step 3\."
+    with small_files():
+        checkpoints.save(4, make_state(4), RECORD)
+        with pytest.raises(CheckpointError, match=told) as error:
+            checkpoints.close()
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", "")  # nor what orbax's threads have to say
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["3"]
     assert_restored(Checkpoints(tmp_path), 3)
+
+
+def test_the_first_that_cannot_be_written(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    with small_files():
+        checkpoints.save(4, make_state(4), RECORD)
+        with pytest.raises(CheckpointError, match="begins anew, for there is none before"):
+            checkpoints.close()
+    assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 def test_what_a_kill_during_a_save_leaves_is_no_obstacle(saved, tmp_path):

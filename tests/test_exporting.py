@@ -37,7 +37,7 @@ from adadfq_jax.exporting.description import read_about
 from adadfq_jax.health import Answers
 from adadfq_jax.network import flatten, unflatten
 from adadfq_jax.student import load_student
-from adadfq_jax.teachers import NORMALISATIONS
+from adadfq_jax.teachers import NORMALISATIONS, save_teacher
 from adadfq_jax.untrained import calibrated_on
 from tests.conftest import SIZE, make_small_config, make_teacher
 
@@ -266,6 +266,33 @@ def test_numpy_alone_runs_the_file(tmp_path):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stderr == ""
     assert float(done.stdout.split()[1].rstrip("%")) >= 95
+
+
+def test_the_numpy_reader_says_what_is_wrong(tmp_path, capsys):
+    teacher, images = tmp_path / "teacher.safetensors", tmp_path / "test.npz"
+    save_teacher(make_teacher(), teacher)
+    np.savez(images, x=np.zeros((2, SIZE, SIZE, 3), np.float32), y=np.zeros(2, int))
+    model = tmp_path / "s.safetensors"
+    model.write_bytes(integers.to_bytes(quantized.take_apart(make_student()), {}))
+    (tmp_path / "cut.safetensors").write_bytes(model.read_bytes()[:-100])
+    assert numpy_reader.main(["--help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: ")
+    for words, message in (
+        ([], "usage: "),
+        ([model], "usage: "),
+        ([teacher, images], "is no file of `adadfq export --format=integers`"),
+        ([tmp_path / "cut.safetensors", images], "or it is damaged"),
+        ([images, images], "is no file of"),
+        ([tmp_path, images], "cannot be read: Is a directory"),
+        ([tmp_path / "none", images], "cannot be read: No such file"),
+        ([model, teacher], "is no .npz file with the arrays x and y"),
+        ([model, images], f"must hold x, uint8 (N, {SIZE}, {SIZE}, 3)"),
+    ):
+        assert numpy_reader.main([str(word) for word in words]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert message in err
+        assert err.count("\n") == 1
 
 
 def test_a_pytorch_file_has_the_teachers_own_keys(tmp_path):

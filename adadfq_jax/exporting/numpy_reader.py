@@ -94,10 +94,47 @@ def run(described, arrays, pixels):
     return compute_all(described, arrays, images)[described["graph"][-1][1]]
 
 
+USAGE = "usage: python numpy_reader.py student.safetensors test.npz"
+
+
+def main(words):
+    """Prints the top-1 of a file on images; returns the exit code."""
+    if {"-h", "--help"} & set(words) or len(words) != 2:
+        asked = bool({"-h", "--help"} & set(words))
+        print(USAGE, file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    model, images = words
+    try:
+        with open(model, "rb") as file:
+            described, arrays = parse(file.read())
+    except OSError as error:
+        return fail(f"{model!r} cannot be read: {error.strerror}")
+    except Exception:  # of another kind, or damaged, a file fails in many ways
+        return fail(f"{model!r} is no file of `adadfq export --format=integers`, or it is damaged")
+    try:
+        test = np.load(images)
+        pixels, labels = test["x"], test["y"]
+    except OSError as error:
+        return fail(f"{images!r} cannot be read: {error.strerror or error}")
+    except Exception:
+        return fail(f"{images!r} is no .npz file with the arrays x and y")
+    side = described["image_size"]
+    if pixels.dtype != np.uint8 or pixels.shape != (len(labels), side, side, 3) or not len(labels):
+        return fail(
+            f"{images!r} must hold x, uint8 (N, {side}, {side}, 3), and y, (N,), not "
+            f"{pixels.dtype} {pixels.shape} and {labels.shape}"
+        )
+    batches = np.array_split(np.arange(len(labels)), max(1, len(labels) // 256))
+    answers = [run(described, arrays, pixels[batch]).argmax(1) for batch in batches]
+    print(f"top-1 {np.mean(np.concatenate(answers) == labels):.2%}")
+    return 0
+
+
+def fail(sentence):
+    """Says what is wrong; returns the exit code."""
+    print(f"numpy_reader: {sentence}.", file=sys.stderr)
+    return 2
+
+
 if __name__ == "__main__":
-    with open(sys.argv[1], "rb") as file:
-        described, arrays = parse(file.read())
-    test = np.load(sys.argv[2])
-    batches = np.array_split(np.arange(len(test["y"])), max(1, len(test["y"]) // 256))
-    answers = [run(described, arrays, test["x"][batch]).argmax(1) for batch in batches]
-    print(f"top-1 {np.mean(np.concatenate(answers) == test['y']):.2%}")
+    sys.exit(main(sys.argv[1:]))

@@ -140,7 +140,7 @@ def _write(workdir: Path, text: str, drawings: Sequence["Drawing"]) -> None:
     (workdir / FIGURES).mkdir(exist_ok=True)
     for drawing in drawings:
         write_whole(workdir / FIGURES / f"{drawing.name}.png", drawing.png)
-    write_whole(workdir / REPORT, text.encode())
+    write_whole(workdir / REPORT, text.encode(errors="backslashreplace"))
 
 
 def _on_a_disk(workdir: str | Path) -> Path:
