@@ -1,6 +1,7 @@
 """Any converted teacher: all that its file says, and the settings that its network wants.
 
-  adadfq convert --input=resnet20.th --output=teacher.safetensors --mean=imagenet
+  adadfq convert --input=resnet20.th --output=teacher.safetensors --mean=imagenet \\
+    --architecture=resnet20_cifar
   adadfq quantize --config=configs/teacher.py:w4a4 --workdir=runs/teacher_w4a4 \\
     --config.teacher.path=teacher.safetensors
 
