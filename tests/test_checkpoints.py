@@ -125,6 +125,18 @@ def test_one_foreign_key_beside_a_prefix(path, state, prefix):
     assert f"after {prefix!r}" in teacher.convention
 
 
+def test_what_is_beside_the_network_is_named_and_not_read(tmp_path, path, state):
+    """Modules for training, numbers and integers, also where all lies behind one prefix."""
+    wrapped = {f"module.{key}": value for key, value in state.items()}
+    beside = {"module.proj.weight": torch.zeros(8, 64), "ema_decay": 0.99}
+    with pytest.warns(UserWarning, match=r"module\.proj\.weight, ema_decay"):
+        assert same(load(path, wrapped | beside), state)
+    numbers = dict(state) | {"queue_ptr": torch.zeros(1, dtype=torch.int64)}
+    safetensors.torch.save_file(numbers, tmp_path / "x.safetensors")
+    with pytest.warns(UserWarning, match="queue_ptr"):
+        assert same(load_teacher(tmp_path / "x.safetensors", **GIVEN), state)
+
+
 def test_two_networks_in_one_file(path, state):
     other = {key: value + 1 for key, value in state.items()}
     both = {f"{name}.{key}": x[key] for name, x in (("a", state), ("b", other)) for key in x}
@@ -139,6 +151,8 @@ def test_two_networks_in_one_file(path, state):
 def test_the_entry_that_holds_the_weights_is_named(path, state):
     with pytest.raises(TeacherError, match="give --entry=weights to convert or evaluate"):
         load(path, {"weights": state, "epoch": 1})
+    with pytest.raises(TeacherError, match="give --entry=weights to convert or evaluate"):
+        load(path, {"weights": state, "loss": torch.tensor(0.3)})
     assert same(load(path, {"weights": state, "epoch": 1}, entry="weights"), state)
     nested = {"teacher": {"module": state}, "epoch": 1}
     with pytest.raises(TeacherError, match=r"give --entry=teacher\.module"):
@@ -224,6 +238,7 @@ def archive(kind):
         (b"\x08\x08\x12\x07pytorch", "an ONNX model"),
         (b"", "it is empty"),
         (bytes(600), "full of zeros"),
+        (b"404: Not Found", "is text ('404: Not Found')"),
         (archive("zip"), "a zip archive: unpack it, and give 'weights/teacher.pth'"),
         (archive("tar"), "a tar archive"),
         (archive("npz"), "arrays of NumPy"),

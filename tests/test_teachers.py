@@ -590,7 +590,6 @@ BAD_STATES = {
         lambda s: changed(s, **{"bn1.bias": s["bn1.bias"][:1].expand(16)}),
         "'bn1.bias' is not a plain dense tensor",
     ),
-    "no tensor": (lambda s: changed(s, lr=0.1), "the entry 'lr' of its state dict is no tensor"),
     "renamed": (
         lambda s: changed(s, **{"conv1.weight": None, "conv1.wieght": s["conv1.weight"]}),
         r"has no key 'conv1.weight' \(nearest: 'conv1.wieght'\)",

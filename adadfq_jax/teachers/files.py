@@ -85,14 +85,18 @@ def read_state(path: Path, entry: str | None = None, prefix: str | None = None) 
         skipped = loaded.skipped
         tensors, entry = _unwrap(loaded, name, entry)
     tensors = {key: value for key, value in tensors.items() if not _is_a_counter(key)}
+    for key in tensors:
+        _require_name(name, key)
+    shapes = {key: tuple(value.shape) for key, value in tensors.items() if _is_array(value)}
     try:
-        part = parts.find({key: _shape(name, key, x) for key, x in tensors.items()}, prefix)
+        part = parts.find(shapes, prefix)
     except TeacherError as error:
         raise TeacherError(f"{name} {error}") from error
     if not part.names:
         raise TeacherError(f"{name} holds no weights: its state dict is empty.")
     arrays = {own: _to_numpy(name, key, tensors[key]) for own, key in part.names.items()}
-    return State(_to_float32(name, arrays), entry, part.prefix, part.head, part.left_over, skipped)
+    left_over = (*part.left_over, *(key for key in tensors if key not in shapes))
+    return State(_to_float32(name, arrays), entry, part.prefix, part.head, left_over, skipped)
 
 
 def _is_a_counter(key: Any) -> bool:
@@ -100,10 +104,12 @@ def _is_a_counter(key: Any) -> bool:
     return isinstance(key, str) and (key.endswith("num_batches_tracked") or key == "n_averaged")
 
 
-def _shape(name: str, key: Any, value: Any) -> tuple[int, ...]:
-    """Returns the shape of an entry of a state dict, which has to be a tensor by a name."""
-    if isinstance(key, str) and hasattr(value, "shape") and not isinstance(value, Skipped):
-        return tuple(value.shape)
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "shape") and not isinstance(value, Skipped)
+
+
+def _require_name(name: str, key: Any) -> None:
+    """Raises TeacherError for a key that no state dict of a network in floating point has."""
     if not isinstance(key, str):
         raise TeacherError(
             f"{name}: the names in a state dict are texts such as 'conv1.weight', and not {key!r}; "
@@ -111,8 +117,6 @@ def _shape(name: str, key: Any, value: Any) -> tuple[int, ...]:
         )
     if _PACKED.search(key):
         raise TeacherError(_torch_quantized(name, key))
-    kind = value.name if isinstance(value, Skipped) else type(value).__name__
-    raise TeacherError(f"{name}: the entry {key!r} of its state dict is no tensor but a {kind}.")
 
 
 def _torch_quantized(name: str, key: str) -> str:
@@ -120,6 +124,14 @@ def _torch_quantized(name: str, key: str) -> str:
         f"{name} is quantized by PyTorch already ({key!r}): give the floating-point network that "
         "it was made of."
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _OtherType:
+    """A tensor of a safetensors file that is not read, since it has no floating-point numbers."""
+
+    kind: str
+    shape: tuple[int, ...]
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -130,11 +142,10 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     arrays = {}
     for key, tensor in tensors:
         kind = _SAFETENSORS_TYPES.get(tensor["dtype"])
-        if kind is None and not key.endswith("num_batches_tracked"):
-            raise TeacherError(_not_floating(repr(str(path)), key, tensor["dtype"]))
-        arrays[key] = np.frombuffer(tensor["data"], kind or np.uint8)
-        if kind is not None:
-            arrays[key] = arrays[key].reshape(tensor["shape"])
+        if kind is None:  # an error only where the network needs it
+            arrays[key] = _OtherType(tensor["dtype"], tuple(tensor["shape"]))
+        else:
+            arrays[key] = np.frombuffer(tensor["data"], kind).reshape(tensor["shape"])
     return arrays
 
 
@@ -203,7 +214,14 @@ def _offer(content: Mapping[Any, Any], trail: list[str]) -> str:
 
 
 def _has_tensors(value: Mapping[Any, Any]) -> bool:
-    return any(hasattr(item, "numpy") for item in value.values())
+    """Whether a mapping holds tensors itself, and not only a number or two beside a state dict."""
+    count = _count_tensors(value)
+    inside = (_count_tensors(below) for below in value.values() if isinstance(below, Mapping))
+    return count > max(inside, default=0)
+
+
+def _count_tensors(value: Mapping[Any, Any]) -> int:
+    return sum(hasattr(item, "numpy") for item in value.values())
 
 
 def _holds_tensors(value: Any, depth: int = 3) -> bool:
@@ -218,6 +236,8 @@ def _holds_tensors(value: Any, depth: int = 3) -> bool:
 def _to_numpy(name: str, key: str, tensor: Any) -> np.ndarray:
     if isinstance(tensor, np.ndarray):  # of a safetensors file
         return tensor
+    if isinstance(tensor, _OtherType):
+        raise TeacherError(_not_floating(name, key, tensor.kind))
     import torch
 
     if tensor.is_quantized or (_PACKED.search(key) and not tensor.is_floating_point()):

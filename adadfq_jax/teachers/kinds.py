@@ -10,6 +10,8 @@ SAFETENSORS, TORCH = "safetensors", "torch"
 
 _FIRST = 512
 _TAR_MARK = slice(257, 262)
+# Words of a line or more; pickle's first protocol is text, too, but of a letter or two a line.
+_TEXT = re.compile(rb"[\t\r -~]{6,}(?:\n[\t\n\r -~]*)?")
 _DOWNLOAD = "download the file itself"
 # By what a file begins with: what it is, and what to do.
 _OTHERS = (
@@ -55,6 +57,13 @@ def kind_of(path: Path) -> str:
     for beginning, what in _OTHERS:
         if re.match(beginning, first):
             raise TeacherError(f"{name} is {what}.")
+    if b"tensorflow" in first or path.suffix == ".index":
+        raise TeacherError(
+            f"{name} is a TensorFlow checkpoint: only PyTorch's and safetensors files are read."
+        )
+    if _TEXT.fullmatch(first) and first.lstrip()[:1] not in (b"{", b"["):
+        said = first.decode().split("\n")[0][:60]
+        raise TeacherError(f"{name} is text ({said!r}), not a checkpoint: {_DOWNLOAD}.")
     if first.lstrip()[:1] in (b"{", b"["):
         raise TeacherError(f"{name} {_of_json(path)}.")
     if first[_TAR_MARK] == b"ustar" and not first.startswith((b"storages", b"sys_info", b"pickle")):

@@ -60,7 +60,7 @@ def find(shapes: Shapes, prefix: str | None = None) -> Part:
     usual = keys.HEADS.get(form, ())
     head = ""
     if usual and not any(f"{layer}.weight" in names for layer in usual):
-        head = _head(shapes, names, form, usual)
+        head = _head(shapes, names, form, usual, chosen)
         layer = next((layer for layer in usual if layer in head.split(".")), usual[0])
         for key in (f"{head}.weight", f"{head}.bias") if head else ():
             names.pop(key.removeprefix(chosen), None)
@@ -68,7 +68,7 @@ def find(shapes: Shapes, prefix: str | None = None) -> Part:
     used = set(names.values())
     left_over = tuple(key for key in shapes if key not in used)
     if prefix is None:
-        _require_one_head(shapes, left_over)
+        _require_one_head(shapes, left_over, chosen)
     return Part(names, chosen, head, left_over)
 
 
@@ -116,19 +116,23 @@ def _is_for_training(key: str) -> bool:
     return _FOR_TRAINING.fullmatch(key.partition(".")[0]) is not None
 
 
-def _dense(shapes: Shapes, found: Iterable[str]) -> list[str]:
-    """Returns the dense layers among some keys."""
+def _dense(shapes: Shapes, found: Iterable[str], prefix: str) -> list[str]:
+    """Returns the dense layers among some keys, of the network behind the prefix or beside it."""
     return [
         key.removesuffix(".weight")
         for key in found
-        if key.endswith(".weight") and len(shapes[key]) == 2 and not _is_for_training(key)
+        if key.endswith(".weight")
+        and len(shapes[key]) == 2
+        and not _is_for_training(key.removeprefix(prefix))
     ]
 
 
-def _head(shapes: Shapes, names: dict[str, str], form: str, usual: tuple[str, ...]) -> str:
+def _head(
+    shapes: Shapes, names: dict[str, str], form: str, usual: tuple[str, ...], prefix: str
+) -> str:
     """Returns the classifier where it has not its usual name; empty where nothing is like one."""
     in_blocks = {key for name, key in names.items() if keys.FORMS[form].match(name)}
-    found = _dense(shapes, [key for key in shapes if key not in in_blocks])
+    found = _dense(shapes, [key for key in shapes if key not in in_blocks], prefix)
     if len(found) > 1:
         raise TeacherError(
             f"has no dense layer {' or '.join(map(repr, usual))}, but {_listed(shapes, found)}: "
@@ -137,9 +141,9 @@ def _head(shapes: Shapes, names: dict[str, str], form: str, usual: tuple[str, ..
     return found[0] if found else ""
 
 
-def _require_one_head(shapes: Shapes, left_over: Iterable[str]) -> None:
+def _require_one_head(shapes: Shapes, left_over: Iterable[str], prefix: str) -> None:
     """Raises TeacherError where a dense layer is left, which the logits may pass through."""
-    if found := _dense(shapes, left_over):
+    if found := _dense(shapes, left_over, prefix):
         raise TeacherError(
             f"has a classifier, and {_listed(shapes, found)} besides, of which it does not say "
             "whether the logits pass through them; where they do not, name the network's part with "
