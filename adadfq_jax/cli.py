@@ -32,7 +32,7 @@ from adadfq_jax.errors import (
     VerificationError,
     nearest,
 )
-from adadfq_jax.streams import make_output_safe
+from adadfq_jax.streams import finish_output, make_output_safe
 
 _COMPLETE, _BAD_INPUT, _DIVERGED, _UNVERIFIED, _INTERRUPTED = 0, 2, 3, 4, 130
 _STOPPED = os.EX_TEMPFAIL  # 75
@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     make_output_safe()
     # To the very end, when tensorstore's threads may still say it.
     sys.unraisablehook = _show_unraisable
-    sys.exit(run(sys.argv[1:] if argv is None else argv))
+    code = run(sys.argv[1:] if argv is None else argv)
+    sys.exit(code or (_COMPLETE if finish_output() else _BAD_INPUT))
 
 
 def run(argv: Sequence[str]) -> int:

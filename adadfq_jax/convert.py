@@ -8,7 +8,7 @@ from pathlib import Path
 from adadfq_jax import models
 from adadfq_jax.errors import TeacherError
 from adadfq_jax.statistics_check import check_statistics
-from adadfq_jax.storage import locate, refuse_existing
+from adadfq_jax.storage import absolute, locate, refuse_existing
 from adadfq_jax.teachers import (
     Teacher,
     in_unit_pixels,
@@ -53,6 +53,10 @@ def convert(
     if output.suffix != ".safetensors":
         raise TeacherError(f"the output must be a .safetensors file, not {str(output)!r}.")
     refuse_existing(output, overwrite)
+    if not packages.is_name(str(source)) and _is_same(locate(source), output):
+        raise TeacherError(
+            f"the output {str(output)!r} is the input, which would be lost; name another file."
+        )
     mean, std = in_unit_pixels(mean, std, pixel_units)
     given = {"mean": mean, "std": std, "image_size": image_size, "entry": entry, "prefix": prefix}
     if packages.is_name(str(source)):
@@ -64,6 +68,10 @@ def convert(
             teacher = dataclasses.replace(teacher, source=digest)
     save_teacher(teacher, output)
     return teacher
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and absolute(one).resolve() == absolute(other).resolve()
 
 
 def _load_pretrained(name: str, architecture: str | None, given: dict) -> Teacher:

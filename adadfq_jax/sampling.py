@@ -103,20 +103,32 @@ def _check_output(text: str, overwrite: bool) -> bool:
         raise ConfigError(f"output {text!r} exists; --overwrite replaces it.")
     if not is_file and path.exists() and any(path.iterdir()):
         # A folder of anything else is never deleted.
-        ours = all(
-            entry.name == _LOGITS
-            or (
-                entry.name.isdigit()
-                and entry.is_dir()
-                and all(file.suffix == ".png" and file.stem.isdigit() for file in entry.iterdir())
-            )
-            for entry in path.iterdir()
-        )
-        if not (ours and (path / _LOGITS).exists()):
+        if not _is_of_samples(path):
             raise ConfigError(f"output {text!r} is a folder of other files; choose another name.")
         if not overwrite:
             raise ConfigError(f"output {text!r} exists; --overwrite replaces it.")
     return is_file
+
+
+def _is_of_samples(folder: Path) -> bool:
+    """Tells whether a folder holds what an earlier call wrote, and nothing else."""
+    try:
+        with np.load(folder / _LOGITS, allow_pickle=False) as file:
+            count = len(file["y"])
+            if len(file["logits"]) != count:
+                return False
+    except Exception:  # no such file, or one of somebody else's
+        return False
+    names = {f"{number:06}.png" for number in range(count)}
+    return all(
+        entry.name == _LOGITS
+        or (
+            entry.name.isdigit()
+            and entry.is_dir()
+            and all(file.name in names for file in entry.iterdir())
+        )
+        for entry in folder.iterdir()
+    )
 
 
 def _write_folder(folder: Path, images: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> None:

@@ -28,7 +28,7 @@ LARGEST_USUAL_DISTANCE = 0.1
 
 _SEED = 20
 # Images: as many as a network is asked about in some seconds, whatever the size of its images.
-_PIXELS, _FEWEST, _MOST = 2**19, 8, 64
+_PIXELS, _FEWEST, _MOST = 2**19, 2, 64
 _SMALLEST_VARIANCE = 1e-12
 # Logits that differ by less from image to image do not depend on the image.
 _ROUNDING = 1e-5

@@ -134,7 +134,9 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
     """Raises ConfigError where there is a folder, or a file that may not be replaced."""
     if path.is_dir():
         raise ConfigError(f"{str(path)!r} is a folder; name a file.")
-    if path.exists() and not overwrite:
+    # A link to nothing would be replaced, too.
+    there = path.exists() or (not is_remote(path) and path.is_symlink())
+    if there and not overwrite:
         raise ConfigError(f"{str(path)!r} exists; overwrite it with --overwrite, or name another.")
 
 

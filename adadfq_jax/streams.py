@@ -42,3 +42,15 @@ def make_output_safe() -> None:
             line_buffering=stream.isatty() or name == "stderr",
         )
         setattr(sys, name, safe)
+
+
+def finish_output() -> bool:
+    """Writes what is left of stdout; tells whether all of it was written, and says why not."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:  # a file on a full disk
+        print(f"adadfq: the output cannot be written: {error.strerror}.", file=sys.stderr)
+        # Python would try once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return False
+    return True

@@ -112,6 +112,13 @@ class Sweep:
         for name in sweep_table.NAMES:
             if (self.path / name).exists() and not sweep_table.is_own(self.path / name):
                 refuse_foreign(self.path / name, "a table of a sweep")
+        if read_json(self.path / SWEEP) is None:
+            for point in points:
+                if (self.path / point.name / CONFIG).exists():
+                    raise ConfigError(
+                        f"{str(self.path / point.name)!r} holds a run that no sweep began; choose "
+                        "another workdir for the sweep."
+                    )
         self._teachers: dict[str, Teacher] = {}
         self._given = teacher
         self._configs = {}

@@ -28,7 +28,7 @@ from adadfq_jax.metric_log import Log, open_log
 from adadfq_jax.optimizers import rate_field
 from adadfq_jax.progress import Progress
 from adadfq_jax.statistics_check import check_statistics
-from adadfq_jax.storage import translated
+from adadfq_jax.storage import is_remote, locate, translated
 from adadfq_jax.student import (
     Student,
     generate,
@@ -138,6 +138,9 @@ def quantize(
     try:
         with processes.together():
             if workdir is not None and processes.leads():
+                # Before the folder is taken, so that nothing is left where it is refused.
+                if not is_remote(locate(workdir)):
+                    check_run(locate(workdir), config)
                 folder = Workdir(workdir)
                 check_run(folder.path, config)
                 kept.check(folder.path, config)

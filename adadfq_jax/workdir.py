@@ -154,6 +154,8 @@ def check_run(path: Path, config: ml_collections.ConfigDict) -> None:
                 "or its report would replace; choose another workdir."
             )
         return
+    if not {"teacher", "quant", "game"} <= set(old):
+        refuse_foreign(path / CONFIG, "the configuration of a run")
     if changed := differences(old, config):
         raise ConfigError(
             f"workdir {str(path)!r} holds another run ({changed}); choose another "
@@ -224,7 +226,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except IsADirectoryError as error:
         raise ConfigError(f"{str(path)!r} is a folder, and should be a file of adadfq.") from error
     except ValueError as error:
-        raise ConfigError(f"{str(path)!r} is damaged: {error}.") from error
+        raise ConfigError(
+            f"{str(path)!r} is damaged, or was not written by adadfq: {error}."
+        ) from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{str(path)!r} is damaged: it holds no JSON object.")
+        raise ConfigError(
+            f"{str(path)!r} is damaged, or was not written by adadfq: it holds no JSON object."
+        )
     return content

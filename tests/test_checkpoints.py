@@ -18,7 +18,8 @@ import safetensors.torch
 import torch
 
 from adadfq_jax import cli
-from adadfq_jax.errors import TeacherError
+from adadfq_jax.convert import convert
+from adadfq_jax.errors import ConfigError, TeacherError
 from adadfq_jax.network import flatten
 from adadfq_jax.teachers import load_teacher
 from tests import torch_networks as nets
@@ -264,3 +265,30 @@ def test_the_content_decides_and_not_the_suffix(tmp_path, state):
     safetensors.torch.save_file(dict(state), tmp_path / "teacher.bin")
     assert same(load_teacher(tmp_path / "teacher.bin", **GIVEN), state)
     assert same(load(tmp_path / "teacher.safetensors", state), state)
+
+
+def test_an_empty_safetensors_file_is_refused(tmp_path):
+    path = tmp_path / "teacher.safetensors"
+    path.write_bytes((2).to_bytes(8, "little") + b"{}")
+    with pytest.raises(TeacherError, match="its state dict is empty"):
+        load_teacher(path, **GIVEN)
+
+
+def test_what_is_no_teacher_to_convert(tmp_path, path, state):
+    load(path, state)
+    before = path.read_bytes()
+    same_file = tmp_path / "same.safetensors"
+    safetensors.torch.save_file(dict(state), same_file)
+    with pytest.raises(TeacherError, match="is the input, which would be lost"):
+        convert(same_file, same_file, overwrite=True, **GIVEN)
+    with pytest.raises(TeacherError, match="is a folder; name the teacher's file"):
+        load_teacher(tmp_path, **GIVEN)
+    with pytest.raises(TeacherError, match="at most 2048, not 100000"):
+        load_teacher(path, image_size=100_000, **GIVEN)
+    exported = {"state_dict": state, "activations": {}, "weight_bits": {}, "checksum": "x"}
+    with pytest.raises(TeacherError, match="an exported student, and no teacher"):
+        load(path, exported)
+    (tmp_path / "link.safetensors").symlink_to(tmp_path / "nowhere")
+    path.write_bytes(before)
+    with pytest.raises(ConfigError, match="exists; overwrite it with --overwrite"):
+        convert(path, tmp_path / "link.safetensors", **GIVEN)

@@ -39,3 +39,12 @@ def test_a_reader_that_is_gone_ends_the_output_alone():
     # Neither stream there at all, as with `>&- 2>&-`.
     command = f"exec '{sys.executable}' -m adadfq_jax evaluate --teacher=none.pth >&- 2>&-"
     assert subprocess.run(["sh", "-c", command], env=os.environ | ENVIRONMENT).returncode == 2
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_full_disk_is_told_of():
+    with open("/dev/full", "w") as full:
+        process = adadfq("--help", stdout=full, stderr=subprocess.PIPE)
+        _, err = process.communicate()
+    assert process.returncode == 2
+    assert err == b"adadfq: the output cannot be written: No space left on device.\n"

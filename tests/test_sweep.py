@@ -461,3 +461,12 @@ def test_what_is_no_surface_is_not_played(tmp_path, played, capfd, argv, words, 
     assert words in capfd.readouterr().err
     assert played == []
     assert not (tmp_path / "x").exists()
+
+
+def test_a_run_under_the_name_of_a_game_is_not_taken_over(tmp_path):
+    config = make_small_config()
+    (tmp_path / "seed0").mkdir()
+    (tmp_path / "seed0" / "config.json").write_text(to_json(config))
+    with pytest.raises(ConfigError, match=r"seed0' holds a run that no sweep began"):
+        sweep.Sweep(plan(config, "seed=0"), tmp_path, TEACHER)
+    assert not (tmp_path / "sweep.json").exists()

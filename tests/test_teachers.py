@@ -524,7 +524,7 @@ def test_wrong_zip_members(tmp_path, state):
     fails({k: v for k, v in members.items() if k != weights}, "not a readable PyTorch file")
     fails(members | {weights: b""}, "not a readable PyTorch file")
     path.write_bytes(b"junk\n")
-    with pytest.raises(TeacherError, match="not a readable PyTorch file: KeyError"):
+    with pytest.raises(TeacherError, match=r"is text \('junk'\), not a checkpoint"):
         load_teacher(path, **NORMALISATION)
 
     # Found by test_mutations: torch takes such a member for empty, and returns whatever is there.

@@ -15,7 +15,7 @@ from adadfq_jax import samples
 from adadfq_jax.config import default_config, to_json
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.metric_log import MetricLog
-from adadfq_jax.workdir import Workdir, read_json
+from adadfq_jax.workdir import Workdir, check_run, read_json
 
 HOLD = """
 import sys, time
@@ -233,3 +233,14 @@ def test_metrics_go_on_after_the_resumed_step(workdir, cut):
     log.write({"step": 3, "l_g": 0.25})
     log.close()
     assert _logged(workdir) == [*lines[:3], '{"step": 3, "l_g": 0.25}']
+
+
+def test_a_configuration_of_another_program_is_no_run(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "resnet", "seed": 3}')
+    config = default_config()
+    with pytest.raises(ConfigError, match="is not the configuration of a run that adadfq wrote"):
+        check_run(tmp_path, config)
+    (tmp_path / "config.json").write_text("mine")
+    with pytest.raises(ConfigError, match="was not written by adadfq"):
+        check_run(tmp_path, config)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["config.json"]

@@ -20,7 +20,7 @@ from adadfq_jax.exporting.verification import Report, compare
 from adadfq_jax.network import Network, normalize
 from adadfq_jax.storage import on_a_disk, refuse_existing
 from adadfq_jax.student import Student
-from adadfq_jax.teachers import Teacher
+from adadfq_jax.teachers import Teacher, own
 
 __all__ = [
     "FORMATS",
@@ -122,6 +122,11 @@ def check_output(
     if (fold_norms or raw_pixels) and format != "onnx":
         raise ConfigError(f"folded BatchNorms and raw pixels are options of onnx, not of {format}.")
     refuse_existing(path, overwrite)
+    if path.is_file() and path.suffix == ".safetensors" and own.is_own(path):
+        raise ConfigError(
+            f"{str(path)!r} is a teacher, which an exported student does not replace; name another "
+            "file."
+        )
     if not path.parent.is_dir():
         raise ConfigError(f"there is no folder {str(path.parent)!r} to write {path.name} in.")
     return format

@@ -25,6 +25,7 @@ from adadfq_jax.workdir import (
     RESULT,
     SAMPLES_OVER_TIME,
     SWEEP,
+    check_sweep,
     read_json,
     refuse_foreign,
 )
@@ -58,6 +59,8 @@ def write_report(
     workdir = _on_a_disk(workdir)
     target = workdir / REPORT
     single = (workdir / CONFIG).exists()
+    if not single:
+        check_sweep(workdir)
     if not single and not (workdir / SWEEP).exists():
         raise CheckpointError(
             f"{str(workdir)!r} holds neither a run nor a sweep: there is no {CONFIG} or {SWEEP} in "

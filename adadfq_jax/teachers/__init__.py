@@ -106,11 +106,15 @@ def load_teacher(
         mean and std cannot be in their units.
       ConfigError: `architecture` is unknown.
     """
-    if image_size is not None and image_size < 1:
-        raise TeacherError(f"image_size must be at least 1, not {image_size}.")
+    if image_size is not None and not 1 <= image_size <= own.LARGEST_IMAGE:
+        raise TeacherError(
+            f"image_size must be at least 1 and at most {own.LARGEST_IMAGE}, not {image_size}."
+        )
     mean, std = in_unit_pixels(mean, std, pixel_units)
     where = locate(path)
     with readable(where) as file:
+        if file.is_dir():
+            raise TeacherError(f"{str(where)!r} is a folder; name the teacher's file in it.")
         if not file.is_file():
             raise TeacherError(f"there is no teacher file {str(where)!r}.")
         return _load(file, architecture, mean, std, image_size, entry, prefix)

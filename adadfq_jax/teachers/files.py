@@ -30,6 +30,7 @@ _ENTRIES = (
     "module",
 )
 _OFFERED = 3
+_OF_AN_EXPORT = {"activations", "weight_bits", "checksum"}  # of `exporting/pytorch.py`
 # In the names that PyTorch's own quantization writes.
 _PACKED = re.compile(r"(?:^|\.)(?:_packed_params|scale$|zero_point$)|_packed")
 _SAFETENSORS_TYPES = {
@@ -82,6 +83,11 @@ def read_state(path: Path, entry: str | None = None, prefix: str | None = None) 
         tensors, entry = _read_safetensors(path), ""
     else:
         loaded = read_torch(path)
+        if isinstance(loaded.content, Mapping) and set(loaded.content) >= _OF_AN_EXPORT:
+            raise TeacherError(
+                f"{name} is an exported student, and no teacher: its activations are quantized as "
+                "well; `adadfq evaluate --model=FILE` measures it."
+            )
         skipped = loaded.skipped
         tensors, entry = _unwrap(loaded, name, entry)
     tensors = {key: value for key, value in tensors.items() if not _is_a_counter(key)}

@@ -11,7 +11,7 @@ SAFETENSORS, TORCH = "safetensors", "torch"
 _FIRST = 512
 _TAR_MARK = slice(257, 262)
 # Words of a line or more; pickle's first protocol is text, too, but of a letter or two a line.
-_TEXT = re.compile(rb"[\t\r -~]{6,}(?:\n[\t\n\r -~]*)?")
+_TEXT = re.compile(rb"[\t\r -~]{3,}(?:\n[\t\n\r -~]*)?")
 _DOWNLOAD = "download the file itself"
 # By what a file begins with: what it is, and what to do.
 _OTHERS = (

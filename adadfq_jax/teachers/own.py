@@ -29,6 +29,8 @@ from adadfq_jax.storage import write_whole
 from adadfq_jax.teachers.keys import by_code
 from adadfq_jax.teachers.normalisation import fault, is_mean, is_std
 
+# Side in pixels; a layer of a larger image alone would take gigabytes.
+LARGEST_IMAGE = 2048
 _METADATA_KEY = "adadfq"
 _DTYPES = ("F32", "F64")
 
@@ -170,6 +172,10 @@ def _described(name: str, text: str) -> dict[str, Any]:
     return described
 
 
+def _is_size(value: Any) -> bool:
+    return _is_count(value) and value <= LARGEST_IMAGE
+
+
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 2**20
 
@@ -181,7 +187,7 @@ def _is_sha256(value: Any) -> bool:
 _FIELDS = {
     "architecture": (lambda value: isinstance(value, str), "a name"),
     "classes": (_is_count, "a positive integer"),
-    "image_size": (_is_count, "a positive integer"),
+    "image_size": (_is_size, f"a positive integer up to {LARGEST_IMAGE}"),
     "mean": (is_mean, "three numbers"),
     "std": (is_std, "three positive numbers"),
     "source": (_is_sha256, "a SHA-256"),

@@ -93,7 +93,7 @@ def _choose(shapes: Shapes, found: list[str], given: str | None) -> str:
         if given in found:
             return given
         if not any(key.startswith(given) for key in shapes):
-            known = found or {key.partition(".")[0] + "." for key in shapes}
+            known = [x.rstrip(".") for x in found] or {key.partition(".")[0] for key in shapes}
             raise TeacherError(f"has no key with the prefix {given!r}; {nearest(given, known)}")
         found = [prefix for prefix in found if prefix.startswith(given)]
     if len(found) > 1:
@@ -105,10 +105,12 @@ def _choose(shapes: Shapes, found: list[str], given: str | None) -> str:
     if found:
         return found[0]
     prefix = given or ""
-    while wrapper := next(
-        (each for each in _WRAPPERS if all(key.startswith(prefix + each) for key in shapes)), None
-    ):
-        prefix += wrapper
+    while shapes:
+        wrappers = (prefix + each for each in _WRAPPERS)
+        longer = next((x for x in wrappers if all(key.startswith(x) for key in shapes)), None)
+        if longer is None:
+            break
+        prefix = longer
     return prefix
 
 
