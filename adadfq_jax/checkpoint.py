@@ -104,7 +104,9 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
-        self._remove_partial()
+        if self._first_save:
+            self._remove_partial()
+            self._first_save = False
         self._kept.healthiest = healthiest
         arrays = _by_name(state)
         with self._writing():
@@ -125,7 +127,6 @@ class Checkpoints:
             raise
         except Exception as error:  # a full disk is told of in as many ways as a damaged file
             with contextlib.suppress(Exception):  # what there is no room for takes room, too
-                self._first_save = True
                 self._remove_partial()
             raise CheckpointError(
                 f"a checkpoint cannot be written to {self._folder} ({_reason(error)}); once it "
@@ -139,13 +140,11 @@ class Checkpoints:
         return f"the same command goes on from step {max(whole)}"
 
     def _remove_partial(self) -> None:
-        """Removes what a kill during a save left; only a run's owner saves, so it was its own."""
-        if self._first_save:
-            whole = {str(step) for step in self._manager.all_steps()}
-            for entry in self._folder.iterdir() if self._folder.exists() else ():
-                if entry.name not in whole and _BEGUN.fullmatch(entry.name):
-                    remove_folder(entry)
-        self._first_save = False
+        """Removes what a broken save left; only a run's owner saves, so it was its own."""
+        whole = {str(step) for step in self._manager.all_steps()}
+        for entry in self._folder.iterdir() if self._folder.exists() else ():
+            if entry.name not in whole and _BEGUN.fullmatch(entry.name):
+                remove_folder(entry)
 
     def restore(
         self, template: Any, set_aside: bool = True, step: int | None = None

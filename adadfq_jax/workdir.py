@@ -148,11 +148,7 @@ def check_run(path: Path, config: ml_collections.ConfigDict) -> None:
         raise ConfigError(f"workdir {str(path)!r} holds a sweep; choose another for a single run.")
     old = read_json(path / CONFIG)
     if old is None:
-        if found := there & _OF_A_RUN:
-            raise ConfigError(
-                f"workdir {str(path)!r} holds no run, but {', '.join(sorted(found))}, which a run "
-                "or its report would replace; choose another workdir."
-            )
+        _refuse_unowned(path, there & _OF_A_RUN, "run")
         return
     if not {"teacher", "quant", "game"} <= set(old):
         refuse_foreign(path / CONFIG, "the configuration of a run")
@@ -187,11 +183,7 @@ def check_sweep(path: Path) -> None:
         )
     old = read_json(path / SWEEP)
     if old is None:
-        if found := there & _OF_A_SWEEP:
-            raise ConfigError(
-                f"workdir {str(path)!r} holds no sweep, but {', '.join(sorted(found))}, which a "
-                "sweep or its report would replace; choose another workdir."
-            )
+        _refuse_unowned(path, there & _OF_A_SWEEP, "sweep")
     elif not isinstance(old.get("games"), dict):
         refuse_foreign(path / SWEEP, "a list of a sweep's games")
 
@@ -207,6 +199,15 @@ def refuse_foreign(path: Path, what: str) -> NoReturn:
         f"{str(path)!r} would be replaced, but is not {what} that adadfq wrote; move it away, or "
         "choose another workdir."
     )
+
+
+def _refuse_unowned(path: Path, found: set[str], owner: str) -> None:
+    """Raises ConfigError where a folder without an owner holds what one would replace."""
+    if found:
+        raise ConfigError(
+            f"workdir {str(path)!r} holds no {owner}, but {', '.join(sorted(found))}, which a "
+            f"{owner} or its report would replace; choose another workdir."
+        )
 
 
 def _names_in(path: Path) -> set[str]:

@@ -154,7 +154,7 @@ def _teacher(facts: Facts) -> Iterator[Finding]:
         # Where its accuracy was measured, that says more.
         yield Finding(
             NOTE if facts.teacher_top1 is not None else PROBLEM,
-            f"The teacher may not be what it was read as: {check.to_text()[len('warning: ') :]}.",
+            f"The teacher may not be what it was read as: {check.sentence}.",
         )
 
 

@@ -246,7 +246,7 @@ def _to_numpy(name: str, key: str, tensor: Any) -> np.ndarray:
         raise TeacherError(_not_floating(name, key, tensor.kind))
     import torch
 
-    if tensor.is_quantized or (_PACKED.search(key) and not tensor.is_floating_point()):
+    if tensor.is_quantized:
         raise TeacherError(_torch_quantized(name, key))
     if tensor.layout is not torch.strided or tensor.device.type != "cpu" or not _is_dense(tensor):
         raise TeacherError(f"{name}: {key!r} is not a plain dense tensor.")
