@@ -126,7 +126,9 @@ class Checkpoints:
         except AdaDFQError:
             raise
         except Exception as error:  # a full disk is told of in as many ways as a damaged file
-            with contextlib.suppress(Exception):  # what there is no room for takes room, too
+            # What there is no room for takes room, too. tensorstore's own threads cannot be stopped
+            # and may write a little more afterwards; the first save of the next run removes that.
+            with contextlib.suppress(Exception):
                 self._remove_partial()
             raise CheckpointError(
                 f"a checkpoint cannot be written to {self._folder} ({_reason(error)}); once it "

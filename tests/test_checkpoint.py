@@ -210,8 +210,12 @@ def test_what_cannot_be_written(saved, tmp_path, capfd):
             checkpoints.close()
     assert "\n" not in str(error.value)
     assert capfd.readouterr() == ("", "")  # nor what orbax's threads have to say
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["3"]
-    assert_restored(Checkpoints(tmp_path), 3)
+    again = Checkpoints(tmp_path)
+    assert_restored(again, 3)
+    again.save(4, make_state(4), RECORD | {"seconds": 4.0})
+    again.close()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["3", "4"]
+    assert_restored(Checkpoints(tmp_path), 4)
 
 
 def test_the_first_that_cannot_be_written(tmp_path):
@@ -220,7 +224,11 @@ def test_the_first_that_cannot_be_written(tmp_path):
         checkpoints.save(4, make_state(4), RECORD)
         with pytest.raises(CheckpointError, match="begins anew, for there is none before"):
             checkpoints.close()
-    assert list((tmp_path / "checkpoints").iterdir()) == []
+    again = Checkpoints(tmp_path)
+    assert again.restore(make_state(0)) is None
+    again.save(4, make_state(4), RECORD)
+    again.close()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["4"]
 
 
 def test_what_a_kill_during_a_save_leaves_is_no_obstacle(saved, tmp_path):
