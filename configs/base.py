@@ -1,6 +1,6 @@
-"""Every field with its default (`adadfq_jax/config.py`): the paper's CIFAR settings."""
+"""Every field with its default (`adadfq_jax/config/fields.py`): the paper's CIFAR settings."""
 
-from adadfq_jax.config import default_config
+from adadfq_jax.config.fields import default_config
 
 
 def get_config(bits: str = "w4a4"):

@@ -9,7 +9,7 @@ w3a3, 66.81 % at w4a4, 69.93 % at w5a5. The normalisation below is that teacher'
 converted first and use configs/teacher.py.
 """
 
-from adadfq_jax.config import default_config
+from adadfq_jax.config.fields import default_config
 from adadfq_jax.teachers.normalisation import NORMALISATIONS
 
 

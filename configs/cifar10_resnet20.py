@@ -8,7 +8,7 @@ The paper reports, for a teacher of 93.89 % (pytorchcv's), the best epoch on the
 one below, such as pytorchcv's, convert it and use configs/teacher.py.
 """
 
-from adadfq_jax.config import default_config
+from adadfq_jax.config.fields import default_config
 from adadfq_jax.teachers.normalisation import NORMALISATIONS
 
 

@@ -11,7 +11,7 @@ bit-width's fault alone.
 """
 
 from adadfq_jax.assets import DIGITS_TEACHER, DIGITS_TEST
-from adadfq_jax.config import default_config
+from adadfq_jax.config.fields import default_config
 
 
 def get_config(bits: str = "w4a2"):

@@ -5,12 +5,12 @@
 
 The paper reports, for pytorchcv's teacher of 73.03 %, the best epoch on the validation set: 28.99
 % at w3a3, 65.41 % at w4a4, 71.61 % at w5a5. Learning rates, milestones, warm-up, temperature and
-each bit-width's constants follow from the network (`adadfq_jax/recipes.py`). Checkpoints of
+each bit-width's constants follow from the network (`adadfq_jax/config/recipes.py`). Checkpoints of
 torchvision and timm fit; for pytorchcv's, the paper's teacher, add
 --config.teacher.architecture=mobilenet_v2_pytorchcv (or mobilenet_v2b_pytorchcv).
 """
 
-from adadfq_jax.config import default_config, leave_to_teacher
+from adadfq_jax.config.fields import default_config, leave_to_teacher
 from adadfq_jax.teachers.normalisation import NORMALISATIONS
 
 

@@ -5,11 +5,11 @@
 
 The paper reports, for pytorchcv's teacher of 71.47 %, the best epoch on the validation set: 38.10
 % at w3a3, 66.53 % at w4a4, 70.29 % at w5a5. Learning rates, milestones, warm-up, temperature and
-each bit-width's constants follow from the network (`adadfq_jax/recipes.py`). Checkpoints of
+each bit-width's constants follow from the network (`adadfq_jax/config/recipes.py`). Checkpoints of
 torchvision, timm and pytorchcv fit.
 """
 
-from adadfq_jax.config import default_config, leave_to_teacher
+from adadfq_jax.config.fields import default_config, leave_to_teacher
 from adadfq_jax.teachers.normalisation import NORMALISATIONS
 
 

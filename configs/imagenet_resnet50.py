@@ -5,12 +5,12 @@
 
 The paper reports, for pytorchcv's teacher of 77.73 %, the best epoch on the validation set: 17.63
 % at w3a3, 68.38 % at w4a4, 76.03 % at w5a5. Learning rates, milestones, warm-up, temperature and
-each bit-width's constants follow from the network (`adadfq_jax/recipes.py`). Expected is the
+each bit-width's constants follow from the network (`adadfq_jax/config/recipes.py`). Expected is the
 stride on the 3x3 convolution, as in torchvision's and timm's checkpoints and pytorchcv's
 resnet50b; for pytorchcv's resnet50 add --config.teacher.architecture=resnet50_stride1x1.
 """
 
-from adadfq_jax.config import default_config, leave_to_teacher
+from adadfq_jax.config.fields import default_config, leave_to_teacher
 from adadfq_jax.teachers.normalisation import NORMALISATIONS
 
 

@@ -6,12 +6,12 @@
     --config.teacher.path=teacher.safetensors
 
 Network, classes, image size, normalisation, learning rate, milestones, warm-up and temperature
-follow from the file (`adadfq_jax/recipes.py`); each can be set nevertheless. --config.epochs=40
-plays the beginning of the paper's 400 epochs. No data are needed; --config.data.source=npz
---config.data.path=test.npz (or folder, or tfds:NAME) only measures.
+follow from the file (`adadfq_jax/config/recipes.py`); each can be set nevertheless.
+--config.epochs=40 plays the beginning of the paper's 400 epochs. No data are needed;
+--config.data.source=npz --config.data.path=test.npz (or folder, or tfds:NAME) only measures.
 """
 
-from adadfq_jax.config import default_config, leave_to_teacher
+from adadfq_jax.config.fields import default_config, leave_to_teacher
 
 
 def get_config(bits: str = "w4a4"):

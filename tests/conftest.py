@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adadfq_jax import models, programs
-from adadfq_jax.config import default_config
-from adadfq_jax.teachers import Teacher
+from adadfq_jax.config.fields import default_config
+from adadfq_jax.game import programs
+from adadfq_jax.models import registry
+from adadfq_jax.models.network import Teacher
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir(), "adadfq_jax_tests")))
@@ -40,9 +41,9 @@ def make_teacher(
     seed: int = 0, architecture: str = "resnet8_cifar", size: int = SIZE, classes: int = 10
 ) -> Teacher:
     """An untrained teacher with BatchNorm statistics and scales that are not trivial."""
-    module = models.build(architecture, classes)
+    module = registry.build(architecture, classes)
     variables = jax.tree.map(
-        np.asarray, models.initial_variables(module, size, jax.random.key(seed))
+        np.asarray, registry.initial_variables(module, size, jax.random.key(seed))
     )
     random = np.random.default_rng(seed)
 

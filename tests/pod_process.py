@@ -11,8 +11,11 @@ import sys
 import jax
 import numpy as np
 
-from adadfq_jax import cli, processes, training
+from adadfq_jax.cli import process
+from adadfq_jax.cli.main import _exit_code
+from adadfq_jax.devices import processes
 from adadfq_jax.errors import AdaDFQError
+from adadfq_jax.training import quantize
 from tests.conftest import make_small_config, make_teacher
 
 
@@ -38,8 +41,8 @@ def main(workdir, coordinator, count, index, devices, stopped, after, seed):
 
     config.data.source = "npz"
     config.data.path = os.path.join(os.path.dirname(workdir), "images.npz")
-    with cli._listening() as received, processes.leaving_at_once():
-        training.quantize(
+    with process.listening() as received, processes.leaving_at_once():
+        quantize.quantize(
             config, teacher, workdir, should_stop=should_stop, show_progress=processes.leads()
         )
 
@@ -49,4 +52,4 @@ if __name__ == "__main__":
         main(*sys.argv[1:3], *map(int, sys.argv[3:]))
     except AdaDFQError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(cli._exit_code(error))
+        sys.exit(_exit_code(error))

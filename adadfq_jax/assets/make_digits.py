@@ -22,10 +22,11 @@ import numpy as np
 import optax
 from PIL import Image
 
-from adadfq_jax import evaluate, models, save_teacher
+from adadfq_jax import evaluate, save_teacher
 from adadfq_jax.assets import DIGITS_TEACHER, DIGITS_TEST, DIGITS_VALIDATION
-from adadfq_jax.data import from_arrays
-from adadfq_jax.teachers import Teacher
+from adadfq_jax.data.dataset import from_arrays
+from adadfq_jax.models import registry
+from adadfq_jax.models.network import Teacher
 
 _SIZE, _CLASSES = 16, 10
 _SHIFT, _NOISE = 2, 0.3
@@ -63,11 +64,11 @@ def train(images: np.ndarray, labels: np.ndarray) -> Teacher:
     pixels = jnp.asarray((images / 255 - mean) / std, jnp.float32)
     labels = jnp.asarray(labels)
     architecture = "resnet20_cifar"
-    frozen = models.build(architecture, _CLASSES)
+    frozen = registry.build(architecture, _CLASSES)
     module = frozen.clone(
         norm=functools.partial(nn.BatchNorm, use_running_average=False, momentum=0.9, epsilon=1e-5)
     )
-    variables = models.initial_variables(frozen, _SIZE, jax.random.key(0))
+    variables = registry.initial_variables(frozen, _SIZE, jax.random.key(0))
     optimizer = optax.chain(
         optax.add_decayed_weights(_WEIGHT_DECAY),
         optax.sgd(optax.cosine_decay_schedule(_LEARNING_RATE, _STEPS), _MOMENTUM, nesterov=True),

@@ -29,12 +29,12 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from adadfq_jax import models
-from adadfq_jax.digests import digest
 from adadfq_jax.errors import AdaDFQError, ExportError
 from adadfq_jax.exporting.description import INTEGERS_KEY, read_description
-from adadfq_jax.exporting.graph import Node
 from adadfq_jax.exporting.quantized import Activation, Norm, QuantizedNetwork, Weights
+from adadfq_jax.models import registry
+from adadfq_jax.models.graph import Node
+from adadfq_jax.storage.digests import digest
 
 FORMAT = 1
 
@@ -118,7 +118,7 @@ def read(path: Path) -> QuantizedNetwork:
 
 
 def _network(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> QuantizedNetwork:
-    models.build(described["architecture"], described["classes"])  # raises where it is unknown
+    registry.build(described["architecture"], described["classes"])  # raises where it is unknown
     bits, shapes = described["bits"], described["shapes"]
     nodes = [
         Node(op, name, tuple(inputs), attributes)

@@ -20,8 +20,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from adadfq_jax.errors import ExportError
 from adadfq_jax.exporting.description import ONNX_KEY, read_description
-from adadfq_jax.exporting.graph import INPUT, Node
 from adadfq_jax.exporting.quantized import QuantizedNetwork, Weights
+from adadfq_jax.models.graph import INPUT, Node
 
 FORMAT = 1
 OUTPUT = "logits"

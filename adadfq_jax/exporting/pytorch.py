@@ -18,15 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from adadfq_jax import models
-from adadfq_jax.digests import digest
 from adadfq_jax.errors import AdaDFQError, ExportError, install_command
 from adadfq_jax.exporting.description import refuse_newer
 from adadfq_jax.exporting.quantized import QuantizedNetwork
-from adadfq_jax.network import Network, flatten, unflatten
-from adadfq_jax.teachers import keys
-from adadfq_jax.teachers.pytorch import fit, to_pytorch
+from adadfq_jax.models import registry
+from adadfq_jax.models.network import Network, flatten, unflatten
+from adadfq_jax.storage.digests import digest
+from adadfq_jax.teachers import naming
 from adadfq_jax.teachers.recognition import recognise
+from adadfq_jax.teachers.to_flax import fit_state_dict, to_pytorch
 
 FORMAT = 1
 
@@ -44,7 +44,7 @@ def to_bytes(network: QuantizedNetwork, about: dict[str, Any], code: str | None)
       ExportError: torch is not installed.
     """
     torch = require()
-    convention = (code and keys.by_code(code)) or keys.usual(network.architecture)
+    convention = (code and naming.by_code(code)) or naming.usual(network.architecture)
 
     def name(variable: str) -> str:
         return convention.key(variable.partition("/")[2])
@@ -114,7 +114,7 @@ def read(path: Path) -> Network:
         about = content["about"]
         state = {key: tensor.numpy() for key, tensor in content["state_dict"].items()}
         recognised = recognise({key: array.shape for key, array in state.items()})
-        variables = fit(name, state, recognised, about["architecture"])
+        variables = fit_state_dict(name, state, recognised, about["architecture"])
         activations = {
             f"{collection}/{relu}/{kind}": value
             for relu, activation in content["activations"].items()
@@ -126,7 +126,7 @@ def read(path: Path) -> Network:
         }
         return Network(
             architecture=about["architecture"],
-            module=models.build(about["architecture"], about["classes"]),
+            module=registry.build(about["architecture"], about["classes"]),
             variables=variables | unflatten(activations),
             image_size=about["image_size"],
             mean=tuple(about["mean"]),

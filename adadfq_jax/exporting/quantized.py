@@ -7,9 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from adadfq_jax import models, quantizers
-from adadfq_jax.exporting.graph import Node, trace
-from adadfq_jax.network import Network, flatten, kernel_range, unflatten
+from adadfq_jax.models import registry
+from adadfq_jax.models.graph import Node, trace
+from adadfq_jax.models.network import Network, flatten, kernel_range, unflatten
+from adadfq_jax.quantization import codes as codes_module
+from adadfq_jax.quantization.codes import encode
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,7 +66,7 @@ class Activation:
     def affine(self) -> tuple[np.float32, np.float32, int]:
         """Returns (step, zero_point, largest code); see `quantizers`."""
         ends = np.float32(self.minimum), np.float32(self.maximum)
-        _, step, zero_point, n = map(np.asarray, quantizers.affine(*ends, np.int32(self.bits)))
+        _, step, zero_point, n = map(np.asarray, codes_module.affine(*ends, np.int32(self.bits)))
         return step[()], zero_point[()], int(n)
 
 
@@ -108,7 +110,7 @@ class QuantizedNetwork:
             flat[f"ranges/{name}/maximum"] = np.float32(activation.maximum)
         return Network(
             architecture=self.architecture,
-            module=models.build(self.architecture, self.classes),
+            module=registry.build(self.architecture, self.classes),
             variables=unflatten(flat),
             image_size=self.image_size,
             mean=self.mean,
@@ -185,5 +187,5 @@ def _encode(
     kernel: jax.Array, minimum: jax.Array, maximum: jax.Array, bits: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns a kernel's codes, step and zero point, by the arithmetic of the simulation."""
-    _, step, zero_point, _ = quantizers.affine(minimum, maximum, bits)
-    return quantizers.encode(kernel, minimum, maximum, bits), step, zero_point
+    _, step, zero_point, _ = codes_module.affine(minimum, maximum, bits)
+    return encode(kernel, minimum, maximum, bits), step, zero_point

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from adadfq_jax.errors import ExportError
 from adadfq_jax.exporting.description import STABLEHLO_ENTRY, refuse_newer
 from adadfq_jax.exporting.quantized import QuantizedNetwork
-from adadfq_jax.network import flatten, unflatten
+from adadfq_jax.models.network import flatten, unflatten
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 FORMAT = 1

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from adadfq_jax.exporting import arithmetic
+from adadfq_jax.exporting import integer_check
 from adadfq_jax.exporting.quantized import QuantizedNetwork
-from adadfq_jax.network import Network, normalize
+from adadfq_jax.models.network import Network, normalize
 
 _BATCH = 64
 # An image whose logits differ by more than this share of their range counts as different. A few do
@@ -132,7 +132,7 @@ def compare(
     layers, others = [], []
     if network.activations:
         few = normalize(images[:_IN_INTEGERS], network.mean, network.std)
-        layers, others = arithmetic.check(network, np.asarray(few, np.float32))
+        layers, others = integer_check.check(network, np.asarray(few, np.float32))
     wrong = [layer.layer for layer in layers if not layer.difference <= _LARGE_INTEGER_DIFFERENCE]
     if wrong and not failure:
         failure = (

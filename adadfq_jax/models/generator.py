@@ -7,24 +7,33 @@ Its BatchNorms use the statistics of the (global) batch always, when sampling to
 classes, then sort.
 """
 
-import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from adadfq_jax.models.convolutions import convolution
-from adadfq_jax.models.layers import batch_moments, unite_moments
+from adadfq_jax.ops.convolutions import convolution, upsampled_convolution
+from adadfq_jax.ops.moments import batch_moments, unite_moments
 
 CONDITIONINGS = ("embedding", "batch_norm")  # where labels come in
-# The parameter whose gradient on each device is that of the whole batch already; see `_project`.
-SUMMED = "dense_kernel"
+
+
+_DENSE_KERNEL, _DENSE_INPUT, _DENSE_OUTPUT = "dense_kernel", "dense_input", "dense_output"
+
+
 LATENT_SIZE = 100
+
+
 _CHANNELS = 128
+
+
 # What the reference runs: `BatchNorm2d(128, 0.8)` sets epsilon, not momentum.
 _EPSILON = 0.8
+
+
 _SLOPE = 0.2
 
 
@@ -102,73 +111,6 @@ class Conv(nn.Module):
         return x + bias.astype(x.dtype)
 
 
-def upsampled_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolves the twofold nearest-neighbour enlargement of x, in sub-pixel form.
-
-    Args:
-      x: (B, H, W, in).
-      kernel: (3, 3, in, out).
-
-    Returns:
-      (B, 2H, 2W, out): what a 3x3 convolution, zero-padded by 1, of the enlarged x returns.
-    """
-    batch, height, width, _ = x.shape
-    # Four convolutions: XLA's CPU backend has a fast kernel gradient for these, but not for one
-    # convolution that makes all phases as its channels, nor for a transposed one.
-    rows = [
-        jnp.stack([_phase(x, kernel, row, column) for column in range(2)], axis=3)
-        for row in range(2)
-    ]  # B, H, W, 2, out
-    return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, -1)
-
-
-def _phase(x: jax.Array, kernel: jax.Array, row: int, column: int) -> jax.Array:
-    """Makes the pixels (2m + row, 2n + column) of the enlarged convolution, (B, H, W, out)."""
-    return jax.lax.conv_general_dilated(
-        x,
-        _merge_taps(_merge_taps(kernel, row, axis=0), column, axis=1).astype(x.dtype),
-        (1, 1),
-        [(1 - row, row), (1 - column, column)],
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-
-
-def _merge_taps(kernel: jax.Array, phase: int, axis: int) -> jax.Array:
-    """Adds the taps that meet the same input pixel: phase 0 sees m-1, m, m, phase 1 m, m, m+1."""
-    first, second, third = jnp.split(kernel, 3, axis)
-    taps = (first + second, third) if phase else (first, second + third)
-    return jnp.concatenate(taps, axis)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _project(noise: jax.Array, kernel: jax.Array, axis_name: str | None) -> jax.Array:
-    """Multiplies noise (B, 100) with a kernel (100, units).
-
-    The kernel's gradient is summed over the mapped axis here, since it can be had for less: devices
-    gather as many rows as the batch has images, where a sum takes a hundred rows twice. For images
-    of 224 pixels the sum would be three quarters of all that the players' gradients take.
-    """
-    return noise @ kernel
-
-
-def _project_forward(noise, kernel, axis_name):
-    return _project(noise, kernel, axis_name), (noise, kernel)
-
-
-def _project_backward(axis_name, saved, cotangent):
-    noise, kernel = saved
-    to_noise = cotangent @ kernel.T
-    if axis_name is None:
-        return to_noise, noise.T @ cotangent
-    if len(noise) * jax.lax.axis_size(axis_name) > 2 * LATENT_SIZE:
-        return to_noise, jax.lax.psum(noise.T @ cotangent, axis_name)
-    noise, cotangent = jax.lax.all_gather((noise, cotangent), axis_name, tiled=True)
-    return to_noise, noise.T @ cotangent
-
-
-_project.defvjp(_project_forward, _project_backward)
-
-
 class Generator(nn.Module):
     """Maps noise and labels to images in the teacher's normalised input space.
 
@@ -200,9 +142,11 @@ class Generator(nn.Module):
             )
             noise = embedding[labels] * noise
         units = side * side * _CHANNELS
-        kernel = self.param(SUMMED, _uniform(LATENT_SIZE), (LATENT_SIZE, units))
+        kernel = self.param(_DENSE_KERNEL, _uniform(LATENT_SIZE), (LATENT_SIZE, units))
         bias = self.param("dense_bias", _uniform(LATENT_SIZE), (units,))
-        x = _project(noise, kernel, self.axis_name) + bias
+        # What the kernel's gradient is a product of; see `linearize`.
+        self.sow("intermediates", _DENSE_INPUT, noise)
+        x = self.perturb(_DENSE_OUTPUT, noise @ kernel) + bias
         x = x.astype(self.dtype or noise.dtype)
         x = self._norm("norm1")(x.reshape(-1, side, side, _CHANNELS), labels)
         x = Conv(_CHANNELS, upsample=True, name="conv1")(x)
@@ -221,3 +165,38 @@ class Generator(nn.Module):
     def _norm(self, name: str, epsilon: float = 1e-5) -> nn.Module:
         classes = self.classes if self.conditioning == "batch_norm" else None
         return BatchNorm(epsilon, classes=classes, axis_name=self.axis_name, name=name)
+
+
+def linearize(
+    generator: Generator, params: Any, noise: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, Callable[[jax.Array], tuple[Any, dict[str, tuple[jax.Array, jax.Array]]]]]:
+    """Makes images, ready for their gradient.
+
+    Args:
+      generator: the module.
+      params: its parameters.
+      noise, labels: z (B, 100) and y (B,).
+
+    Returns:
+      (images; a function from their cotangent to the gradient by `params` and, for the dense
+      kernel, its factors: what the layer multiplied and the cotangent of its output, as
+      `sum_gradients` takes both).
+    """
+
+    def make(params, output):
+        images, sown = generator.apply(
+            {"params": params, "perturbations": {_DENSE_OUTPUT: output}},
+            noise,
+            labels,
+            mutable=["intermediates"],
+        )
+        return images, sown["intermediates"][_DENSE_INPUT][0]
+
+    unmoved = jnp.zeros((len(noise), params[_DENSE_KERNEL].shape[1]), noise.dtype)
+    images, pull, dense_input = jax.vjp(make, params, unmoved, has_aux=True)
+
+    def pull_back(cotangent):
+        gradients, to_output = pull(cotangent)
+        return gradients, {_DENSE_KERNEL: (dense_input, to_output)}
+
+    return images, pull_back

@@ -31,8 +31,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from adadfq_jax import quantizers
-from adadfq_jax.models.convolutions import convolution
+from adadfq_jax.ops.convolutions import convolution
+from adadfq_jax.ops.moments import batch_moments
+from adadfq_jax.quantization import codes, ranges
 
 # What teacher and generator may be computed in; None: as wide as everything else, which is float64
 # where JAX is told so. A float32 of a GPU may be TensorFloat-32.
@@ -44,7 +45,7 @@ class Calibration:
     """How activation ranges follow a batch.
 
     Attributes:
-      rule: of `quantizers.RANGE_RULES`.
+      rule: of `ranges.RANGE_RULES`.
       axis_name: mapped axis over which the batch is spread, if it is.
     """
 
@@ -55,7 +56,7 @@ class Calibration:
 def _bits(module: nn.Module, name: str) -> jax.Array | None:
     """Returns the layer's bit-width, or None where it runs in full precision."""
     if module.is_initializing():
-        module.variable("bits", name, lambda: jnp.int32(quantizers.MAX_BITS))
+        module.variable("bits", name, lambda: jnp.int32(codes.MAX_BITS))
         return None
     return module.get_variable("bits", name)
 
@@ -67,15 +68,15 @@ def _quantize(module: nn.Module, x: jax.Array, bits: jax.Array) -> jax.Array:
         for name in ("minimum", "maximum")
     )
     if module.has_variable("clipping", "maximum"):
-        return quantizers.fake_quantize_learned(x, *ends, bits)
-    return quantizers.fake_quantize(x, *ends, bits)
+        return codes.fake_quantize_learned(x, *ends, bits)
+    return codes.fake_quantize(x, *ends, bits)
 
 
 def _quantize_kernel(module: nn.Module, kernel: jax.Array, bits: jax.Array) -> jax.Array:
     """Fake-quantizes a kernel, by its layer's range where it has one, else from min to max."""
     if module.has_variable("ranges", "minimum"):
         return _quantize(module, kernel, bits)
-    return quantizers.fake_quantize_weight(kernel, bits)
+    return ranges.fake_quantize_weight(kernel, bits)
 
 
 class QuantConv(nn.Module):
@@ -170,13 +171,13 @@ class QuantReLU(nn.Module):
         return _quantize(self, x, bits)
 
     def _calibrate(self, x: jax.Array, bits: jax.Array) -> None:
-        find = quantizers.RANGE_RULES[self.calibration.rule]
+        find = ranges.RANGE_RULES[self.calibration.rule]
         updates = self.get_variable("ranges", "updates")
         for name, value in zip(
             ("minimum", "maximum"), find(x, bits, self.calibration.axis_name), strict=True
         ):
             average = self.get_variable("ranges", name)
-            self.put_variable("ranges", name, quantizers.update_range(average, value, updates))
+            self.put_variable("ranges", name, ranges.update_range(average, value, updates))
         self.put_variable("ranges", "updates", updates + 1)
 
 
@@ -205,63 +206,6 @@ class FrozenBatchNorm(nn.Module):
         # One multiplication and one addition an element.
         factor = scale * jax.lax.rsqrt(variance + self.epsilon)
         return (x * factor + (bias - mean * factor)).astype(x.dtype)
-
-
-@jax.custom_vjp
-def batch_moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns mean and biased variance of each channel over this device's share of the batch.
-
-    Args:
-      x: (..., channels).
-
-    Returns:
-      (mean, variance), each (channels,), in float32 at least.
-    """
-    x = _at_least_float32(x)
-    axes = tuple(range(x.ndim - 1))
-    mean = x.mean(axes)
-    # Two passes: E[x^2] - E[x]^2 would cancel in float32.
-    return mean, jnp.square(x - mean).mean(axes)
-
-
-def _moments_forward(x):
-    mean, variance = batch_moments(x)
-    return (mean, variance), (x, mean)
-
-
-def _moments_backward(saved, cotangents):
-    # The variance's path through the mean is a sum over x - mean, which is 0: one pass over x less
-    # than XLA would take.
-    x, mean = saved
-    to_mean, to_variance = cotangents
-    count = x.size // x.shape[-1]
-    return (((to_mean + 2 * to_variance * (x - mean)) / count).astype(x.dtype),)
-
-
-batch_moments.defvjp(_moments_forward, _moments_backward)
-
-
-def global_average(x: jax.Array) -> jax.Array:
-    """Averages (B, H, W, channels) over the pixels, to (B, channels) in float32 at least."""
-    return _at_least_float32(x).mean((1, 2))
-
-
-def _at_least_float32(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def unite_moments(means: jax.Array, variances: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Turns the moments of equal shares of a batch into those of the whole.
-
-    Args:
-      means: (shares, channels).
-      variances: biased, same shape.
-
-    Returns:
-      (mean, variance), each (channels,).
-    """
-    mean = means.mean(0)
-    return mean, (variances + (means - mean) ** 2).mean(0)
 
 
 def apply_with_moments(

@@ -11,14 +11,8 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 
-from adadfq_jax.models.layers import (
-    Calibration,
-    FrozenBatchNorm,
-    QuantConv,
-    QuantDense,
-    QuantReLU,
-    global_average,
-)
+from adadfq_jax.models.layers import Calibration, FrozenBatchNorm, QuantConv, QuantDense, QuantReLU
+from adadfq_jax.ops.moments import global_average
 
 STAGE_SIZES = (1, 2, 3, 4, 3, 3, 1)
 # Of the stem and of the stages: the original's, for images of 224 pixels.

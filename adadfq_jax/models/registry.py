@@ -1,38 +1,37 @@
-"""Networks by name. A name says all of a network but its number of classes.
-
-  resnet20_cifar                 He et al.'s CIFAR ResNet of any depth 6n + 2, whose shortcuts of
-                                 option A take every second pixel and add zero channels on both
-                                 sides
-  resnet20_cifar_padend          ... add all zero channels at the end
-  resnet20_cifar_avgpool         ... average 2x2 pixels
-  resnet20_cifar_avgpool_padend  ... do both
-  resnet20_cifar_projection      with projection shortcuts
-  resnet18_3x3                   3x3 stem of stride 1, no pooling, for small images
-  resnet18_3x3_pool              3x3 stem of stride 1, then a max-pool
-  resnet18                       ImageNet's, 7x7 stem
-  resnet50_stride1x1             bottlenecks with the stride on the first 1x1 convolution
-  resnet50_stride3x3             ... on the 3x3 convolution
-  resnet164_cifar_stride3x3      CIFAR ResNet of bottlenecks, depth 9n + 2; or _stride1x1
-  mobilenet_v2                   the original's, torchvision's and timm's
-  mobilenet_v2_cifar             ... with stride 1 in the stem and in the second stage
-  mobilenet_v2_cifar_stem        ... with stride 1 in the stem alone
-  mobilenet_v2_pytorchcv         with an expansion in the first block and a classifier without bias
-  mobilenet_v2b_pytorchcv        with a classifier without bias
-
-Each may end in a width multiplier: `mobilenet_v2_x0.5`.
-"""
+"""The networks by name, and what can be said of one without running it."""
 
 import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
 from adadfq_jax.errors import ConfigError, nearest
 from adadfq_jax.models.mobilenet_v2 import STRIDES, MobileNetV2, rounded_widths, truncated_widths
 from adadfq_jax.models.resnet import ResNet
 from adadfq_jax.models.resnet_cifar import OptionA, ResNetCifar
+
+
+def initial_variables(
+    module: nn.Module, image_size: int, key: jax.Array | None = None
+) -> dict[str, Any]:
+    """Returns a classifier's variable collections (see `layers`), or their shapes.
+
+    Args:
+      module: the classifier.
+      image_size: side of its images in pixels.
+      key: random key of the initial parameters; without it, nothing is computed and the leaves
+        are `jax.ShapeDtypeStruct`s.
+    """
+    images = jnp.zeros((1, image_size, image_size, 3))
+    if key is None:
+        return jax.eval_shape(module.init, jax.random.key(0), images)
+    return jax.jit(module.init)(key, images)
+
 
 # What follows `resnet20_cifar` where shortcuts have no parameters.
 OPTION_A = {
@@ -41,17 +40,29 @@ OPTION_A = {
     "_avgpool": OptionA(average=True),
     "_avgpool_padend": OptionA(average=True, pad_end=True),
 }
+
+
 # By blocks a stage n: 6n + 2 and, of bottlenecks, 9n + 2. He et al.'s deepest has n = 200.
 CIFAR_DEPTHS = {n: 6 * n + 2 for n in range(1, 201)}
+
+
 CIFAR_BOTTLENECK_DEPTHS = {n: 9 * n + 2 for n in range(1, 201)}
+
+
 # What follows `mobilenet_v2` where no weight shows the strides.
 MOBILENET_STRIDES = {
     "": STRIDES,
     "_cifar": (1, 1, 1, *STRIDES[3:]),
     "_cifar_stem": (1, *STRIDES[1:]),
 }
+
+
 _BOTTLENECK_STRIDES = {"_stride1x1": True, "_stride3x3": False}  # whether on the first 1x1
+
+
 BASIC_DEPTHS = {(2, 2, 2, 2): 18, (3, 4, 6, 3): 34}  # by stage sizes
+
+
 BOTTLENECK_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
 
 

@@ -9,16 +9,10 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 
-from adadfq_jax.models.layers import (
-    Calibration,
-    FrozenBatchNorm,
-    QuantConv,
-    QuantDense,
-    QuantReLU,
-    global_average,
-)
-from adadfq_jax.models.pooling import max_pool
+from adadfq_jax.models.layers import Calibration, FrozenBatchNorm, QuantConv, QuantDense, QuantReLU
 from adadfq_jax.models.resnet_cifar import BasicBlock, project
+from adadfq_jax.ops.moments import global_average
+from adadfq_jax.ops.pooling import max_pool
 
 EXPANSION = 4  # a bottleneck's output channels, in units of its inner ones
 

@@ -13,15 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from adadfq_jax.errors import ConfigError
-from adadfq_jax.models.layers import (
-    Calibration,
-    FrozenBatchNorm,
-    QuantConv,
-    QuantDense,
-    QuantReLU,
-    global_average,
-)
-from adadfq_jax.models.pooling import average_pool
+from adadfq_jax.models.layers import Calibration, FrozenBatchNorm, QuantConv, QuantDense, QuantReLU
+from adadfq_jax.ops.moments import global_average
+from adadfq_jax.ops.pooling import average_pool
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ class Size:
     macs: int
 
 
-def measure(module: nn.Module, image_size: int) -> Size:
+def measure_network(module: nn.Module, image_size: int) -> Size:
     """Counts a classifier's parameters, layers and multiplications; computes nothing.
 
     Args:

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from adadfq_jax.samples import SOFTWARE
+from adadfq_jax.training.pictures import SOFTWARE
 
 # Drawn as wide as a phone shows it, so that its letters stay readable there.
 _WIDTH, _RESOLUTION = 4.6, 160

@@ -9,8 +9,8 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from adadfq_jax.reporting.layers import QuantizedActivation, QuantizedWeight
-from adadfq_jax.statistics_check import StatisticsCheck
+from adadfq_jax.evaluation.statistics import StatisticsCheck
+from adadfq_jax.reporting.layer_errors import QuantizedActivation, QuantizedWeight
 
 PROBLEM, NOTE, GOOD = "problem", "note", "good"
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from adadfq_jax.metric_log import read_log
+from adadfq_jax.training.metric_log import read_log
 
 _EVALUATED = (
     "top1",

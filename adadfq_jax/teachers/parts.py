@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from adadfq_jax.errors import TeacherError, nearest
-from adadfq_jax.teachers import keys
+from adadfq_jax.teachers import naming
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -57,7 +57,7 @@ def find(shapes: Shapes, prefix: str | None = None) -> Part:
         return Part(names, chosen)
     form = blocks[chosen].most_common(1)[0][0]
     names = {name: key for name, key in names.items() if not _is_for_training(name)}
-    usual = keys.HEADS.get(form, ())
+    usual = naming.HEADS.get(form, ())
     head = ""
     if usual and not any(f"{layer}.weight" in names for layer in usual):
         head = _head(shapes, names, form, usual, chosen)
@@ -79,7 +79,7 @@ def _block(key: str) -> tuple[int, str] | None:
         (
             (start, form)
             for start in starts
-            for form, pattern in keys.FORMS.items()
+            for form, pattern in naming.FORMS.items()
             if pattern.match(key, start)
         ),
         None,
@@ -133,7 +133,7 @@ def _head(
     shapes: Shapes, names: dict[str, str], form: str, usual: tuple[str, ...], prefix: str
 ) -> str:
     """Returns the classifier where it has not its usual name; empty where nothing is like one."""
-    in_blocks = {key for name, key in names.items() if keys.FORMS[form].match(name)}
+    in_blocks = {key for name, key in names.items() if naming.FORMS[form].match(name)}
     found = _dense(shapes, [key for key in shapes if key not in in_blocks], prefix)
     if len(found) > 1:
         raise TeacherError(

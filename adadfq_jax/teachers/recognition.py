@@ -18,7 +18,7 @@ from adadfq_jax.models.registry import (
     build,
     full_name,
 )
-from adadfq_jax.teachers import keys
+from adadfq_jax.teachers import naming
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -46,7 +46,7 @@ class Recognised:
       classes: number of classes C.
     """
 
-    convention: keys.Convention
+    convention: naming.Convention
     architectures: tuple[str, ...]
     question: str
     classes: int
@@ -64,7 +64,7 @@ def recognise(shapes: Shapes) -> Recognised:
     """
     _require_batch_norm(shapes)
     votes = Counter(
-        form for form, pattern in keys.FORMS.items() for key in shapes if pattern.match(key)
+        form for form, pattern in naming.FORMS.items() for key in shapes if pattern.match(key)
     )
     if not votes:
         for network, pattern in _OTHERS.items():
@@ -73,7 +73,7 @@ def recognise(shapes: Shapes) -> Recognised:
         some = ", ".join(sorted(shapes)[:4])
         raise TeacherError(f"looks like no known network (keys such as {some}){_known()}")
     form = votes.most_common(1)[0][0]
-    if form in keys.MOBILENETS:
+    if form in naming.MOBILENETS:
         return _mobilenet(form, shapes)
     return _resnet(form, shapes)
 
@@ -102,7 +102,7 @@ def _require_batch_norm(shapes: Shapes) -> None:
 
 def _shape(shapes: Shapes, key: str) -> tuple[int, ...]:
     if key not in shapes:
-        raise TeacherError(f"has no key {key!r} ({keys.closest(key, shapes)}).")
+        raise TeacherError(f"has no key {key!r} ({naming.closest(key, shapes)}).")
     return shapes[key]
 
 
@@ -118,7 +118,7 @@ def _channels(shapes: Shapes, key: str) -> int:
 def _resnet(form: str, shapes: Shapes) -> Recognised:
     counts: dict[int, int] = {}
     for key in shapes:
-        if match := keys.FORMS[form].match(key):
+        if match := naming.FORMS[form].match(key):
             stage, block = int(match["stage"]), int(match["block"])
             counts[stage] = max(counts.get(stage, 0), block + (form == "layered ResNet"))
     sizes = tuple(counts[stage] for stage in sorted(counts))
@@ -194,7 +194,7 @@ _MOBILENET_ANSWERS = {
 
 
 def _recognised(
-    shapes: Shapes, convention: keys.Convention, question: str, answers: Mapping[str, str]
+    shapes: Shapes, convention: naming.Convention, question: str, answers: Mapping[str, str]
 ) -> Recognised:
     """Makes the answer of `recognise` of what each of the possible networks would answer."""
     names = tuple(answers)
@@ -204,11 +204,11 @@ def _recognised(
     return Recognised(convention, names, question, _classes(shapes, convention, names[0]))
 
 
-def _resnet_convention(form: str, shapes: Shapes, stages: int) -> tuple[keys.Convention, bool]:
+def _resnet_convention(form: str, shapes: Shapes, stages: int) -> tuple[naming.Convention, bool]:
     """Returns a convention, and whether it fixes a 3x3 stem's pooling."""
     if form == "pytorchcv ResNet":
         imagenet = any(key.startswith("features.init_block.conv.conv.") for key in shapes)
-        return keys.pytorchcv_resnet("features.init_block" + ".conv" * imagenet), False
+        return naming.pytorchcv_resnet("features.init_block" + ".conv" * imagenet), False
     classifier = "fc" if "fc.weight" in shapes else "linear"
     shortcut = {"fc": "downsample", "linear": "shortcut"}[classifier]
     for name in ("shortcut", "downsample"):
@@ -219,16 +219,16 @@ def _resnet_convention(form: str, shapes: Shapes, stages: int) -> tuple[keys.Con
         name = "the original CIFAR ResNet" if stages == 3 else "the 3x3-stem CIFAR ResNet"
     else:
         name = "torchvision or timm"
-    return keys.layered(name, shortcut, classifier), original
+    return naming.layered(name, shortcut, classifier), original
 
 
 def _mobilenet(form: str, shapes: Shapes) -> Recognised:
-    convention = keys.MOBILENETS[form]
+    convention = naming.MOBILENETS[form]
     first_blocks = [f"stage{stage}_block1" for stage in range(1, len(STAGE_SIZES) + 1)]
     layers = ["stem_conv", *(f"{block}/project_conv" for block in first_blocks), "head_conv"]
     widths = tuple(_channels(shapes, convention.key(f"{layer}/kernel")) for layer in layers)
     base = "mobilenet_v2"
-    if convention is keys.PYTORCHCV_MOBILENET:
+    if convention is naming.PYTORCHCV_MOBILENET:
         expands = convention.key("stage1_block1/expand_conv/kernel") in shapes
         base = "mobilenet_v2_pytorchcv" if expands else "mobilenet_v2b_pytorchcv"
     multiplier = _multiplier(widths, ARCHITECTURES[base].widths)
@@ -248,7 +248,7 @@ def _mobilenet(form: str, shapes: Shapes) -> Recognised:
     return _recognised(shapes, convention, question, answers)
 
 
-def _classes(shapes: Shapes, convention: keys.Convention, architecture: str) -> int:
+def _classes(shapes: Shapes, convention: naming.Convention, architecture: str) -> int:
     """Returns the number of classes, and makes sure that such a network can be built."""
     key = convention.key("classifier/kernel")
     shape = _shape(shapes, key)

@@ -1,0 +1,217 @@
+"""How fast the game is played, and how fast the device would let it."""
+
+import functools
+import importlib.util
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from adadfq_jax.benchmarks import timing
+from adadfq_jax.benchmarks.parts import part_programs, part_times
+from adadfq_jax.config.checks import validate
+from adadfq_jax.config.fields import flatten
+from adadfq_jax.config.resolve import resolve
+from adadfq_jax.devices import machine, memory, pmap
+from adadfq_jax.errors import ConfigError, install_command
+from adadfq_jax.game import programs
+from adadfq_jax.game.state import Phase
+from adadfq_jax.game.step import Game
+from adadfq_jax.models.network import Teacher
+from adadfq_jax.storage.files import on_a_disk
+from adadfq_jax.teachers.random_weights import teacher_or_random
+
+# The fields that change the work of a step of play, as the reference plays it.
+_PLAYED_BY_PYTORCH = {
+    "samples.procedural": 0,
+    "quant.learned_ranges": False,
+    "student.optimizer": "sgd",
+    "precision.teacher": "float32",
+    "precision.generator": "float32",
+    "remat": False,
+}
+
+
+def benchmark(
+    config: ml_collections.ConfigDict,
+    *,
+    steps: int = 10,
+    rounds: int = 5,
+    parts: bool = True,
+    against: str | None = None,
+    profile: str | Path | None = None,
+) -> dict[str, Any]:
+    """Times the steps of a game.
+
+    All contestants (our three phases, the parts of a step, PyTorch's games) take turns for some
+    rounds, so that a machine that slows down slows all of them. As in a run, a step is
+    called while the one before is computed; its time is from the end of that one to its own.
+
+    Args:
+      config: the run's configuration; without `teacher.path`, the teacher is `teacher.architecture`
+        (by default ResNet-20) with random weights.
+      steps: how many each contestant plays in a round; one more before them is not counted.
+      rounds: how many turns each has.
+      parts: whether to time the parts of a step, too.
+      against: "torch" for the two procedures of `reference/`.
+      profile: a new or empty folder for a trace of one round of play.
+
+    Returns:
+      The measurements, as `adadfq benchmark --json` prints them; seconds, bytes, FLOP.
+
+    Raises:
+      ConfigError: something given cannot be used, or PyTorch or its network is missing.
+    """
+    config = config.copy_and_resolve_references()
+    validate(config)
+    teacher, weights = teacher_or_random(config)
+    config = resolve(config, teacher)
+    devices = machine.choose_devices(config.devices, config.batch_size)
+    _check(against, config, teacher, devices[0].platform)
+    if profile is not None:
+        profile = on_a_disk(profile)
+        _make_empty_folder(profile)
+    game = Game.create(config, teacher.module, teacher.image_size)
+    load = os.getloadavg()[0]
+
+    # ---- Compile ------------------------------------------------------------------------------
+    variables = pmap.replicate(teacher.variables, devices)
+    state = pmap.replicate(game.init(config, teacher.variables), devices)
+    indices = pmap.device_indices(devices)
+    began = time.perf_counter()
+    compiled, compile_s = {}, {}
+    for phase in Phase:
+        compiled[phase] = programs.steps(game, devices, phase, 1, state, variables)
+        compile_s[phase.value] = time.perf_counter() - began - sum(compile_s.values())
+
+    # ---- The contestants ----------------------------------------------------------------------
+    def start(phase):
+        nonlocal state
+        state, metrics = compiled[phase](state, variables, indices)
+        return metrics
+
+    # Each plays some steps and returns the seconds of each.
+    contestants = {
+        phase.value: functools.partial(timing.seconds_in_flight, functools.partial(start, phase))
+        for phase in Phase
+    }
+    jax.block_until_ready(start(Phase.CALIBRATE))  # so that ranges are set
+    if parts:
+        evaluated = config.evaluation.batch_size // len(devices)
+        # The steps take over the memory of their state, the parts keep a copy.
+        kept = jax.tree.map(jnp.copy, state)
+        for name, part in part_programs(game, kept, variables, devices, evaluated).items():
+            contestants[f"part {name}"] = functools.partial(timing.seconds, part)
+    if against is not None:
+        import torch
+
+        from adadfq_jax.benchmarks.torch_opponent import opponents
+
+        torch.set_num_threads(machine.cores())
+        plays = opponents(game, config, teacher.variables, devices[0].platform)
+        contestants |= {
+            f"torch {name}": functools.partial(timing.seconds, play) for name, play in plays.items()
+        }
+
+    # ---- Play ---------------------------------------------------------------------------------
+    turns = [{name: turn(steps) for name, turn in contestants.items()} for _ in range(rounds)]
+    if profile is not None:
+        with jax.profiler.trace(str(profile)):
+            contestants["play"](steps)
+    times = {name: [t for turn in turns for t in turn[name]] for name in contestants}
+    play = compiled[Phase.PLAY]
+    flops = play.cost_analysis()["flops"] * len(devices)
+    median = statistics.median(times["play"])
+    result = {
+        "device": f"{len(devices)} x {devices[0].device_kind}",
+        "cores": machine.cores(),
+        "load": load,
+        "versions": {"python": platform.python_version(), "jax": jax.__version__},
+        "network": f"{teacher.architecture}, {teacher.image_size} px, {weights}",
+        "bits": f"w{config.quant.weight_bits}a{config.quant.activation_bits}",
+        "batch_size": config.batch_size,
+        "compile_s": sum(compile_s.values()),
+        "phases": {
+            name: _summary(times[name])
+            | {
+                "compile_s": compile_s[name],
+                "images_per_s": config.batch_size / statistics.median(times[name]),
+            }
+            for name in compile_s
+        },
+        "flops_per_step": flops,
+        "flops_per_s": flops / median,
+        "matmul_flops_per_s": timing.matrix_product(devices),
+        "peak_bytes": memory.peak_bytes(play, devices[0]),
+        "parts": part_times(
+            {
+                name.removeprefix("part "): statistics.median(seconds)
+                for name, seconds in times.items()
+                if name.startswith("part ")
+            }
+        ),
+    }
+    if against is not None:
+        result["versions"]["torch"] = torch.__version__
+        result["torch"] = {
+            "threads": torch.get_num_threads(),
+            "phases": {"play": _summary(times["torch authors"])},
+            "lean": {"phases": {"play": _summary(times["torch lean"])}},
+        }
+        for key, name in (("ratio", "authors"), ("ratio_same_algorithm", "lean")):
+            result[key] = statistics.median(
+                statistics.median(turn[f"torch {name}"]) / statistics.median(turn["play"])
+                for turn in turns
+            )
+    return result
+
+
+def _check(
+    against: str | None, config: ml_collections.ConfigDict, teacher: Teacher, backend: str
+) -> None:
+    if against not in (None, "torch"):
+        raise ConfigError(f"--against must be torch, not {against!r}.")
+    if against is None:
+        return
+    flat = flatten(config.to_dict())
+    for field, value in _PLAYED_BY_PYTORCH.items():
+        if flat[field] != value:
+            raise ConfigError(
+                f"--against=torch plays with {field}={value!r}, not {flat[field]!r} (game.method "
+                f"is {config.game.method!r}): set that, or leave --against out to time ours alone."
+            )
+    if importlib.util.find_spec("torch") is None:
+        raise ConfigError(f"--against=torch needs PyTorch: {install_command('torch')}.")
+    import torch
+
+    from adadfq_jax.benchmarks.torch_opponent import serves
+
+    if not serves(teacher.module):
+        raise ConfigError(
+            "--against=torch knows the ResNets, and MobileNetV2 with a dense classifier, not "
+            f"{teacher.architecture}; leave it out to time ours alone."
+        )
+    if backend == "tpu" or (backend == "gpu" and not torch.cuda.is_available()):
+        raise ConfigError(f"--against=torch: this PyTorch cannot use the {backend} that JAX uses.")
+
+
+def _make_empty_folder(path: Path) -> None:
+    # Before anything is measured, since a trace that cannot be written would lose the rest.
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise ConfigError(f"the profile's folder {str(path)!r} exists and is not empty.")
+    except OSError as error:
+        raise ConfigError(f"the profile's folder {str(path)!r} cannot be made: {error}.") from error
+
+
+def _summary(seconds: list[float]) -> dict[str, float]:
+    low, high = np.quantile(seconds, (0.1, 0.9)).tolist()
+    return {"median_s": statistics.median(seconds), "p10_s": low, "p90_s": high}

@@ -1,0 +1,185 @@
+"""What the verb `evaluate` does: find a network and images, measure, and say it."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from adadfq_jax.config.checks import check_source
+from adadfq_jax.data.dataset import Dataset, check_fits
+from adadfq_jax.data.load import load_dataset
+from adadfq_jax.errors import ConfigError
+from adadfq_jax.evaluation import accuracy
+from adadfq_jax.exporting.load import ExportedModel, load_exported
+from adadfq_jax.models.network import Network, Student, Teacher
+from adadfq_jax.quantization.bits import parse_bits
+from adadfq_jax.storage.files import locate
+from adadfq_jax.teachers.load import load_teacher
+from adadfq_jax.teachers.normalisation import in_unit_pixels
+from adadfq_jax.training import calibrated
+from adadfq_jax.training.student import load_student
+from adadfq_jax.training.workdir import CONFIG, TEACHER, read_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What was measured of a network.
+
+    Attributes:
+      network: it.
+      dataset: the images, if there are any.
+      result: of `evaluate`, if there are.
+      untrained: of `calibrated.compare_bits`, empty unless bit-widths were asked for.
+    """
+
+    network: Network | ExportedModel
+    dataset: Dataset | None
+    result: dict[str, Any] | None
+    untrained: list[dict[str, Any]]
+
+    def to_json(self) -> str:
+        """Returns one JSON object in one line; accuracies are fractions."""
+        names = ("top1", "top5", "images", "images_per_second")
+        found = {name: self.result and self.result[name] for name in names}
+        return json.dumps(found | ({"bits": self.untrained} if self.untrained else {}))
+
+    def to_text(self) -> str:
+        """Returns tables for a person."""
+        parts = [f"{'network':<22}{_described(self.network)}"]
+        if self.dataset is not None:
+            parts += [
+                f"{'images':<22}{len(self.dataset)} of {self.dataset.name}",
+                accuracy.accuracy_table(self.result, self.dataset.class_names),
+            ]
+        if self.untrained:
+            name = None if self.dataset is None else self.dataset.name
+            parts += ["", calibrated.calibrated_table(self.untrained, name)]
+        return "\n".join(parts)
+
+
+def open_network(
+    teacher: str | Path | None,
+    workdir: str | Path | None,
+    model: str | Path | None = None,
+    *,
+    checkpoint: str | None = None,
+    architecture: str | None = None,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    image_size: int | None = None,
+    entry: str | None = None,
+    prefix: str | None = None,
+    pixel_units: int = 1,
+) -> tuple[Network | ExportedModel, str, str | None, str | None]:
+    """Opens a teacher, a run's student, or an exported file.
+
+    Args:
+      teacher: a teacher's file, or
+      workdir: the folder of a run, or
+      model: a file of `adadfq export`.
+      checkpoint: which one of the run's, as of `load_student`.
+      architecture, mean, std, image_size, entry, prefix, pixel_units: of `load_teacher`; what else
+        is given must agree.
+
+    Returns:
+      (the network; source, path and labels of the evaluation set that its run names, or "none",
+      None, None).
+
+    Raises:
+      ConfigError: none or several are given, or something given contradicts the network.
+      TeacherError, CheckpointError, ExportError: it cannot be read.
+    """
+    if sum(map(bool, (teacher, workdir, model))) != 1:
+        raise ConfigError(
+            "give one of --teacher=FILE, --workdir=DIR and --model=FILE: what to measure."
+        )
+    if checkpoint and not workdir:
+        raise ConfigError("--checkpoint is of a run: give --workdir=DIR.")
+    mean, std = in_unit_pixels(mean, std, pixel_units)
+    if teacher:
+        given = {"mean": mean, "std": std, "image_size": image_size, "entry": entry}
+        given["prefix"] = prefix
+        return load_teacher(teacher, architecture, **given), "none", None, None
+    found = load_exported(model) if model else load_student(workdir, checkpoint)
+    for name, value in {
+        "architecture": architecture,
+        "mean": mean,
+        "std": std,
+        "image_size": image_size,
+        "entry": entry,
+        "prefix": prefix,
+    }.items():
+        true = getattr(found, name, None)
+        if value and value != true:
+            raise ConfigError(f"--{name} says {value}, but {model or workdir} has {true}.")
+    if model:
+        return found, "none", None, None
+    data = (read_json(locate(workdir) / CONFIG) or {}).get("data", {})
+    return found, data.get("source", "none"), data.get("path"), data.get("labels")
+
+
+def measure(
+    network: Network | ExportedModel,
+    source: str,
+    path: str | None,
+    labels: str | None = None,
+    *,
+    bits: Sequence[str] = (),
+    calibration: int = 512,
+    epochs: int = 4,
+    batch_size: int = 256,
+    show_progress: bool = False,
+) -> Measured:
+    """Measures a network, and untrained students of it where bit-widths are given.
+
+    Args:
+      network: it.
+      source, path, labels: of the evaluation set, as `load_dataset` takes them; it may be "none"
+        only with bit-widths.
+      bits, calibration, epochs, show_progress: see `calibrated.compare_bits`.
+      batch_size: images at a time.
+
+    Raises:
+      ConfigError: something asked for cannot be done.
+      DataError: the images cannot be read, or do not fit.
+    """
+    check_source("--source", source)
+    if source == "none" and (path or not bits):
+        raise ConfigError("--source is missing: what to measure on: npz, folder, or tfds:NAME.")
+    if source in ("npz", "folder") and not path:
+        raise ConfigError(f"--source={source} needs --path: where it lies.")
+    if bits and not isinstance(network, Teacher):
+        raise ConfigError(f"--bits asks about a teacher; a run's is the file {TEACHER} in it.")
+    for text in bits:
+        parse_bits(text)
+    dataset = load_dataset(source, path, labels)
+    result = None
+    if dataset is not None:
+        check_fits(dataset, network)
+        result = accuracy.evaluate(network, dataset, batch_size, per_class=True)
+    rows = []
+    if bits:
+        rows = calibrated.compare_bits(
+            network,
+            bits,
+            dataset,
+            calibration=calibration,
+            epochs=epochs,
+            batch_size=batch_size,
+            show_progress=show_progress,
+        )
+    return Measured(network, dataset, result, rows)
+
+
+def _described(network: Network | ExportedModel) -> str:
+    if isinstance(network, Teacher):
+        return f"{network.architecture}, full precision"
+    if not isinstance(network, Student):
+        return f"{network.architecture}, exported"
+    if not network.result:
+        return (
+            f"{network.architecture}, student of a run that is not finished, or of an earlier step"
+        )
+    bits = f"w{network.result['weight_bits']}a{network.result['activation_bits']}"
+    return f"{network.architecture}, {bits}, after {network.result['steps']} steps"

@@ -1,0 +1,64 @@
+"""What a verb does to its process: signals, warnings, the cache of compiled programs."""
+
+import contextlib
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def plain_speech() -> Iterator[None]:
+    """Shows warnings as one line each."""
+
+    def show_warning(message, category, filename, lineno, file=None, line=None):
+        del category, filename, lineno, file, line
+        print(f"warning: {message}", file=sys.stderr)
+
+    before, warnings.showwarning = warnings.showwarning, show_warning
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
+
+
+def show_unraisable(unraisable) -> None:
+    """Shows what could not be raised, but for what says nothing."""
+    # From tensorstore's threads, when the first damaged array has ended a checkpoint's reading.
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
+def keep_compiled_programs(folder: str) -> None:
+    """Lets JAX keep compiled programs in a folder; none for an empty name."""
+    import jax
+
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", folder)
+
+
+def divide_cpu_for(config: Any) -> None:
+    """Divides the CPU for a game, before it checks its configuration and JAX looks for devices."""
+    from adadfq_jax.config.checks import validate
+    from adadfq_jax.devices import machine
+
+    validate(config.copy_and_resolve_references())
+    machine.divide_cpu(config.batch_size)
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[list[int | None]]:
+    """Collects SIGTERM and SIGINT, so that a run can end between two steps; a second one kills."""
+    received: list[int | None] = [None]
+
+    def receive(number, _frame):
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

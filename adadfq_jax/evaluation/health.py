@@ -1,0 +1,144 @@
+"""How well a student does, told without data: what it answers to held-out generated images."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adadfq_jax.game import losses
+from adadfq_jax.game.methods import METHODS
+from adadfq_jax.models.layers import apply_with_moments, stored_statistics
+from adadfq_jax.models.network import Network
+
+# One margin for all methods and settings, so that their scores can be compared.
+_LOWER = METHODS["adadfq"].constants["game.lambda_l"]
+_UPPER = METHODS["adadfq"].constants["game.lambda_u"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Answers:
+    """What teacher and student say of N held-out images.
+
+    Attributes:
+      labels: (N,) the classes that the images were made for.
+      teacher, student: (N,) the classes that the two networks give them.
+      h_prime: (M,) H' of the images that fill whole batches of the game, M <= N.
+      l_bns: L_BNS of the images, mean over the batches that they were shown in.
+      loss: cross entropy of the student's logits with the labels, mean over the images.
+      classes: number of classes C.
+    """
+
+    labels: np.ndarray
+    teacher: np.ndarray
+    student: np.ndarray
+    h_prime: np.ndarray
+    l_bns: float
+    loss: float
+    classes: int
+
+    @property
+    def agreement(self) -> float:
+        """Share of the images that both networks give the same class."""
+        return float(np.mean(self.teacher == self.student))
+
+    @property
+    def in_margin(self) -> float:
+        """Share of the images whose H' lies in AdaDFQ's margin: neither too easy nor too hard."""
+        return float(np.mean((self.h_prime >= _LOWER) & (self.h_prime <= _UPPER)))
+
+    @property
+    def health(self) -> float:
+        """The score, 0 to 1: agreement, as far as the images are worth anything.
+
+        agreement x share inside the margin / (1 + L_BNS). Agreement alone is high where the images
+        are too easy, or unlike all that the teacher was trained on.
+        """
+        return self.agreement * self.in_margin / (1 + self.l_bns)
+
+    def numbers(self) -> dict[str, float]:
+        """Returns what is worth logging."""
+        return {
+            "agreement": self.agreement,
+            "in_margin": self.in_margin,
+            "held_out_l_bns": self.l_bns,
+            "held_out_loss": self.loss,
+            "health": self.health,
+        }
+
+    def histogram(self) -> list[int]:
+        """Counts H' in 25 equal bins from 0 to 1."""
+        return np.histogram(self.h_prime, bins=25, range=(0, 1))[0].tolist()
+
+    def per_class(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Counts by the class that the images were made for.
+
+        Returns:
+          (images; those that the teacher gives this class; those that both networks give the same
+          class, whichever it is), each (C,).
+        """
+        kinds = (
+            np.ones_like(self.labels),
+            self.teacher == self.labels,
+            self.teacher == self.student,
+        )
+        return tuple(
+            np.bincount(self.labels, weights=kind, minlength=self.classes) for kind in kinds
+        )
+
+
+def score(
+    teacher: Network,
+    student: Network,
+    images: np.ndarray,
+    labels: np.ndarray,
+    batch_size: int,
+    together: int = 256,
+) -> Answers:
+    """Shows images to both networks.
+
+    Args:
+      teacher, student: two networks of one input space.
+      images: (N, H, W, 3), normalised.
+      labels: (N,) the classes that they were made for.
+      batch_size: the game's: H' is relative to the images that it is computed with.
+      together: images at a time.
+    """
+    z_p, z_q, l_bns = _ask_both(teacher, student, images, together)
+    size = min(batch_size, len(images))
+    whole = len(images) // size * size
+    groups = [part[:whole].reshape(-1, size, part.shape[-1]) for part in (z_p, z_q)]
+    return Answers(
+        labels=np.asarray(labels),
+        teacher=z_p.argmax(-1),
+        student=z_q.argmax(-1),
+        h_prime=np.asarray(jax.vmap(losses.normalized_entropy)(*map(jnp.asarray, groups))).ravel(),
+        l_bns=l_bns,
+        loss=float(losses.cross_entropy(z_q, np.asarray(labels))),
+        classes=teacher.classes,
+    )
+
+
+def _ask_both(
+    teacher: Network, student: Network, images: np.ndarray, together: int
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Returns z_P and z_Q, each (N, C), and the mean over the batches of their L_BNS."""
+    parts, l_bns, counts = [], [], []
+    for start in range(0, len(images), together):
+        batch = jax.device_put(images[start : start + together])
+        z_p, distance = _ask_teacher(teacher.module, teacher.on_device, batch)
+        parts.append((np.asarray(z_p), np.asarray(student(batch))))
+        l_bns.append(float(distance))
+        counts.append(len(batch))
+    z_p, z_q = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return z_p, z_q, float(np.average(l_bns, weights=counts))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _ask_teacher(module: nn.Module, variables: Any, images: jax.Array):
+    """Returns P's logits and L_BNS of the images."""
+    logits, moments = apply_with_moments(module, variables, images)
+    return logits, losses.batch_norm_statistics_loss(moments, stored_statistics(variables))

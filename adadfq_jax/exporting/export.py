@@ -1,0 +1,165 @@
+"""Writing a student to a file, after proving that the file is the student."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from adadfq_jax.config.fields import EXPORT_FORMATS as FORMATS
+from adadfq_jax.errors import ConfigError, ExportError, VerificationError, nearest
+from adadfq_jax.exporting import integers
+from adadfq_jax.exporting.load import FORMAT_BY_SUFFIX, import_onnx, load_exported, require
+from adadfq_jax.exporting.quantized import QuantizedNetwork, take_apart
+from adadfq_jax.exporting.verification import Report, compare
+from adadfq_jax.models.network import Student, Teacher
+from adadfq_jax.storage.files import on_a_disk, refuse_existing
+from adadfq_jax.teachers import native
+
+_IMAGES = 256
+
+
+def export(
+    student: Student | Teacher,
+    path: str | Path,
+    format: str | None = None,
+    *,
+    overwrite: bool = False,
+    fold_norms: bool = False,
+    raw_pixels: bool = False,
+    images: np.ndarray | None = None,
+) -> Report:
+    """Writes a student to a file, after proving that the file is the student.
+
+    Args:
+      student: of `quantize` or `load_student`; or a teacher, in full precision to compare with, as
+        onnx only.
+      path: the file.
+      format: one of `FORMATS`; by default what the file's suffix says.
+      overwrite: whether a file that exists may be replaced.
+      fold_norms: for ONNX, whether BatchNorms are folded into the convolutions before them.
+      raw_pixels: for ONNX, whether the model takes pixels in [0, 255], or normalised images.
+      images: what to compare on, (N, H, W, 3), uint8 or normalised; by default 256 images that the
+        student's own generator makes, or, for a teacher, noise.
+
+    Returns:
+      What was compared, and the sizes.
+
+    Raises:
+      ConfigError: the path or an option does not fit the format.
+      ExportError: a library is missing, or the file cannot be written.
+      VerificationError: the file answers otherwise than the student; none is left.
+    """
+    path = on_a_disk(path)
+    format = check_output(
+        path, format, overwrite=overwrite, fold_norms=fold_norms, raw_pixels=raw_pixels
+    )
+    if not isinstance(student, Student | Teacher):
+        raise ConfigError(
+            f"export takes a student, of quantize or load_student, or a teacher, not {student!r}."
+        )
+    if isinstance(student, Teacher):
+        if format != "onnx":
+            raise ConfigError(f"a teacher can be exported as onnx only, not as {format}.")
+        if images is None:
+            shape = _IMAGES, student.image_size, student.image_size, 3
+            images = np.random.default_rng(0).standard_normal(shape, np.float32)
+    elif images is None:
+        if student.draw is None:
+            raise ConfigError("the student has no generator: give images to compare on.")
+        images, _ = student.draw(_IMAGES)
+    side = student.image_size
+    if not len(images) or images.shape[1:] != (side, side, 3):
+        raise ConfigError(f"images must be (N, {side}, {side}, 3), not {images.shape}.")
+    require(format)
+    network = take_apart(student)
+    content = _content(network, student, format, fold_norms, raw_pixels)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        partial.write_bytes(content)
+        report = compare(student, network, load_exported(partial), images, len(content), format)
+        if report.failure:
+            raise VerificationError(f"{str(path)!r} was not written: {report.failure}")
+        partial.replace(path)
+    except OSError as error:
+        raise ExportError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return report
+
+
+def check_output(
+    path: Path,
+    format: str | None = None,
+    *,
+    overwrite: bool = False,
+    fold_norms: bool = False,
+    raw_pixels: bool = False,
+) -> str:
+    """Returns the format of a file to be written, of which `export` has the arguments.
+
+    Raises:
+      ConfigError: they cannot be used together, or the file is there already.
+    """
+    format = check_format(format, path)
+    if (fold_norms or raw_pixels) and format != "onnx":
+        raise ConfigError(f"folded BatchNorms and raw pixels are options of onnx, not of {format}.")
+    refuse_existing(path, overwrite)
+    if path.is_file() and path.suffix == ".safetensors" and native.is_own(path):
+        raise ConfigError(
+            f"{str(path)!r} is a teacher, which an exported student does not replace; name another "
+            "file."
+        )
+    if not path.parent.is_dir():
+        raise ConfigError(f"there is no folder {str(path.parent)!r} to write {path.name} in.")
+    return format
+
+
+def check_format(format: str | None, path: Path) -> str:
+    """Returns the format of a file to be written.
+
+    Raises:
+      ConfigError: the format is unknown, or the file's suffix says none, or another one.
+    """
+    if format is not None and format not in FORMATS:
+        raise ConfigError(f"unknown format {format!r}: {nearest(format, FORMATS)}")
+    found = FORMAT_BY_SUFFIX.get(path.suffix)
+    if found is None:
+        known = FORMATS[format] if format else FORMAT_BY_SUFFIX
+        raise ConfigError(f"{str(path)!r} should end in {' or '.join(known)}.")
+    if format not in (None, found):
+        raise ConfigError(f"{str(path)!r} should end in {FORMATS[format][0]} for {format}.")
+    return found
+
+
+def _content(
+    network: QuantizedNetwork,
+    student: Student | Teacher,
+    format: str,
+    fold_norms: bool,
+    raw_pixels: bool,
+) -> bytes:
+    from adadfq_jax import __version__
+
+    about = {
+        "adadfq_jax": __version__,
+        "teacher": getattr(student, "teacher", student).digest,
+    }
+    if isinstance(student, Student):
+        about |= {"student": student.digest, "step": student.step, "result": student.result}
+    # Each format's library is imported with it.
+    match format:
+        case "integers":
+            return integers.to_bytes(network, about)
+        case "onnx":
+            onnx_qdq = import_onnx()
+            model = onnx_qdq.build(network, about, fold_norms=fold_norms, raw_pixels=raw_pixels)
+            return model.SerializeToString(deterministic=True)
+        case "stablehlo":
+            from adadfq_jax.exporting import stablehlo
+
+            return stablehlo.to_bytes(network, about)
+        case "pytorch":
+            from adadfq_jax.exporting import pytorch
+
+            return pytorch.to_bytes(network, about, student.teacher.keys)
+    raise AssertionError(format)

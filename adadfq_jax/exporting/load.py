@@ -1,0 +1,140 @@
+"""Students as files that run without this package, each proved equal before it is kept.
+
+`graph` reads a network's operations off its module and `quantized` its integers; the formats
+(`integers`, `onnx_qdq`, `stablehlo`, `pytorch`) write both down, and `verification` compares.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adadfq_jax.config.fields import EXPORT_FORMATS as FORMATS
+from adadfq_jax.errors import ExportError, install_command
+from adadfq_jax.exporting import integers
+from adadfq_jax.models.network import Network, normalize
+from adadfq_jax.storage.files import on_a_disk
+
+FORMAT_BY_SUFFIX = {suffix: name for name, suffixes in FORMATS.items() for suffix in suffixes}
+
+
+def require(format: str) -> None:
+    """Makes sure that what a format needs is installed.
+
+    Raises:
+      ExportError: it is not; says how to install it.
+    """
+    if format == "onnx":
+        import_onnx()
+        _onnxruntime()
+    if format == "pytorch":
+        from adadfq_jax.exporting import pytorch
+
+        pytorch.require()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ExportedModel:
+    """An exported file that can be called and measured as the network that it came from.
+
+    Attributes:
+      architecture, classes, image_size, mean, std: as in `Network`.
+      answer: maps normalised float32 images (B, H, W, 3) to logits (B, classes).
+    """
+
+    architecture: str
+    classes: int
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    answer: Callable[[np.ndarray], np.ndarray]
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Classifies images: uint8 pixels, or floats that are already normalised."""
+        return self.answer(np.asarray(normalize(images, self.mean, self.std), np.float32))
+
+
+def load_exported(path: str | Path) -> Network | ExportedModel:
+    """Opens an exported file, to be called or measured.
+
+    Args:
+      path: a file of `export`; its suffix says the format.
+
+    Returns:
+      The simulated network for `integers` and `pytorch`, else a model that runs the file itself.
+
+    Raises:
+      ExportError: the file is missing, none of `export`'s, damaged, of a newer format, or what runs
+        it is not installed.
+    """
+    path = on_a_disk(path)
+    if not path.is_file():
+        raise ExportError(f"there is no file {str(path)!r}.")
+    match FORMAT_BY_SUFFIX.get(path.suffix):
+        case None:
+            raise ExportError(
+                f"{str(path)!r} is no exported file: those end in {', '.join(FORMAT_BY_SUFFIX)}."
+            )
+        case "integers":
+            return integers.read(path).network
+        case "onnx":
+            return _load_onnx(path)
+        case "stablehlo":
+            from adadfq_jax.exporting import stablehlo
+
+            described, program = stablehlo.read(path)
+            return _model(described, lambda images: np.asarray(program.call(images)))
+    from adadfq_jax.exporting import pytorch
+
+    return pytorch.read(path)
+
+
+def import_onnx() -> Any:
+    """Returns the module that writes and reads ONNX.
+
+    Raises:
+      ExportError: what it needs is not installed.
+    """
+    try:
+        import onnx  # noqa: F401
+
+        from adadfq_jax.exporting import onnx_qdq
+    except ImportError as error:
+        raise ExportError(f"the format onnx needs: {install_command('export')}.") from error
+    return onnx_qdq
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ExportError(f"to run ONNX files: {install_command('export')}.") from error
+    return onnxruntime
+
+
+def _load_onnx(path: Path) -> ExportedModel:
+    onnx_qdq, onnxruntime = import_onnx(), _onnxruntime()
+    described, content = onnx_qdq.read(path)
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    mean, std = (np.float32(described[name]) for name in ("mean", "std"))
+
+    def answer(images: np.ndarray) -> np.ndarray:
+        if described["raw_pixels"]:
+            images = (images * std + mean) * np.float32(255)
+        (logits,) = session.run(None, {onnx_qdq.INPUT: images.transpose(0, 3, 1, 2)})
+        return logits
+
+    return _model(described, answer)
+
+
+def _model(described: dict[str, Any], answer: Callable[[np.ndarray], np.ndarray]) -> ExportedModel:
+    return ExportedModel(
+        architecture=described["architecture"],
+        classes=described["classes"],
+        image_size=described["image_size"],
+        mean=tuple(described["mean"]),
+        std=tuple(described["std"]),
+        answer=answer,
+    )

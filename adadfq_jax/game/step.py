@@ -1,0 +1,416 @@
+"""The game: two players, three phases, and the step that trains both on one batch of images.
+
+An image's way through one step: noise and labels are drawn (`draw`), the generator G makes images
+of them, teacher P and student Q judge the images, and from their logits and P's BatchNorm
+statistics come two losses. G descends L_G through both networks; Q descends L_Q on the same images.
+
+Q may learn from procedural images besides (`procedural.py`), some of them cut together with G's
+(`cutmix.py`), of which G learns nothing; and its ranges, of activations and kernels, may be learned
+like its other parameters. Both are off in the paper's methods.
+
+Q's parameters do not change between the two updates, so one forward pass of Q serves both: two
+cotangents are pulled back through the same linearization.
+
+Everything here runs inside a mapped axis `data` that holds one slice of the batch per device. What
+the networks make of the slices is gathered once; every device computes the same losses of the whole
+batch, but pulls back only what they say of its own slice. The parameters' gradient is then the sum
+over the devices (`sum_gradients`).
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from adadfq_jax.devices.pmap import DATA_AXIS
+from adadfq_jax.errors import ConfigError
+from adadfq_jax.game import cutmix, losses, optimizers, procedural
+from adadfq_jax.game.learned_ranges import (
+    current_ranges,
+    learned_ends,
+    mean_width,
+    with_kernel_ranges,
+)
+from adadfq_jax.game.methods import METHODS
+from adadfq_jax.game.rules import Rules
+from adadfq_jax.game.state import GameState, Phase, Player, Responses
+from adadfq_jax.models import registry
+from adadfq_jax.models.generator import LATENT_SIZE, Generator, linearize
+from adadfq_jax.models.layers import PRECISIONS, Calibration, apply_with_moments, stored_statistics
+from adadfq_jax.ops.gradients import sum_gradients
+from adadfq_jax.ops.moments import unite_moments
+from adadfq_jax.quantization.bits import assign_bits
+
+# Independent streams of random numbers from one seed.
+_INITIALIZATION, _DRAWS, _HELD_OUT, _PROCEDURAL, _CUTMIX = 0, 1, 2, 3, 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Game:
+    """The networks and the rules of both players' step. Immutable; holds no arrays.
+
+    Games of equal rules are equal, whatever their seeds and bit-widths, and share one compiled
+    step.
+
+    Attributes:
+      network: module of teacher and student.
+      generator: module of G.
+      rules: what else the step depends on.
+      normalisation: (mean, std) of the teacher's input by channel, of pixels in [0, 1].
+    """
+
+    network: nn.Module
+    generator: Generator
+    rules: Rules
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]]
+
+    @classmethod
+    def create(
+        cls, config: ml_collections.ConfigDict, network: nn.Module, image_size: int
+    ) -> "Game":
+        """Sets up the game.
+
+        Args:
+          config: the run's whole configuration.
+          network: module of teacher and student, of `registry.build`.
+          image_size: side of their images in pixels.
+
+        Raises:
+          ConfigError: the generator cannot make images of that size.
+        """
+        if image_size % 4:
+            raise ConfigError(
+                f"the teacher takes images of {image_size}x{image_size} pixels, but the generator "
+                "makes only sizes that are divisible by 4."
+            )
+        return cls(
+            network=network.clone(
+                calibration=Calibration(config.quant.ranges, DATA_AXIS), remat=config.remat
+            ),
+            generator=Generator(
+                image_size,
+                network.classes,
+                conditioning=config.generator.conditioning,
+                dtype=PRECISIONS[config.precision.generator],
+                remat=config.remat,
+                axis_name=DATA_AXIS,
+            ),
+            rules=Rules.of(config),
+            normalisation=(tuple(config.data.mean), tuple(config.data.std)),
+        )
+
+    @property
+    def generator_optimizer(self) -> optax.GradientTransformation:
+        """G's, without its rate."""
+        return optimizers.generator_optimizer(self.rules.generator)
+
+    @property
+    def student_optimizer(self) -> optax.GradientTransformation:
+        """Q's, without its rate."""
+        return optimizers.student_optimizer(self.rules.student)
+
+    def phase(self, step: int) -> Phase:
+        """Returns the phase of the step with this index, counted from 0."""
+        epoch = step // self.rules.steps_per_epoch
+        if epoch < self.rules.calibration_epochs:
+            return Phase.CALIBRATE
+        return Phase.WARMUP if epoch < self.rules.warmup_epochs else Phase.PLAY
+
+    def init(self, config: ml_collections.ConfigDict, teacher_variables: Any) -> GameState:
+        """Returns the state before the first step: Q is P, G is random, ranges are unset.
+
+        Args:
+          config: the run's configuration; its seed and bit-widths are used.
+          teacher_variables: P's `params` and `batch_stats`.
+
+        Raises:
+          ConfigError: an override of the bit-widths matches no layer.
+        """
+        shapes = registry.initial_variables(
+            self.network.clone(calibration=Calibration()), self.generator.image_size
+        )
+        quant = config.quant
+        bits = assign_bits(
+            shapes["bits"], quant.weight_bits, quant.activation_bits, quant.overrides
+        )
+        key = jax.random.fold_in(jax.random.key(config.seed), _INITIALIZATION)
+        generator_params = _initialize(self.generator.clone(axis_name=None), key)
+        params = jax.tree.map(jnp.asarray, teacher_variables["params"])
+        ranges = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes["ranges"])
+        learnt = {"params": params}
+        if self.rules.learned_ranges:
+            ranges = with_kernel_ranges(ranges, params, bits, quant.ranges)
+            learnt["clipping"] = learned_ends(ranges)
+        return GameState(
+            step=jnp.int32(0),
+            seed=jnp.uint32(config.seed),
+            generator=Player(generator_params, self.generator_optimizer.init(generator_params)),
+            student=Player(learnt, self.student_optimizer.init(learnt)),
+            ranges=ranges,
+            bits=bits,
+        )
+
+    def student_variables(self, state: GameState, teacher_variables: Any) -> dict[str, Any]:
+        """Returns Q's collections `params`, `batch_stats`, `bits` and `ranges` in a state."""
+        return {
+            "params": state.student.params["params"],
+            "batch_stats": teacher_variables["batch_stats"],
+            "bits": state.bits,
+            "ranges": current_ranges(state.ranges, state.student),
+        }
+
+    def sample(self, state: GameState, index: int, count: int) -> tuple[jax.Array, jax.Array]:
+        """Makes held-out images: from draws that no step uses, outside the mapped axis.
+
+        Args:
+          state: the state, arrays without a device axis.
+          index: which batch; the same index gives the same noise and labels.
+          count: how many images N.
+
+        Returns:
+          (images (N, H, W, 3), labels (N,)), the classes in turn, from one batch to the next.
+        """
+        generator = self.generator.clone(axis_name=None)
+        return _sample(generator, count, state.generator.params, state.seed, np.uint32(index))
+
+    def draw(self, state: GameState) -> tuple[jax.Array, jax.Array]:
+        """Draws z ~ N(0, I) of (B, 100) and y of (B,), uniform, for the whole batch of a step."""
+        noise_key, label_key = jax.random.split(_step_key(state, _DRAWS))
+        batch = self.rules.batch_size
+        noise = jax.random.normal(noise_key, (batch, LATENT_SIZE))
+        return noise, jax.random.randint(label_key, (batch,), 0, self.generator.classes)
+
+    def extra_images(
+        self, state: GameState, generated: jax.Array, device_index: jax.Array, phase: Phase
+    ) -> list[jax.Array]:
+        """Makes this device's share of the images that Q alone learns from.
+
+        Args:
+          state: the state before the step.
+          generated: G's images of this device, (B / devices, H, W, 3).
+          device_index: which slice of the batch is this device's, int32 scalar.
+          phase: what the step does.
+
+        Returns:
+          Normalised images (N, H, W, 3) for each kind; in the warm-up, where Q rests, none.
+        """
+        samples = self.rules.samples
+        if not samples.procedural or phase is Phase.WARMUP:
+            return []
+        # Those that may be cut together with one of G's images lie beside it, on its device.
+        share = generated.shape[0] * samples.procedural
+        indices = device_index * share + jnp.arange(share)
+        key = _step_key(state, _PROCEDURAL)
+        drawn = procedural.draw(key, indices, self.generator.image_size, *self.normalisation)
+        if samples.cutmix:
+            others = jnp.repeat(jax.lax.stop_gradient(generated), samples.procedural, axis=0)
+            key = _step_key(state, _CUTMIX)
+            drawn = cutmix.cut_together(key, indices, drawn, others, samples.cutmix)
+        return [drawn]
+
+    def step(
+        self, state: GameState, teacher_variables: Any, device_index: jax.Array, phase: Phase
+    ) -> tuple[GameState, dict[str, jax.Array]]:
+        """Plays one step on this device's slice of the batch.
+
+        Args:
+          state: the state before the step, the same on every device.
+          teacher_variables: P's `params` and `batch_stats`.
+          device_index: which slice of the batch is this device's, int32 scalar.
+          phase: what the step does; a constant of compilation.
+
+        Returns:
+          (the state after it, metrics): scalars, the same on every device, of the state before the
+          step, but for `range_width`, which is of the ranges after it.
+        """
+        noise, labels = self.draw(state)
+        share = noise.shape[0] // jax.lax.axis_size(DATA_AXIS)
+        own = jax.lax.dynamic_slice_in_dim(noise, device_index * share, share)
+        own_labels = jax.lax.dynamic_slice_in_dim(labels, device_index * share, share)
+
+        # Forward: one linearization each of G, P and Q.
+        images, pull_generator = linearize(self.generator, state.generator.params, own, own_labels)
+        (teacher_logits, moments), pull_teacher = jax.vjp(
+            lambda images: self.ask_teacher(teacher_variables, images), images
+        )
+        student_logits, pull_student, ranges = jax.vjp(
+            lambda learnt, images: self._run_student(
+                learnt, images, state, teacher_variables, phase
+            ),
+            state.student.params,
+            images,
+            has_aux=True,
+        )
+        # What Q alone learns from; in calibration its ranges follow one kind after the other.
+        extra, pull_extra = [], []
+        for more in self.extra_images(state, images, device_index, phase):
+            before = state.replace(ranges=ranges)
+            logits, pull, ranges = self._show(more, before, teacher_variables, phase)
+            extra.append(logits)
+            pull_extra.append(pull)
+        responses = _gather(Responses(teacher_logits, student_logits, moments, extra))
+
+        # L_G, back to this device's images through both networks, and on to G.
+        (loss_g, metrics), to_responses_g = jax.value_and_grad(self.generator_loss, has_aux=True)(
+            responses, labels, stored_statistics(teacher_variables)
+        )
+        to_own_g = jax.tree.map(lambda leaf: leaf[device_index], to_responses_g)
+        (through_teacher,) = pull_teacher((to_own_g.teacher_logits, to_own_g.moments))
+        _, through_student = pull_student(to_own_g.student_logits)
+        gradients_g = sum_gradients(*pull_generator(through_teacher + through_student), DATA_AXIS)
+        generator = _moved(
+            state.generator,
+            gradients_g,
+            self.generator_optimizer,
+            self.generator_rate(state.step),
+        )
+
+        # L_Q, back to what Q learns through the same linearization.
+        loss_q, to_responses_q = jax.value_and_grad(self.student_loss)(responses, labels)
+        student, norm_q = state.student, jnp.zeros_like(loss_q)
+        if phase is Phase.PLAY:
+            to_own_q = jax.tree.map(lambda leaf: leaf[device_index], to_responses_q)
+            gradients_q, _ = pull_student(to_own_q.student_logits)
+            for pull, (_, to_extra) in zip(pull_extra, to_own_q.extra, strict=True):
+                gradients_q = jax.tree.map(jnp.add, gradients_q, pull(to_extra)[0])
+            gradients_q = sum_gradients(gradients_q, {}, DATA_AXIS)
+            student = _moved(student, gradients_q, self.student_optimizer, self.student_rate(state))
+            norm_q = _norm(gradients_q["params"])
+        elif phase is Phase.CALIBRATE and self.rules.learned_ranges:
+            student = student.replace(params=student.params | {"clipping": learned_ends(ranges)})
+
+        metrics |= {
+            "l_g": loss_g,
+            "l_q": loss_q,
+            "range_width": mean_width(current_ranges(ranges, student)),
+            "generator_gradient": _norm(gradients_g),
+            "student_gradient": norm_q,
+        }
+        new_state = state.replace(
+            step=state.step + 1, generator=generator, student=student, ranges=ranges
+        )
+        return new_state, metrics
+
+    def ask_teacher(
+        self, teacher_variables: Any, images: jax.Array
+    ) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
+        """Returns z_P and the moments of P's BatchNorm inputs, computed in P's precision."""
+        images = images.astype(PRECISIONS[self.rules.precision.teacher] or images.dtype)
+        return apply_with_moments(self.network, teacher_variables, images)
+
+    def generator_loss(
+        self, responses: Responses, labels: jax.Array, stored: list[tuple[jax.Array, jax.Array]]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """L_G of the whole batch: the method's own terms + gamma L_BNS, which all share.
+
+        Args:
+          responses: of the whole batch.
+          labels: y of the whole batch, (B,).
+          stored: P's running (mean, variance), in the order of the responses' moments.
+
+        Returns:
+          (L_G, its terms and what else describes the batch), all scalars.
+        """
+        rules = self.rules.game
+        z_p, z_q = responses.logits()
+        statistics = [unite_moments(*moments) for moments in responses.moments]
+        h_prime = losses.normalized_entropy(z_p, z_q)
+        loss, terms = METHODS[rules.method].generator_loss(z_p, z_q, labels, h_prime, rules)
+        l_bns = losses.batch_norm_statistics_loss(statistics, stored)
+        loss += rules.gamma * l_bns
+        return loss, terms | {
+            "l_bns": l_bns,
+            "h_prime": h_prime.mean(),
+            "agreement": jnp.mean(z_p.argmax(-1) == z_q.argmax(-1), dtype=z_p.dtype),
+        }
+
+    def student_loss(self, responses: Responses, labels: jax.Array) -> jax.Array:
+        """L_Q of all images that Q learns from, as the method has it; labels y are (B,)."""
+        rules = self.rules.game
+        return METHODS[rules.method].student_loss(*responses.all_logits(), labels, rules)
+
+    def generator_rate(self, step: jax.Array) -> jax.Array:
+        """Returns G's learning rate."""
+        return optimizers.falling_rate(self.rules.generator, self.rules.steps_per_epoch)(step)
+
+    def student_rate(self, state: GameState) -> jax.Array:
+        """Returns Q's learning rate."""
+        fewest_bits = jnp.stack(jax.tree.leaves(state.bits)).min()
+        return optimizers.student_rate(self.rules, fewest_bits)(state.step)
+
+    def _run_student(
+        self,
+        learnt: Any,
+        images: jax.Array,
+        state: GameState,
+        teacher_variables: Any,
+        phase: Phase,
+    ):
+        """Returns Q's logits and its ranges, which move in calibration only."""
+        variables = {
+            "batch_stats": teacher_variables["batch_stats"],
+            "bits": state.bits,
+            "ranges": state.ranges,
+        }
+        if phase is Phase.CALIBRATE:
+            variables["params"] = learnt["params"]
+            logits, written = self.network.apply(variables, images, mutable=["ranges"])
+            return logits, written["ranges"]
+        return self.network.apply(variables | learnt, images), state.ranges
+
+    def _show(self, images: jax.Array, state: GameState, teacher_variables: Any, phase: Phase):
+        """Returns P's and Q's logits of extra images, Q's linearization and its ranges after it."""
+        student_logits, pull, ranges = jax.vjp(
+            lambda learnt: self._run_student(learnt, images, state, teacher_variables, phase),
+            state.student.params,
+            has_aux=True,
+        )
+        teacher_logits, _ = self.ask_teacher(teacher_variables, images)
+        return (teacher_logits, student_logits), pull, ranges
+
+
+def _moved(player: Player, gradients: Any, optimizer, rate: jax.Array) -> Player:
+    """Returns the player after one step of its optimizer."""
+    updates, opt_state = optimizer.update(gradients, player.opt_state, player.params)
+    params = jax.tree.map(lambda p, u: p - (rate * u).astype(p.dtype), player.params, updates)
+    return Player(params, opt_state)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _initialize(generator: Generator, key: jax.Array) -> Any:
+    # The initial values do not depend on the batch.
+    noise, labels = jnp.zeros((2, LATENT_SIZE)), jnp.zeros((2,), jnp.int32)
+    return generator.init(key, noise, labels)["params"]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _sample(generator: Generator, count: int, params: Any, seed: jax.Array, index):
+    key = jax.random.fold_in(jax.random.key(seed), _HELD_OUT)
+    noise = jax.random.normal(jax.random.fold_in(key, index), (count, LATENT_SIZE))
+    # Batches go on where the one before ended, so that many classes all have their turn.
+    labels = (index * count + jnp.arange(count)) % generator.classes
+    return generator.apply({"params": params}, noise, labels), labels
+
+
+def _step_key(state: GameState, stream: int) -> jax.Array:
+    """Returns the key of a step's draws from one of the independent streams."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), stream), state.step)
+
+
+def _norm(tree: Any) -> jax.Array:
+    # As inner products: XLA's CPU backend is slow where it sums many squares to one number, up to
+    # a second for the generator's dense layer at 224 pixels.
+    return jnp.sqrt(optax.tree.vdot(tree, tree))
+
+
+def _gather(own: Responses) -> Responses:
+    """Collects the devices' slices, given without their axis, in one collective."""
+    flat, restore = jax.flatten_util.ravel_pytree(own)
+    return jax.vmap(restore)(jax.lax.all_gather(flat, DATA_AXIS))

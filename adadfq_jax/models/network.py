@@ -1,0 +1,151 @@
+"""A classifier together with its variables and its input space: what teacher and student share."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adadfq_jax.errors import ConfigError, TeacherError
+from adadfq_jax.quantization import ranges
+from adadfq_jax.storage.digests import digest
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Network:
+    """A classifier that can be called.
+
+    Attributes:
+      architecture: its name in `registry.ARCHITECTURES`.
+      module: the linen module.
+      variables: its collections; see `layers`.
+      image_size: side of its images in pixels.
+      mean, std: normalisation per channel of pixels in [0, 1].
+    """
+
+    architecture: str
+    module: nn.Module
+    variables: dict[str, Any]
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @property
+    def classes(self) -> int:
+        """The number of classes C."""
+        return self.module.classes
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of the variables."""
+        return digest(flatten(self.variables))
+
+    @functools.cached_property
+    def on_device(self) -> dict[str, Any]:
+        """The variables on the first device, where they are put once, when first needed."""
+        return jax.device_put(self.variables)
+
+    def __call__(self, images: jax.Array | np.ndarray) -> jax.Array:
+        """Classifies images.
+
+        Args:
+          images: (B, H, W, 3), uint8 pixels, or floats that are already normalised.
+
+        Returns:
+          Logits, (B, classes).
+
+        Raises:
+          ConfigError: the images are of another type.
+        """
+        if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ConfigError(
+                "images must be uint8 pixels, or floats that are already normalised, not "
+                f"{images.dtype}."
+            )
+        kind = jnp.result_type(float)
+        given = images, np.asarray(self.mean, kind), np.asarray(self.std, kind)
+        return _classify(self.module, self.on_device, *jax.device_put(given))
+
+
+def normalize(images: jax.Array, mean: Any, std: Any) -> jax.Array:
+    """Brings uint8 pixels into the teacher's input space; leaves floats as they are."""
+    if images.dtype != jnp.uint8:
+        return images
+    pixels = images.astype(jnp.result_type(float)) / 255
+    return (pixels - jnp.array(mean)) / jnp.array(std)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _classify(module: nn.Module, variables: Any, images: jax.Array, mean, std) -> jax.Array:
+    return module.apply(variables, normalize(images, mean, std))
+
+
+def flatten(variables: Any) -> dict[str, np.ndarray]:
+    """Returns nested variables as NumPy arrays by name, such as `params/stem_conv/kernel`."""
+    flat = flax.traverse_util.flatten_dict(variables, sep="/")
+    # C order, because safetensors writes other layouts' bytes as they lie, which is another array.
+    return {name: np.asarray(array, order="C") for name, array in flat.items()}
+
+
+def unflatten(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    return flax.traverse_util.unflatten_dict(arrays, sep="/")
+
+
+def kernel_range(arrays: Mapping[str, np.ndarray], layer: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what a student's kernel is quantized from and to, by output channel.
+
+    Args:
+      arrays: a student's variables, of `flatten`.
+      layer: the layer's name.
+    """
+    if f"ranges/{layer}/minimum" in arrays:
+        return arrays[f"ranges/{layer}/minimum"], arrays[f"ranges/{layer}/maximum"]
+    return tuple(map(np.asarray, ranges.weight_range(arrays[f"params/{layer}/kernel"])))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Teacher(Network):
+    """The frozen full-precision classifier P, with collections `params` and `batch_stats`.
+
+    Attributes:
+      source: SHA-256 of the PyTorch file that it comes from, where it comes from one.
+      convention: what was recognised of that file, for people.
+      keys: the code of the convention by which it names its variables, see `naming.by_code`.
+    """
+
+    source: str | None = None
+    convention: str | None = None
+    keys: str | None = None
+
+    def __post_init__(self):
+        """Raises TeacherError where there are no two classes to tell apart."""
+        if self.classes < 2:
+            raise TeacherError(
+                "a teacher of one class has one logit, and a softmax of that is 1 whatever the "
+                "image: give a network of two logits or more (where the one logit z goes through a "
+                "sigmoid, a last layer with the logits 0 and z is the same classifier)."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Student(Network):
+    """The quantized classifier Q: collections `params`, `batch_stats`, `bits` and `ranges`.
+
+    Attributes:
+      result: what `result.json` holds; empty for a run that is not finished.
+      teacher: the network that it is a copy of.
+      step: how many steps were played; None where none were.
+      draw: makes N images that no player was trained on, and their labels, as `generate` does; None
+        where no generator was trained.
+    """
+
+    result: dict[str, Any]
+    teacher: Teacher
+    step: int | None = None
+    draw: Callable[[int], tuple[np.ndarray, np.ndarray]] | None = None

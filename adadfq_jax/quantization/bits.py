@@ -1,0 +1,94 @@
+"""Which layer gets how many bits: `w4a4` for all, and exceptions by name."""
+
+import fnmatch
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.traverse_util
+import jax.numpy as jnp
+
+from adadfq_jax.errors import ConfigError, nearest
+from adadfq_jax.quantization.codes import MAX_BITS
+
+_OVERRIDE = re.compile(r"(?P<pattern>[^=]+)=(?:w(?P<weight>\d+))?(?:a(?P<activation>\d+))?")
+
+
+def parse_bits(text: str) -> tuple[int, int]:
+    """Reads `w4a4` as (weight bits, activation bits).
+
+    Raises:
+      ConfigError: the text has another form, or a bit-width is outside 1 to 8.
+    """
+    match = re.fullmatch(r"w(\d+)a(\d+)", text)
+    if match is None:
+        raise ConfigError(f"bit-widths are written like w4a4, not {text!r}.")
+    weight, activation = map(int, match.groups())
+    check_bits("weight bits", weight)
+    check_bits("activation bits", activation)
+    return weight, activation
+
+
+def check_bits(what: str, bits: int) -> None:
+    """Raises ConfigError where a bit-width is outside 1 to 8; `what` names it."""
+    if not 1 <= bits <= MAX_BITS:
+        raise ConfigError(f"{what} must be between 1 and {MAX_BITS}, not {bits}.")
+
+
+def parse_override(text: str) -> tuple[str, dict[str, int]]:
+    """Reads `pattern=w8a8`, `pattern=w8` or `pattern=a8`.
+
+    Returns:
+      (pattern, {"weight": bits, "activation": bits}), with only what the text names.
+
+    Raises:
+      ConfigError: the text has another form, or a bit-width is outside 1 to 8.
+    """
+    match = _OVERRIDE.fullmatch(text)
+    if match is None or not (match["weight"] or match["activation"]):
+        raise ConfigError(
+            f"quant.overrides takes entries like 'stem_*=w8a8', 'classifier=w8', not {text!r}."
+        )
+    bits = {kind: int(match[kind]) for kind in ("weight", "activation") if match[kind]}
+    for kind, value in bits.items():
+        check_bits(f"{kind} bits in quant.overrides entry {text!r}", value)
+    return match["pattern"], bits
+
+
+def assign_bits(
+    bits: Mapping[str, Any], weight_bits: int, activation_bits: int, overrides: Sequence[str]
+) -> dict[str, Any]:
+    """Fills a network's `bits` collection.
+
+    Args:
+      bits: the collection as `initial_variables` returns it; only its structure is read.
+      weight_bits: for every convolution and dense layer.
+      activation_bits: for every quantized ReLU.
+      overrides: `pattern=w8a8` entries; the patterns (`*`, `?`, `[…]`) are matched against whole
+        layer names such as `stage1_block1/conv1`, and a later entry wins.
+
+    Returns:
+      The same structure with int32 bit-widths.
+
+    Raises:
+      ConfigError: a malformed entry, or one that matches no layer.
+    """
+    leaves = flax.traverse_util.flatten_dict(bits)
+    assigned = {path: weight_bits if path[-1] == "weight" else activation_bits for path in leaves}
+    names = {"/".join(path[:-1]): path for path in leaves}
+    for text in overrides:
+        pattern, changed = parse_override(text)
+        matching = [
+            path
+            for name, path in names.items()
+            if fnmatch.fnmatchcase(name, pattern) and path[-1] in changed
+        ]
+        if not matching:
+            raise ConfigError(
+                f"quant.overrides entry {text!r} matches no layer; {nearest(pattern, names)}"
+            )
+        for path in matching:
+            assigned[path] = changed[path[-1]]
+    return flax.traverse_util.unflatten_dict(
+        {path: jnp.int32(value) for path, value in assigned.items()}
+    )

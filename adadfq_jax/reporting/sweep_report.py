@@ -1,0 +1,148 @@
+"""The report of a sweep: its table, its games side by side, and the way to each of them."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from adadfq_jax.errors import ConfigError
+from adadfq_jax.evaluation.accuracy import percent
+from adadfq_jax.reporting import page, sweep_figures
+from adadfq_jax.reporting.drawing import Drawing
+from adadfq_jax.reporting.history import read_history
+from adadfq_jax.sweeps.grid import BITS, without_seed
+from adadfq_jax.sweeps.table import NOTES, table_cells
+from adadfq_jax.training.workdir import CONFIG, DIVERGED, METRICS, RESULT, SWEEP, TABLE, read_json
+
+
+def report_sweep(workdir: Path, report: str) -> tuple[str, list[Drawing]]:
+    """Describes a sweep.
+
+    Args:
+      workdir: the sweep's folder.
+      report: name of a report's file, to link where a game has one.
+
+    Returns:
+      (the page; its figures).
+
+    Raises:
+      ConfigError: a file of the sweep is damaged.
+    """
+    games = (read_json(workdir / SWEEP) or {}).get("games", {})
+    parts, table = [], read_json(workdir / TABLE) or {}
+    if not table.get("rows"):
+        parts.append(page.paragraph("The sweep is not finished: it has no table yet."))
+    else:
+        if sum(row["games"] for row in table["rows"]) != len(games):
+            parts.append(page.paragraph("This table is of an earlier grid; the sweep goes on."))
+        heading, *cells = table_cells(table)
+        parts += [
+            page.table("Means over the seeds", heading, cells),
+            page.paragraph(NOTES),
+        ]
+        if table["outside"]:
+            outside = ", ".join(table["outside"])
+            parts.append(page.paragraph(f"Here, but not in this grid: {outside}"))
+    sections = [page.section("Table", *parts)]
+
+    results = {name: _result(workdir / name) for name in games}
+    rows = _rows(workdir, games, results)
+    drawings = []
+    if rows:
+        figures = (
+            sweep_figures.surface(rows),
+            sweep_figures.accuracy(rows),
+            sweep_figures.h_prime(rows),
+            sweep_figures.generalisation(rows),
+        )
+        drawings += [figure for figure in figures if figure is not None]
+        sections.append(page.section("The games side by side", page.figures(drawings)))
+        if (found := sweep_figures.health(rows)) is not None:
+            drawing, lines = found
+            drawings.append(drawing)
+            heading = ["score", "last students", "all evaluations", "within a game"]
+            sections.append(
+                page.section(
+                    "Choosing without data",
+                    page.paragraph(
+                        "How well scores that need no data rank true top-1: Spearman's rank "
+                        "correlation, 1 where they order the students alike, 0 where they tell "
+                        "nothing. Within a game it is of that game's evaluations, the median of "
+                        "all games."
+                    ),
+                    page.figures([drawing]),
+                    page.table("Rank correlation with top-1", heading, lines),
+                )
+            )
+
+    cells, links = [], []
+    for name in games:
+        folder = workdir / name
+        cells.append([name, *_game(results[name], (folder / DIVERGED).exists())])
+        # The best that there is to read of it; a game that nobody has begun has nothing.
+        files = (report, RESULT, METRICS, CONFIG)
+        links.append(next((f"{name}/{file}" for file in files if (folder / file).exists()), None))
+    heading = ["game", "state", "top-1, last", "calibrated only", "agreement", "seconds"]
+    sections.append(page.section("Games", page.table("Every game", heading, cells, links)))
+    text = page.page(
+        f"Report of {workdir.absolute().name}", f"A sweep of {len(games)} games.", sections
+    )
+    return text, drawings
+
+
+def _rows(
+    workdir: Path, games: dict[str, dict[str, Any]], results: dict[str, dict[str, Any] | None]
+) -> list[sweep_figures.Row]:
+    """Gathers the finished games that differ in their seed alone."""
+    groups: dict[str, list[str]] = {}
+    fields = {}
+    for name, values in games.items():
+        if results[name] is not None and not (workdir / name / DIVERGED).exists():
+            common = without_seed(values)
+            label = ", ".join(_word(key, value) for key, value in common.items()) or "all"
+            groups.setdefault(label, []).append(name)
+            fields[label] = common
+    rows = []
+    for label, names in groups.items():
+        rows.append(
+            sweep_figures.Row(
+                label,
+                fields[label],
+                *(
+                    [
+                        results[name][number]
+                        for name in names
+                        if results[name].get(number) is not None
+                    ]
+                    for number in ("top1", "calibrated_top1")
+                ),
+                [read_history(workdir / name) for name in names],
+            )
+        )
+    return rows
+
+
+def _result(folder: Path) -> dict[str, Any] | None:
+    """Reads a game's result; one that is damaged stops nobody who asks about the others."""
+    try:
+        return read_json(folder / RESULT)
+    except ConfigError as error:
+        warnings.warn(str(error), stacklevel=2)
+        return None
+
+
+def _word(key: str, value: Any) -> str:
+    """Says a field in few letters: methods and bit-widths speak for themselves."""
+    if key in ("game.method", BITS):
+        return str(value)
+    return f"{key.removeprefix('game.')} {value}"
+
+
+def _game(result: dict[str, Any] | None, diverged: bool) -> list[str]:
+    if result is None or diverged:
+        return ["diverged" if diverged else "not finished", "", "", "", ""]
+    shares = [result.get(name) for name in ("top1", "calibrated_top1", "agreement")]
+    return [
+        "finished",
+        *map(percent, shares),
+        f"{result['seconds']:.0f}" if "seconds" in result else "",
+    ]

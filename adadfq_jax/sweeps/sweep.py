@@ -1,0 +1,316 @@
+"""A sweep: the games of a grid, each a run in its own folder, played by any number of processes.
+
+A process takes the next game that nobody plays. What tells is a lock that the kernel drops with its
+owner (in Cloud Storage, a lease that runs out), so that a game whose process was killed is free
+again and goes on from its checkpoint. Who finds no free game waits for those being played, in case
+their process is killed.
+"""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from adadfq_jax.config.identity import differences, to_json
+from adadfq_jax.config.resolve import resolve
+from adadfq_jax.devices.machine import share_cores
+from adadfq_jax.errors import (
+    ConfigError,
+    DivergedError,
+    StoppedError,
+    StorageError,
+    WorkdirInUseError,
+)
+from adadfq_jax.models.network import Teacher
+from adadfq_jax.storage.files import is_remote, locate, make_folder, translated, write_whole
+from adadfq_jax.storage.ownership import Lock, is_leased
+from adadfq_jax.sweeps.grid import Point, plan
+from adadfq_jax.sweeps.table import NAMES, is_sweep_table, result_line, table_forms, table_rows
+from adadfq_jax.teachers.load import teacher_of
+from adadfq_jax.training import exports as kept_exports
+from adadfq_jax.training.quantize import quantize
+from adadfq_jax.training.workdir import (
+    CONFIG,
+    DIVERGED,
+    RESULT,
+    SWEEP,
+    check_run,
+    check_sweep,
+    read_json,
+    refuse_foreign,
+)
+
+_CLAIM = ".claim"
+_SECONDS_BETWEEN_LOOKS = 0.5
+_IN_CLOUD_STORAGE = "the sweep in Cloud Storage fails"
+
+
+def run_sweep(
+    config: ml_collections.ConfigDict,
+    grid: str | Mapping[str, Sequence[Any]],
+    workdir: str | Path,
+    *,
+    teacher: Teacher | None = None,
+    should_stop: Callable[[], int | None] = lambda: None,
+    show_progress: bool = False,
+) -> dict[str, Any]:
+    """Plays every game of a grid that is not finished, and writes the tables.
+
+    Args:
+      config: of `default_config` or a file in `configs/`; what the grid does not name.
+      grid: such as `bits=w3a3,w4a4;seed=0..4`, see `grid.parse_grid`; or the values by key.
+      workdir: the sweep's folder; other processes may play in it at the same time.
+      teacher: a teacher in memory; by default the one at `config.teacher.path`.
+      should_stop: asked after every dispatch; a signal's number ends the sweep with a checkpoint.
+      show_progress: whether to show a progress bar for each game on stderr.
+
+    Returns:
+      What `table.json` holds.
+
+    Raises:
+      ConfigError, TeacherError, DataError: something given cannot be used.
+      StoppedError: `should_stop` said so.
+      StorageError: a workdir in Cloud Storage is not reached.
+    """
+    sweep = Sweep(plan(config, grid), workdir, teacher)
+    sweep.play(should_stop, show_progress)
+    return sweep.write_tables()
+
+
+class Sweep:
+    """The games of a grid in a folder.
+
+    Attributes:
+      path: the folder.
+      points: the games.
+    """
+
+    @translated(_IN_CLOUD_STORAGE)
+    def __init__(
+        self, points: Sequence[Point], workdir: str | Path, teacher: Teacher | None = None
+    ):
+        """Checks the games against what the folder holds; writes `sweep.json` alone.
+
+        Args:
+          points: of `grid.plan`.
+          workdir: the sweep's folder, made where it is missing.
+          teacher: a teacher in memory, for all games.
+
+        Raises:
+          ConfigError: the folder holds a single run, a game of the same name that is another, or
+            something that the sweep would replace and no sweep wrote.
+          TeacherError: a teacher cannot be used.
+        """
+        self.path, self.points = locate(workdir), points
+        check_sweep(self.path)
+        for name in NAMES:
+            if (self.path / name).exists() and not is_sweep_table(self.path / name):
+                refuse_foreign(self.path / name, "a table of a sweep")
+        if read_json(self.path / SWEEP) is None:
+            for point in points:
+                if (self.path / point.name / CONFIG).exists():
+                    raise ConfigError(
+                        f"{str(self.path / point.name)!r} holds a run that no sweep began; choose "
+                        "another workdir for the sweep."
+                    )
+        self._teachers: dict[str, Teacher] = {}
+        self._given = teacher
+        self._configs = {}
+        for point in points:
+            self._configs[point.name] = resolve(point.config, self._teacher(point))
+            self._check_kept(point)
+        try:
+            make_folder(self.path)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ConfigError(f"workdir {str(workdir)!r} is a file; name a folder.") from error
+        games = {point.name: point.values for point in points}
+        write_whole(self.path / SWEEP, to_json({"games": games}).encode())
+
+    def _teacher(self, point: Point) -> Teacher:
+        if self._given is not None:
+            return self._given
+        config = point.config
+        key = json.dumps([config.teacher.to_dict(), config.data.mean, config.data.std])
+        if key not in self._teachers:
+            self._teachers[key] = teacher_of(config)
+        return self._teachers[key]
+
+    def _check_kept(self, point: Point) -> None:
+        folder = self.path / point.name
+        kept = read_json(folder / CONFIG) if folder.is_dir() else None
+        changed = kept and differences(kept, self._configs[point.name])
+        if changed:
+            raise ConfigError(
+                f"the sweep in {str(self.path)!r} has played {point.name} with other fields "
+                f"({changed}); choose another workdir, or the same values."
+            )
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(
+                f"{str(folder)!r} is a file, where the game {point.name} goes; choose another "
+                "workdir."
+            )
+        check_run(folder, self._configs[point.name])
+        kept_exports.check_exports(folder, self._configs[point.name])
+
+    def is_settled(self, point: Point) -> bool:
+        """Tells whether a game is finished or has diverged."""
+        folder, config = self.path / point.name, self._configs[point.name]
+        steps = (read_json(folder / RESULT) or {}).get("steps", 0)
+        return steps >= config.epochs * config.steps_per_epoch or (folder / DIVERGED).exists()
+
+    def unsettled(self) -> list[Point]:
+        """Returns the games that still have to be played."""
+        return [point for point in self.points if not self.is_settled(point)]
+
+    @translated(_IN_CLOUD_STORAGE)
+    def play(
+        self,
+        should_stop: Callable[[], int | None] = lambda: None,
+        show_progress: bool = False,
+    ) -> None:
+        """Plays until every game is settled, here or by another process; a line for each from here.
+
+        Raises:
+          StoppedError: `should_stop` said so.
+        """
+        waiting = False
+        while points := self.unsettled():
+            if waiting:
+                time.sleep(_SECONDS_BETWEEN_LOOKS * (10 if is_remote(self.path) else 1))
+            waiting = True
+            if is_remote(self.path):  # else all processes would wait for the first game's lease
+                random.shuffle(points)
+            for point in points:
+                if stop := should_stop():
+                    raise StoppedError(
+                        f"stopped by {signal.Signals(stop).name} between two games; run the same "
+                        "command to go on.",
+                        stop,
+                    )
+                with self._claim(point) as ours:
+                    # While we looked at others, another process may have finished it.
+                    if ours and not self.is_settled(point):
+                        waiting &= not self._play(point, should_stop, show_progress)
+
+    def _play(self, point: Point, should_stop, show_progress: bool) -> bool:
+        """Plays a game and says how it ended; False where somebody else has its folder."""
+        folder = self.path / point.name
+        try:
+            student = quantize(
+                self._configs[point.name],
+                self._teacher(point),
+                folder,
+                should_stop=should_stop,
+                show_progress=show_progress,
+            )
+        except WorkdirInUseError:  # of a run that no sweep started
+            return False
+        except DivergedError as error:
+            write_whole(folder / DIVERGED, to_json({"message": str(error)}).encode())
+            text = f"diverged; {error}"
+        else:
+            text = result_line(student.result)
+        done = len(self.points) - len(self.unsettled())
+        print(f"[{done}/{len(self.points)}] {point.name}: {text}", flush=True)
+        return True
+
+    @contextlib.contextmanager
+    def _claim(self, point: Point) -> Iterator[bool]:
+        """Takes a game, if nobody has it; gives it back at the end."""
+        folder = self.path / point.name
+        if is_remote(folder):  # the game itself takes the lease
+            yield not is_leased(folder)
+            return
+        make_folder(folder)
+        try:
+            claim = Lock(folder, _CLAIM)
+        except WorkdirInUseError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            claim.close()
+
+    @translated(_IN_CLOUD_STORAGE)
+    def play_in_processes(
+        self,
+        command: Sequence[str],
+        shares: Sequence[Mapping[str, str]],
+        should_stop: Callable[[], int | None],
+    ) -> None:
+        """Plays in processes of their own, among which this machine is divided.
+
+        Args:
+          command: what one of them runs, which plays this sweep.
+          shares: of `machine.shares_of_accelerators`, one for each process.
+          should_stop: asked now and then; a signal's number is handed on to all of them.
+
+        Raises:
+          StoppedError: `should_stop` said so.
+          ConfigError: all have ended before all games have.
+          StorageError: they have, since one did not reach Cloud Storage.
+        """
+        processes = []
+        for index, share in enumerate(shares):
+            with share_cores(index, len(shares)):
+                # Of another session, so that Ctrl-C reaches each of them once, through us.
+                processes.append(
+                    subprocess.Popen(command, env=os.environ | share, start_new_session=True)
+                )
+        stop = None
+        try:
+            while any(process.poll() is None for process in processes):
+                if not stop and (stop := should_stop()):
+                    for process in processes:
+                        process.send_signal(stop)
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+        finally:
+            for process in processes:
+                process.terminate()  # does nothing to those that have ended
+        if stop:
+            raise StoppedError(
+                f"stopped by {signal.Signals(stop).name}; run the same command to go on.", stop
+            )
+        if left := self.unsettled():
+            codes = ", ".join(str(process.returncode) for process in processes)
+            reached = all(process.returncode != os.EX_TEMPFAIL for process in processes)
+            raise (ConfigError if reached else StorageError)(
+                f"{len(left)} of {len(self.points)} games are not finished, but their processes "
+                f"have ended (exit codes {codes}); run the same command to go on."
+            )
+
+    @translated(_IN_CLOUD_STORAGE)
+    def write_tables(self) -> dict[str, Any]:
+        """Writes table.md, table.csv and table.json, each in one piece.
+
+        Returns:
+          What `table.json` holds: `rows`, one for the games that differ in their seed alone;
+          `diverged`, names of games; `outside`, of those that are here but not in the grid.
+        """
+        games = []
+        for point in self.points:
+            folder = self.path / point.name
+            result = read_json(folder / RESULT)
+            games.append((point, None if (folder / DIVERGED).exists() else result))
+        names = {point.name for point in self.points}
+        table = {
+            "rows": table_rows(games),
+            "diverged": [point.name for point, result in games if result is None],
+            "outside": sorted(
+                file.parent.name
+                for file in self.path.glob(f"*/{CONFIG}")
+                if file.parent.name not in names
+            ),
+        }
+        for name, text in table_forms(table).items():
+            write_whole(self.path / name, text.encode())
+        return table

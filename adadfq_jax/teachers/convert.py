@@ -1,0 +1,110 @@
+"""Conversion: a PyTorch checkpoint becomes this project's own file, which says all about itself."""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from adadfq_jax.errors import TeacherError
+from adadfq_jax.models.network import Teacher
+from adadfq_jax.models.size import measure_network
+from adadfq_jax.storage.files import absolute, locate, refuse_existing
+from adadfq_jax.teachers import packages
+from adadfq_jax.teachers.load import load_foreign, load_teacher, save_teacher
+from adadfq_jax.teachers.normalisation import in_unit_pixels
+
+
+def convert(
+    source: str | Path,
+    output: str | Path,
+    *,
+    architecture: str | None = None,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    image_size: int | None = None,
+    entry: str | None = None,
+    prefix: str | None = None,
+    pixel_units: int = 1,
+    overwrite: bool = False,
+) -> Teacher:
+    """Writes a teacher as this project's own file; converting twice gives identical bytes.
+
+    Args:
+      source: a file that `load_teacher` reads, or `pytorchcv:NAME`, `torchvision:NAME`,
+        `timm:NAME`: that package's network with the weights in its cache.
+      output: the file to write, `.safetensors`.
+      architecture, mean, std, image_size, entry, prefix, pixel_units: see `load_teacher`. A package
+        says some of it; what is given here goes before.
+      overwrite: whether a file that exists may be replaced.
+
+    Returns:
+      The teacher.
+
+    Raises:
+      TeacherError: it cannot be read or written, or something that it does not say is not given.
+      ConfigError: the output is there already.
+    """
+    output = locate(output)
+    if output.suffix != ".safetensors":
+        raise TeacherError(f"the output must be a .safetensors file, not {str(output)!r}.")
+    refuse_existing(output, overwrite)
+    if not packages.is_name(str(source)) and _is_same(locate(source), output):
+        raise TeacherError(
+            f"the output {str(output)!r} is the input, which would be lost; name another file."
+        )
+    mean, std = in_unit_pixels(mean, std, pixel_units)
+    given = {"mean": mean, "std": std, "image_size": image_size, "entry": entry, "prefix": prefix}
+    if packages.is_name(str(source)):
+        teacher = _load_pretrained(str(source), architecture, given)
+    else:
+        teacher = load_teacher(source, architecture, **given)
+        if teacher.source is None:
+            digest = hashlib.sha256(locate(source).read_bytes()).hexdigest()
+            teacher = dataclasses.replace(teacher, source=digest)
+    save_teacher(teacher, output)
+    return teacher
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and absolute(one).resolve() == absolute(other).resolve()
+
+
+def _load_pretrained(name: str, architecture: str | None, given: dict) -> Teacher:
+    pretrained = packages.find(name)
+    try:
+        known = pretrained.architecture
+    except TeacherError as error:
+        raise TeacherError(f"{name!r} {error}") from error
+    if architecture is not None and known is not None and architecture != known:
+        raise TeacherError(f"{name!r} is {known}, not {architecture}.")
+    said = {"mean": pretrained.mean, "std": pretrained.std, "image_size": pretrained.image_size}
+    return load_foreign(
+        pretrained.path,
+        architecture or known,
+        **given | {field: given[field] or value for field, value in said.items()},
+    )
+
+
+def summary(teacher: Teacher, statistics: str) -> str:
+    """Describes a teacher on one screen.
+
+    Args:
+      teacher: the teacher.
+      statistics: what its BatchNorms' statistics tell, see `StatisticsCheck.to_text`.
+    """
+    size = measure_network(teacher.module, teacher.image_size)
+    rows = {
+        "network": teacher.architecture,
+        "recognised": teacher.convention or "this project's own file",
+        "classes": f"{teacher.classes}",
+        "images": f"{teacher.image_size}x{teacher.image_size}",
+        "mean": ", ".join(f"{value:g}" for value in teacher.mean),
+        "std": ", ".join(f"{value:g}" for value in teacher.std),
+        "parameters": f"{size.parameters:,}",
+        "layers": f"{size.layers} (convolutions and dense, shortcuts included)",
+        "MACs": f"{size.macs:,} for one image",
+        "statistics": statistics,
+        "source": f"sha256 {teacher.source}",
+        "digest": f"sha256 {teacher.digest}",
+    }
+    return "\n".join(f"{name:<22}{value}" for name, value in rows.items())

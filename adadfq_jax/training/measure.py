@@ -1,0 +1,80 @@
+"""What a run measures of its student on the way, and the pictures that it takes."""
+
+from typing import Any
+
+import ml_collections
+
+from adadfq_jax.data.dataset import Dataset
+from adadfq_jax.evaluation import health
+from adadfq_jax.evaluation.accuracy import evaluate
+from adadfq_jax.game.state import GameState
+from adadfq_jax.game.step import Game
+from adadfq_jax.models.network import Teacher
+from adadfq_jax.training import pictures
+from adadfq_jax.training.generate import generate, generator_batch_size, scoring_batch_size
+from adadfq_jax.training.student import student_of
+from adadfq_jax.training.watch import Record
+
+# The picture at the end, and smaller ones on the way, at so many moments of play.
+SAMPLES_PER_CLASS, SAMPLED_CLASSES = 10, 100
+
+
+_PICTURES_OF_PLAY, PICTURED_PER_CLASS, PICTURED_CLASSES = 4, 2, 16
+
+
+def pictured_epochs(config) -> set[int]:
+    """Returns the epochs after which a picture is taken: the first, the warm-up, parts of play."""
+    played = config.epochs - config.warmup_epochs
+    parts = range(_PICTURES_OF_PLAY + 1)
+    return {1} | {config.warmup_epochs + played * part // _PICTURES_OF_PLAY for part in parts}
+
+
+def draw_picture(
+    game: Game, host: GameState, teacher: Teacher, per_class: int, classes: int
+) -> bytes:
+    """Draws images that the generator makes now, of the first classes; always of the same noise."""
+    # One batch of all classes, as far as memory goes, since the generator normalises by it.
+    count = min(per_class * teacher.classes, generator_batch_size(teacher.image_size))
+    images, labels = generate(game, host, count, count)
+    shown = labels < classes
+    return pictures.draw_grid(
+        images[shown], labels[shown], teacher.mean, teacher.std, columns=per_class
+    )
+
+
+def evaluation_is_due(epoch: int, config: ml_collections.ConfigDict) -> bool:
+    """Tells whether a run evaluates its student after an epoch."""
+    if epoch <= config.warmup_epochs:
+        return epoch == config.warmup_epochs  # calibrated only: what playing has to beat
+    return epoch % config.evaluation.every_epochs == 0 or epoch == config.epochs
+
+
+def measure_accuracy(config, network, dataset: Dataset | None, devices) -> dict[str, Any]:
+    """Measures a network on a run's evaluation images; None for each number without any."""
+    if dataset is None:
+        return {"top1": None, "top5": None, "loss": None, "images": None}
+    return evaluate(network, dataset, config.evaluation.batch_size, devices)
+
+
+def measure_student(config, game, host: GameState, teacher, dataset, devices) -> dict[str, Any]:
+    """Measures the student: accuracy where there are images, and health on held-out ones."""
+    student = student_of(game, host, teacher, {})
+    accuracy = measure_accuracy(config, student, dataset, devices)
+    together = scoring_batch_size(teacher.image_size)
+    images, labels = generate(game, host, config.evaluation.generated_images)
+    answers = health.score(teacher, student, images, labels, config.batch_size, together)
+    known = {name: accuracy[name] for name in ("top1", "top5", "loss", "images")}
+    return known | answers.numbers() | {"h_prime_histogram": answers.histogram()}
+
+
+def note(record: Record, step: int, epoch: int, config, measured: dict[str, Any]) -> None:
+    """Notes an evaluation in a run's record, where it is the first, best or healthiest."""
+    noted = {name: measured[name] for name in ("top1", "top5", "images", "agreement", "health")}
+    noted["step"] = step
+    if epoch == config.warmup_epochs:
+        record.calibrated = noted
+    top1 = measured["top1"]
+    if top1 is not None and top1 > record.best.get("top1", -1.0):
+        record.best = noted
+    if measured["health"] > record.healthiest.get("health", -1.0):
+        record.healthiest = noted

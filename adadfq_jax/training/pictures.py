@@ -1,0 +1,92 @@
+"""Pictures of what the generator makes."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, PngImagePlugin
+
+# What a picture says under "Software", so that it is known again as one of ours.
+SOFTWARE = "adadfq_jax"
+
+_MARGIN = 2
+_LABEL_WIDTH = 28
+_HEADING_HEIGHT = 16
+_SMALLEST_SIDE = 48  # small images are enlarged, pixel by pixel, to be seen
+
+
+def pixels(images: np.ndarray, mean, std) -> np.ndarray:
+    """Takes the normalisation off images: uint8 pixels of the same shape (N, H, W, 3)."""
+    values = np.clip(np.asarray(images) * np.asarray(std) + np.asarray(mean), 0, 1)
+    return (255 * values).round().astype(np.uint8)
+
+
+def draw_grid(images: np.ndarray, labels: np.ndarray, mean, std, columns: int = 10) -> bytes:
+    """Draws a grid of images, one labelled row per class.
+
+    Args:
+      images: (N, H, W, 3), normalised.
+      labels: (N,) the classes they were made for.
+      mean, std: the normalisation, per channel of pixels in [0, 1].
+      columns: images of each class, at most.
+
+    Returns:
+      A PNG file.
+    """
+    shown = pixels(images, mean, std)
+    side = images.shape[1] * max(1, -(-_SMALLEST_SIDE // images.shape[1]))
+    cell = side + _MARGIN
+    classes = np.unique(labels)
+    picture = Image.new("RGB", (_LABEL_WIDTH + columns * cell, len(classes) * cell), "white")
+    draw = ImageDraw.Draw(picture)
+    for row, label in enumerate(classes):
+        draw.text((4, row * cell + side // 2 - 6), str(label), fill="black")
+        for column, index in enumerate(np.flatnonzero(labels == label)[:columns]):
+            tile = Image.fromarray(shown[index]).resize((side, side), Image.Resampling.NEAREST)
+            picture.paste(tile, (_LABEL_WIDTH + column * cell, row * cell))
+    return to_png(picture)
+
+
+def side_by_side(pictures: Sequence[tuple[str, bytes]]) -> bytes:
+    """Joins grids of equal rows, each under its heading, with the rows' labels on the left alone.
+
+    Args:
+      pictures: (heading, a file of `draw_grid`).
+
+    Returns:
+      A PNG file.
+    """
+    parts = []
+    for index, (heading, png) in enumerate(pictures):
+        picture = Image.open(io.BytesIO(png)).convert("RGB")
+        left = _LABEL_WIDTH if index else 0
+        parts.append((heading, picture.crop((left, 0, picture.width, picture.height))))
+    gap = 4 * _MARGIN
+    width = sum(picture.width + gap for _, picture in parts)
+    height = max(picture.height for _, picture in parts) + _HEADING_HEIGHT
+    joined = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(joined)
+    place = 0
+    for index, (heading, picture) in enumerate(parts):
+        draw.text((place + (0 if index else _LABEL_WIDTH), 2), heading, fill="black")
+        joined.paste(picture, (place, _HEADING_HEIGHT))
+        place += picture.width + gap
+    return to_png(joined)
+
+
+def to_png(picture: Image.Image) -> bytes:
+    """Returns a picture as a PNG file, which says that it is ours."""
+    file, said = io.BytesIO(), PngImagePlugin.PngInfo()
+    said.add_text("Software", SOFTWARE)
+    picture.save(file, "PNG", pnginfo=said)
+    return file.getvalue()
+
+
+def is_own(path: Path) -> bool:
+    """Tells whether a file is a picture that this package has drawn."""
+    try:
+        with Image.open(io.BytesIO(path.read_bytes())) as picture:
+            return picture.info.get("Software") == SOFTWARE
+    except (OSError, ValueError, SyntaxError):  # what Pillow raises for files of other kinds
+        return False

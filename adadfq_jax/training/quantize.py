@@ -1,0 +1,173 @@
+"""One run, from a configuration to a measured student."""
+
+import contextlib
+import errno
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import ml_collections
+
+from adadfq_jax.config.checks import export_formats, validate
+from adadfq_jax.config.identity import to_json
+from adadfq_jax.config.resolve import resolve
+from adadfq_jax.data.dataset import check_fits
+from adadfq_jax.data.load import load_dataset
+from adadfq_jax.devices import machine, processes
+from adadfq_jax.errors import ConfigError, TeacherError
+from adadfq_jax.evaluation.statistics import check_statistics
+from adadfq_jax.exporting.load import require
+from adadfq_jax.game.step import Game
+from adadfq_jax.models.network import Student, Teacher
+from adadfq_jax.storage.files import is_remote, locate, translated
+from adadfq_jax.teachers.load import save_teacher, teacher_of
+from adadfq_jax.training import exports
+from adadfq_jax.training.cost import estimate_cost
+from adadfq_jax.training.loop import run
+from adadfq_jax.training.progress import Progress
+from adadfq_jax.training.student import load_student
+from adadfq_jax.training.workdir import TEACHER, Workdir, check_run
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@translated("the run in Cloud Storage fails")
+def quantize(
+    config: ml_collections.ConfigDict,
+    teacher: Teacher | None = None,
+    workdir: str | Path | None = None,
+    *,
+    should_stop: Callable[[], int | None] = lambda: None,
+    show_progress: bool = True,
+) -> Student:
+    """Plays a game: quantizes a teacher without its data.
+
+    A workdir that holds a checkpoint of the same run is resumed, one that holds the finished run
+    is read. Where several processes play (`processes.start`), all call this alike, and the workdir
+    lies on a disk that they share, or in Cloud Storage.
+
+    Args:
+      config: of `default_config` or a file in `configs/`.
+      teacher: a teacher in memory; by default the one at `config.teacher.path`.
+      workdir: where configuration, metrics, checkpoints, pictures and result go, on a disk or
+        `gs://BUCKET/FOLDER`; without it, nothing is written.
+      should_stop: asked after every dispatch; a signal's number ends the run with a checkpoint.
+      show_progress: whether to show a progress bar on stderr.
+
+    Returns:
+      The student as it is after the last step.
+
+    Raises:
+      ConfigError, TeacherError, DataError: something given cannot be used; nothing was changed.
+      CheckpointError: no checkpoint of the run can be read.
+      DivergedError: a loss or gradient is not finite; in a workdir the last good checkpoint stays.
+      StoppedError: `should_stop` said so; in a workdir a checkpoint was written.
+      StorageError: a workdir in Cloud Storage is not reached; its checkpoints stay.
+    """
+    began = time.monotonic()
+    # ---- What was given, checked before anything compiles -------------------------------------
+    with processes.together():
+        config = config.copy_and_resolve_references()
+        validate(config)
+        devices = machine.choose_devices(config.devices, config.batch_size)
+        if not isinstance(teacher, Teacher | None):
+            raise TeacherError(f"the teacher must be one of load_teacher, not {teacher!r:.60}.")
+        teacher = teacher or teacher_of(config)
+        config = resolve(config, teacher)
+        dataset = load_dataset(config.data.source, config.data.path, config.data.labels)
+        if dataset is not None:
+            check_fits(dataset, teacher)
+        subset = config.evaluation.subset
+        between = dataset.stratified(subset) if dataset is not None and subset else dataset
+        game = Game.create(config, teacher.module, teacher.image_size)
+        state = game.init(config, teacher.variables)
+        for name in export_formats(config):
+            if workdir is None:
+                raise ConfigError("export needs a workdir: that is where the files go.")
+            require(name)
+    processes.check_equal("configuration", to_json(config))
+    processes.check_equal("number of evaluation images", str(dataset and len(dataset)))
+
+    # ---- The workdir: ours alone, and of this run ---------------------------------------------
+    total = config.epochs * config.steps_per_epoch
+    progress = Progress(total, show_progress and processes.leads())
+    folder = None
+    try:
+        with processes.together():
+            if workdir is not None and processes.leads():
+                # Before the folder is taken, so that nothing is left where it is refused.
+                if not is_remote(locate(workdir)):
+                    check_run(locate(workdir), config)
+                folder = Workdir(workdir)
+                check_run(folder.path, config)
+                exports.check_exports(folder.path, config)
+            finished = 0 if folder is None else folder.finished_steps()
+        finished = processes.union(finished)
+        if finished >= total:
+            student = load_student(workdir)
+            if student.result:
+                progress.say(
+                    f"{workdir}: the run is already complete, with {finished} steps; "
+                    "`adadfq evaluate --workdir` measures it on other images."
+                )
+                with processes.together():
+                    _export(student, folder, config, progress)
+                return student
+            progress.say(f"{workdir}: its last steps are lost, and are played again")
+        with processes.together():
+            cost = estimate_cost(game, config, state, teacher, devices)
+            progress.say(cost.to_text())
+            progress.say(f"teacher: {check_statistics(teacher).to_text()}")
+            if folder is not None:
+                folder.claim(config)
+                _keep_teacher(folder, teacher)
+        with translated(f"{workdir} fails"), _telling_of_a_full_disk(workdir):
+            student = run(
+                config,
+                game,
+                state,
+                teacher,
+                (between, dataset),
+                devices,
+                cost,
+                workdir,
+                folder,
+                progress,
+                should_stop,
+                began,
+            )
+            with processes.together():
+                _export(student, folder, config, progress)
+        return student
+    finally:
+        if folder is not None:
+            folder.close()
+
+
+@contextlib.contextmanager
+def _telling_of_a_full_disk(workdir: str | Path | None) -> Iterator[None]:
+    """Turns what the system says of a file that cannot be written into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if workdir is None or error.errno not in _NO_ROOM:
+            raise
+        raise ConfigError(
+            f"workdir {str(workdir)!r} cannot be written ({error.strerror}); once there is room, "
+            "the same command goes on from the newest checkpoint, or begins anew where there is "
+            "none."
+        ) from error
+
+
+def _export(student: Student, folder: Workdir | None, config, progress) -> None:
+    """Leaves a finished run's student in the formats asked for, and no other one unsaid."""
+    if folder is not None:
+        exports.update_exports(student, folder, config, progress.say, warnings.warn)
+
+
+def _keep_teacher(folder: Workdir, teacher: Teacher) -> None:
+    """Leaves the teacher beside the run, so that its workdir is all that a student needs."""
+    target = folder.path / TEACHER
+    if not target.exists():
+        save_teacher(teacher, target)

@@ -1,0 +1,138 @@
+"""What a run's generator makes, to keep: images with their labels and the teacher's logits."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from adadfq_jax.errors import ConfigError
+from adadfq_jax.storage.files import on_a_disk
+from adadfq_jax.training.generate import generated_batches
+from adadfq_jax.training.pictures import pixels
+from adadfq_jax.training.student import load_state
+
+_LOGITS = "logits.npz"
+
+
+def write_samples(
+    workdir: str | Path, count: int, output: str | Path, *, overwrite: bool = False
+) -> None:
+    """Makes images with a run's newest generator and writes them, all or nothing.
+
+    No player was trained on these images; the classes come in turn. The logits are what the teacher
+    says of the images as the generator made them; the pixels are these without their normalisation,
+    rounded, and cut off beyond black and white.
+
+    Args:
+      workdir: the run's folder.
+      count: how many images N.
+      output: a file *.npz of `x`, uint8 pixels (N, H, W, 3), `y`, labels (N,), and `logits`,
+        float32 (N, C); or a folder of CLASS/NUMBER.png with `logits` and `y` by number in
+        logits.npz. Both are evaluation sets as well.
+      overwrite: whether to replace what an earlier call wrote.
+
+    Raises:
+      ConfigError: `count` or `output` cannot be used.
+      CheckpointError: there is no run, or no checkpoint that can be read.
+    """
+    if count < 1:
+        raise ConfigError(f"count must be at least 1, not {count}.")
+    is_file = _check_output(str(output), overwrite)
+    images, labels, logits = make_samples(workdir, count)
+    target = on_a_disk(output).absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        if is_file:
+            with open(partial, "wb") as file:
+                np.savez(file, x=images, y=labels, logits=logits)
+        else:
+            _write_folder(partial, images, labels, logits)
+            if target.is_dir():
+                # Out of the way first, so that a kill leaves one of both whole.
+                old = partial.with_suffix(".old")
+                target.replace(old)
+                partial.replace(target)
+                shutil.rmtree(old)
+                return
+        partial.replace(target)
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial)
+        else:
+            partial.unlink(missing_ok=True)
+
+
+def make_samples(workdir: str | Path, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Makes images with a run's newest generator.
+
+    Args:
+      workdir: the run's folder.
+      count: how many images N; the first of them do not depend on it.
+
+    Returns:
+      (pixels, uint8 (N, H, W, 3); labels (N,), the classes in turn; the teacher's logits (N, C)).
+
+    Raises:
+      CheckpointError: there is no run, or no checkpoint that can be read.
+    """
+    game, state, teacher = load_state(workdir)[:3]
+    parts = []
+    for images, labels in generated_batches(game, state, count):
+        logits = np.asarray(teacher(images))
+        parts.append((pixels(images, teacher.mean, teacher.std), labels, logits))
+    return tuple(np.concatenate(part)[:count] for part in zip(*parts, strict=True))
+
+
+def _check_output(text: str, overwrite: bool) -> bool:
+    """Returns whether the output is a file; raises ConfigError where it cannot be written."""
+    path = on_a_disk(text)
+    is_file = path.suffix == ".npz" and not text.endswith("/")
+    if not text or (path.suffix and not (is_file or text.endswith("/") or path.is_dir())):
+        raise ConfigError(f"output {text!r} must be FILE.npz, or a folder, written FOLDER/.")
+    if path.exists() and path.is_dir() == is_file:
+        there = "a folder" if is_file else "a file"
+        raise ConfigError(f"output {text!r} is {there} already; choose another name.")
+    if is_file and path.exists() and not overwrite:
+        raise ConfigError(f"output {text!r} exists; --overwrite replaces it.")
+    if not is_file and path.exists() and any(path.iterdir()):
+        # A folder of anything else is never deleted.
+        if not _is_of_samples(path):
+            raise ConfigError(f"output {text!r} is a folder of other files; choose another name.")
+        if not overwrite:
+            raise ConfigError(f"output {text!r} exists; --overwrite replaces it.")
+    return is_file
+
+
+def _is_of_samples(folder: Path) -> bool:
+    """Tells whether a folder holds what an earlier call wrote, and nothing else."""
+    try:
+        with np.load(folder / _LOGITS, allow_pickle=False) as file:
+            count = len(file["y"])
+            if len(file["logits"]) != count:
+                return False
+    except Exception:  # no such file, or one of somebody else's
+        return False
+    names = {f"{number:06}.png" for number in range(count)}
+    return all(
+        entry.name == _LOGITS
+        or (
+            entry.name.isdigit()
+            and entry.is_dir()
+            and all(file.name in names for file in entry.iterdir())
+        )
+        for entry in folder.iterdir()
+    )
+
+
+def _write_folder(folder: Path, images: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> None:
+    folder.mkdir()
+    # Of equal length, since the order of names is that of the classes where the folder is read.
+    width = len(str(logits.shape[1] - 1))
+    for label in range(logits.shape[1]):
+        (folder / f"{label:0{width}}").mkdir()
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        Image.fromarray(image).save(folder / f"{label:0{width}}" / f"{number:06}.png")
+    np.savez(folder / _LOGITS, y=labels, logits=logits)

@@ -1,0 +1,131 @@
+"""The student: what a game leaves behind, in memory or in a workdir."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from adadfq_jax.config.identity import read_back
+from adadfq_jax.errors import CheckpointError, ConfigError
+from adadfq_jax.game.state import GameState
+from adadfq_jax.game.step import Game
+from adadfq_jax.models.network import Student, Teacher
+from adadfq_jax.storage.files import locate
+from adadfq_jax.teachers.load import load_teacher
+from adadfq_jax.training.checkpoint import Checkpoints
+from adadfq_jax.training.generate import generate
+from adadfq_jax.training.workdir import CONFIG, RESULT, TEACHER, read_json
+
+
+def student_of(game: Game, state: GameState, teacher: Teacher, result: dict[str, Any]) -> Student:
+    """Takes the student out of a game's state (arrays without a device axis)."""
+    return Student(
+        architecture=teacher.architecture,
+        module=teacher.module,
+        variables=game.student_variables(state, teacher.variables),
+        image_size=teacher.image_size,
+        mean=teacher.mean,
+        std=teacher.std,
+        result=result,
+        teacher=teacher,
+        step=int(state.step),
+        draw=functools.partial(generate, game, state),
+    )
+
+
+def load_student(workdir: str | Path, checkpoint: int | str | None = None) -> Student:
+    """Reads a run's student; needs nothing but its workdir.
+
+    Args:
+      workdir: the run's folder.
+      checkpoint: which one: "last" or None for the newest that is whole, "best" for that of the
+        healthiest student (see `health.py`; chosen without data), or the number of a step.
+
+    Raises:
+      ConfigError: `checkpoint` is something else.
+      CheckpointError: there is no run in the folder, or no such checkpoint that can be read.
+    """
+    workdir = locate(workdir)
+    game, state, teacher, step = load_state(workdir, checkpoint)
+    result = read_json(workdir / RESULT) or {}
+    return student_of(game, state, teacher, result if result.get("steps") == step else {})
+
+
+def load_finished_student(workdir: str | Path, checkpoint: str | None) -> Student:
+    """Reads a student as a command line names it: by default, of a run that is finished.
+
+    Args:
+      workdir: the run's folder.
+      checkpoint: as of `load_student`.
+
+    Raises:
+      ConfigError: `checkpoint` is none, or not given and the run is not finished.
+      CheckpointError: as `load_student`.
+    """
+    workdir = locate(workdir)
+    student = load_student(workdir, checkpoint)
+    if checkpoint is None and not student.result:
+        lost = (workdir / RESULT).exists()
+        state = "has lost its last checkpoint" if lost else "is not finished"
+        raise ConfigError(
+            f"the run in {str(workdir)!r} {state}; --checkpoint=last takes what there is of it."
+        )
+    return student
+
+
+def load_state(
+    workdir: str | Path, checkpoint: int | str | None = None
+) -> tuple[Game, GameState, Teacher, int]:
+    """Reads both players of a run; needs nothing but its workdir.
+
+    Args:
+      workdir: the run's folder.
+      checkpoint: as of `load_student`.
+
+    Returns:
+      (the rules; the state, arrays without a device axis; the teacher; the step).
+
+    Raises:
+      ConfigError, CheckpointError: as `load_student`.
+    """
+    named = str(checkpoint)
+    if checkpoint is not None and named not in ("last", "best") and not named.isdecimal():
+        raise ConfigError(
+            f"--checkpoint must be last, best or the number of a step, not {checkpoint!r}."
+        )
+    workdir = locate(workdir)
+    written = read_json(workdir / CONFIG)
+    if written is None:
+        raise CheckpointError(f"{str(workdir)!r} holds no run: there is no {CONFIG} in it.")
+    teacher = load_teacher(workdir / TEACHER)
+    config = read_back(written)
+    if teacher.digest != config.teacher.digest:
+        raise CheckpointError(
+            f"{TEACHER} in {str(workdir)!r} is not the teacher of the run; put that there, as "
+            "`adadfq convert` writes it."
+        )
+    game = Game.create(config, teacher.module, teacher.image_size)
+    template = game.init(config, teacher.variables)
+    checkpoints = Checkpoints(workdir)
+    try:
+        only = int(named) if named.isdecimal() else None
+        restored = checkpoints.restore(template, set_aside=False, step=only)
+        if named == "best" and restored is not None:
+            best = restored[2].get("healthiest", {}).get("step")
+            if best is None:
+                raise ConfigError(
+                    f"the run in {str(workdir)!r} has not measured its student's health yet; "
+                    "--checkpoint=last takes the newest."
+                )
+            if best != restored[0]:
+                restored = checkpoints.restore(template, set_aside=False, step=best)
+    finally:
+        checkpoints.close()
+    if restored is None:
+        if (workdir / RESULT).exists():
+            raise CheckpointError(
+                f"the checkpoints of the run in {str(workdir)!r} are gone; remove its {RESULT} to "
+                "play it again."
+            )
+        raise CheckpointError(f"{str(workdir)!r} holds a run without a checkpoint yet.")
+    step, state, _ = restored
+    return game, state, teacher, step

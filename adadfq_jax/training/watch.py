@@ -1,0 +1,161 @@
+"""The metrics of a run's steps, read one dispatch late, and what they warn of."""
+
+import dataclasses
+import math
+import time
+from typing import Any
+
+import numpy as np
+
+from adadfq_jax.devices import pmap
+from adadfq_jax.errors import ConfigError, DivergedError
+from adadfq_jax.game.optimizers import rate_field
+from adadfq_jax.game.state import Phase
+from adadfq_jax.training.metric_log import Log
+
+# Steps in a row in which nothing moves: by chance, not one.
+_STILL_STEPS = 20
+
+
+# When the game runs away, L_BNS rises before anything else shows it.
+_BNS_ALARM_FACTOR, _BNS_ALARM_STEPS = 10.0, 200
+
+
+@dataclasses.dataclass
+class Record:
+    """What a run knows besides its state; travels with every checkpoint, as JSON."""
+
+    seconds: float = 0.0  # wall time of the run so far: compiling and measuring included
+    calibrated: dict[str, Any] = dataclasses.field(default_factory=dict)
+    best: dict[str, Any] = dataclasses.field(default_factory=dict)  # by top-1
+    healthiest: dict[str, Any] = dataclasses.field(default_factory=dict)  # without data
+    widths: list[float] = dataclasses.field(default_factory=list)  # of ranges, summed by epoch
+    bns_sum: float = 0.0
+    bns_steps: int = 0
+    bns_high: int = 0  # steps in a row
+
+
+class Watch:
+    """Reads the steps' metrics, one dispatch late so that the device never waits for it."""
+
+    def __init__(self, config, record: Record, log: Log | None, progress, step: int, began: float):
+        self._config, self._record, self._log, self._progress = config, record, log, progress
+        self._pending: tuple[int, Phase, Any] | None = None
+        self._since_log: list[dict[str, float]] = []
+        # A line of the log is of one phase, and the last steps have one too.
+        epochs = (config.calibration_epochs, config.warmup_epochs, config.epochs)
+        self._ends = {epoch * config.steps_per_epoch for epoch in epochs}
+        self._began, self._seconds_before = began, record.seconds
+        self._still = 0
+        self._rate_from = (step, time.monotonic())
+        self._rate = 0.0
+
+    def seconds(self) -> float:
+        """Seconds of wall time, earlier processes included."""
+        return self._seconds_before + time.monotonic() - self._began
+
+    def look(self, step: int, phase: Phase, metrics: Any) -> None:
+        """Takes the metrics of a dispatch that began at `step`; reads those of the one before."""
+        self.catch_up()
+        self._pending = (step, phase, metrics)
+
+    def catch_up(self) -> None:
+        """Reads what is pending.
+
+        Raises:
+          DivergedError: a value is not finite.
+        """
+        if self._pending is None:
+            return
+        step, phase, metrics = self._pending
+        self._pending = None
+        series = {name: values.tolist() for name, values in pmap.fetch(metrics).items()}
+        for offset in range(len(series["l_g"])):
+            values = {name: series[name][offset] for name in series}
+            self._check(step + offset, phase, values)
+            self._since_log.append(values)
+            done = step + offset + 1
+            if done % self._config.log_every_steps == 0 or done in self._ends:
+                self._write(done, phase)
+
+    def show(self, step: int, phase: Phase, measured: dict[str, Any]) -> None:
+        """Logs and shows an evaluation after `step` steps."""
+        known = {name: value for name, value in measured.items() if value is not None}
+        if self._log is not None:
+            self._log.write({"step": step, "evaluation": True} | measured)
+        self._progress.update(step, phase.value, self._rate, known)
+        if "top1" in known:
+            text = f"student: top-1 {known['top1']:.2%} after step {step}"
+        else:
+            text = f"student: agrees with the teacher on {known['agreement']:.1%} after step {step}"
+        self._progress.say(text)
+
+    def _check(self, step: int, phase: Phase, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            if not math.isfinite(value):
+                kept = " What was saved before stays." if self._log is not None else ""
+                rate = rate_field(self._config.student)
+                raise DivergedError(
+                    f"the game diverged: {name} is {value} at step {step} ({phase.value}). In a "
+                    f"new workdir, lower generator.learning_rate or {rate}, or calibrate longer "
+                    f"(calibration_epochs).{kept}"
+                )
+        self._check_that_something_moves(step, phase, values)
+        record = self._record
+        if phase is Phase.CALIBRATE:
+            record.bns_sum += values["l_bns"]
+            record.bns_steps += 1
+            if step % self._config.steps_per_epoch == 0:
+                record.widths.append(0.0)
+            record.widths[-1] += values["range_width"]
+            return
+        usual = record.bns_sum / max(record.bns_steps, 1)
+        record.bns_high = record.bns_high + 1 if values["l_bns"] > _BNS_ALARM_FACTOR * usual else 0
+        if record.bns_high == _BNS_ALARM_STEPS:
+            text = (
+                f"L_BNS has been above {_BNS_ALARM_FACTOR:.0f} times its mean in calibration "
+                f"({usual:.3g}) for {_BNS_ALARM_STEPS} steps, at step {step}: the game may be "
+                "about to diverge."
+            )
+            self._progress.say(f"warning: {text}")
+            if self._log is not None:
+                self._log.write({"step": step, "warning": text})
+
+    def _check_that_something_moves(
+        self, step: int, phase: Phase, values: dict[str, float]
+    ) -> None:
+        """Raises ConfigError where a player has not learned for some steps, to the last bit."""
+        player = "student" if phase is Phase.PLAY else "generator"
+        self._still = self._still + 1 if values[f"{player}_gradient"] == 0 else 0
+        if self._still == _STILL_STEPS:
+            error = ConfigError(
+                f"nothing is learned: the {player}'s gradient was exactly 0 in the {_STILL_STEPS} "
+                f"steps up to step {step} ({phase.value}), as where teacher and student give all "
+                "images the same logits; check the teacher's weights, mean and std."
+            )
+            error.shared = True  # every process has read the same
+            raise error
+
+    def _write(self, done: int, phase: Phase) -> None:
+        mean = {
+            name: float(np.mean([values[name] for values in self._since_log]))
+            for name in self._since_log[0]
+        }
+        self._since_log = []
+        now = time.monotonic()
+        step, then = self._rate_from
+        self._rate, self._rate_from = (done - step) / (now - then), (done, now)
+        if self._log is not None:
+            self._log.write(
+                {"step": done, "phase": phase.value, "steps_per_second": self._rate} | mean
+            )
+        self._progress.update(done, phase.value, self._rate, mean)
+
+
+def range_change(widths: list[float]) -> float | None:
+    """Returns how far the ranges moved in the last epoch of calibration.
+
+    Relative change of their mean width, over layers and the steps of an epoch: single layers
+    fluctuate from batch to batch by more than they drift.
+    """
+    return None if len(widths) < 2 else abs(widths[-1] / widths[-2] - 1)

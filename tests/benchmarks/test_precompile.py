@@ -1,0 +1,97 @@
+"""Steps compiled for TPU slices: what is refused, what is counted, and the real compiler."""
+
+import importlib.util
+import json
+
+import pytest
+
+from adadfq_jax.benchmarks import precompile
+from adadfq_jax.cli import main
+from adadfq_jax.errors import ConfigError
+
+# absl's configuration files are loaded by a deprecated method.
+
+TEXT = """
+  %all-reduce.1 = f32[16,4]{1,0} all-reduce(%a), channel_id=1, replica_groups={{0,1}}
+  %all-reduce.2 = (f32[8]{0:T(256)}, bf16[4]{0}) all-reduce(%a, %b), channel_id=2
+  ROOT %x = f32[2,64]{1,0:T(8,128)} all-gather(%c), channel_id=3, dimensions={0}
+  %start = (f32[64]{0}, f32[2,64]{1,0}) all-gather-start(%c), channel_id=4
+  %done = f32[2,64]{1,0} all-gather-done(%start)
+  %add = f32[16,4]{1,0} add(%all-reduce.1, %y)
+"""
+
+
+def test_collectives_and_their_bytes():
+    assert precompile.collectives(TEXT) == {
+        "all-reduce": (2, 16 * 4 * 4 + 8 * 4 + 4 * 2),
+        "all-gather": (2, 2 * (2 * 64 * 4)),
+    }
+    assert precompile.collectives("%a = pred[3]{0} and(%b, %c)") == {}
+
+
+@pytest.mark.parametrize(
+    ("topology", "batch", "message"),
+    [
+        ("v5e:4x5", 16, "unknown topology 'v5e:4x5': did you mean v5e:4x8 or v5e:4x4"),
+        ("v5e:4x5", 16, "There are v4:2x2x1, v4:2x2x2"),
+        ("v5e:4x8", 16, "batch_size=16 does not divide evenly over the 32 chips of v5e:4x8"),
+        ("v5p:2x2x4", 24, "over the 16 chips"),
+    ],
+)
+def test_bad_slices(small_config, topology, batch, message):
+    small_config.batch_size = batch
+    with pytest.raises(ConfigError, match=message):
+        precompile.precompile(small_config, [topology])
+
+
+def test_without_the_compiler_it_names_the_command(small_config, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "libtpu" else find(name)
+    )
+    with pytest.raises(ConfigError, match=r"pip install '\.\[tpu\]' in the source folder"):
+        precompile.precompile(small_config, ["v5e:2x2"])
+
+
+def test_the_command_line(capsys):
+    assert main.run(["precompile", "--config=configs/base.py"]) == 2
+    assert "--topology=NAME is missing" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_is_said():
+    row = {
+        "topology": "v5e:2x2",
+        "chips": 4,
+        "compile_s": 1.0,
+        "arguments": 9e9,
+        "outputs": 0,
+        "temporaries": 9e9,
+        "program": 0,
+        "needed": 18e9,
+        "memory": precompile.CHIPS["v5e"].memory,
+        "flops": 1e9,
+        "collectives": {"all-reduce": (6, 5_320_000)},
+        "seconds": None,
+    }
+    result = {"network": "n", "bits": "w4a4", "batch_size": 16, "slices": [row]}
+    text = precompile.precompile_table(result)
+    assert "6 all-reduce, 5.32 MB" in text
+    assert "does not fit: 18.0 GB a chip" in text
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_real_slice(capsys):
+    """Needs the extra [tpu]; more chips need no more memory each, and give their sums once."""
+    flags = ["--config.teacher.architecture=resnet8_cifar", "--topology=v5e:2x2,v5e:2x4", "--json"]
+    assert main.run(["precompile", "--config=configs/base.py", *flags]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    four, eight = result["slices"]
+    assert (four["chips"], eight["chips"]) == (4, 8)
+    for row in (four, eight):
+        assert 0 < row["needed"] < row["memory"]
+        # The gradients of both players, and the two BatchNorm statistics of G's four.
+        assert row["collectives"]["all-reduce"][1] > 1e6
+        assert row["collectives"]["all-gather"][0] >= 4
+    assert eight["temporaries"] < four["temporaries"]
+    assert eight["flops"] < four["flops"]

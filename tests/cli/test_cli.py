@@ -1,0 +1,403 @@
+"""The command line: bad input, exit codes, signals, help."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import types
+import warnings
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from adadfq_jax import __version__
+from adadfq_jax.cli import main
+from adadfq_jax.config import recipes
+from adadfq_jax.config.fields import default_config
+from adadfq_jax.devices import pmap
+from adadfq_jax.errors import DivergedError, StoppedError, VerificationError
+from adadfq_jax.models import registry
+from adadfq_jax.teachers.load import save_teacher
+from adadfq_jax.training import quantize as quantize_module
+from adadfq_jax.training.workdir import Workdir
+from tests import ROOT
+from tests.conftest import SIZE, make_teacher
+
+BASE = ROOT / "configs" / "base.py"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Teachers, good and bad, evaluation sets and configurations."""
+    folder = tmp_path_factory.mktemp("files")
+    teacher = make_teacher()
+    params = dict(teacher.variables["params"])
+    kernel = params.pop("stem_conv")["kernel"]
+
+    def with_params(changed):
+        return dataclasses.replace(
+            teacher, variables=teacher.variables | {"params": params | changed}
+        )
+
+    for name, saved in {
+        "good": teacher,
+        "lacking": with_params({}),
+        "renamed": with_params({"stem_cnv": {"kernel": kernel}}),
+        "shape": with_params({"stem_conv": {"kernel": kernel[..., :-1].copy()}}),
+        "infinite": with_params({"stem_conv": {"kernel": kernel + np.inf}}),
+        "classes": dataclasses.replace(teacher, module=registry.build("resnet8_cifar", 11)),
+        "network": dataclasses.replace(teacher, architecture="resnet9_cifar"),
+    }.items():
+        save_teacher(saved, folder / f"{name}.safetensors")
+    content = (folder / "good.safetensors").read_bytes()
+    (folder / "truncated.safetensors").write_bytes(content[: len(content) // 2])
+    (folder / "text.safetensors").write_text("no teacher")
+    (folder / "teacher.txt").write_bytes(content)
+    safetensors.numpy.save_file({"x": kernel}, folder / "foreign.safetensors")
+
+    labels = np.arange(10)
+    images = np.zeros((10, SIZE, SIZE, 3), np.uint8)
+    np.savez(folder / "good.npz", x=images, y=labels)
+    np.savez(folder / "labels.npz", x=images, y=labels + 1)
+    np.savez(folder / "size.npz", x=images[:, 1:], y=labels)
+    (folder / "text.npz").write_text("no data")
+
+    for name, text in {
+        "syntax": "def get_config(:",
+        "nothing": "x = 1",
+        "failing": "def get_config(): return 1 / 0",
+        "returning": "def get_config(): return 3",
+        "importing": "import no_such_module",
+        "reading": "def get_config(): return open('/no/such/file')",
+        "noarg": "def get_config(): return {}",
+        "lacking": "from adadfq_jax.config.fields import default_config\n"
+        "def get_config():\n"
+        "    config = default_config('w4a4')\n"
+        "    with config.unlocked():\n"
+        "        del config.batch_size\n"
+        "    return config\n",
+    }.items():
+        (folder / f"{name}.py").write_text(text)
+    return folder
+
+
+@pytest.fixture
+def quantize(files, tmp_path, monkeypatch, capfd):
+    """Returns a function that runs a `quantize` that must fail, and returns what stderr says."""
+
+    def no_program(*_args, **_kwargs):
+        raise AssertionError("bad input was not noticed before compiling")
+
+    monkeypatch.setattr(pmap, "map_over_devices", no_program)
+    # A file is executed in the module of the one before, which may have had a get_config.
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)
+    monkeypatch.chdir(ROOT)
+
+    def run(*argv, workdir=tmp_path / "run"):
+        before = contents(tmp_path)
+        argv = [word.format(files=files) for word in argv]
+        if not any(word.partition("=")[0] == "--config" for word in argv):
+            argv.insert(0, f"--config={BASE}")
+        teacher = f"--config.teacher.path={files / 'good.safetensors'}"
+        given = [f"--workdir={workdir}"] if workdir else []
+        # What a test gives comes last and wins.
+        code = main.run(["quantize", argv[0], teacher, "--cache=", *given, *argv[1:]])
+        assert contents(tmp_path) == before
+        return said(code, *capfd.readouterr())
+
+    return run
+
+
+def said(code, out, err):
+    """Returns the one sentence of a failed verb."""
+    assert code == 2
+    assert out == ""
+    assert err.startswith("adadfq ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    return err
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+TEACHER = "--config.teacher.path={files}/"
+DATA = ("--config.data.source=npz", "--config.data.path={files}/")
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        # Configuration files.
+        (["--config=configs/digits.py"], "no configuration file 'configs/digits.py' did you mean"),
+        (["--config=configs"], "no configuration file 'configs'"),
+        (["--config={files}/syntax.py"], "configuration file SyntaxError"),
+        (["--config={files}/nothing.py"], "configuration file no attribute 'get_config'"),
+        (["--config={files}/failing.py"], "configuration file ZeroDivisionError"),
+        (["--config={files}/importing.py"], "configuration file no_such_module"),
+        (["--config={files}/reading.py"], "'/no/such/file'"),
+        (["--config={files}/noarg.py:w4a4"], "noarg.py:w4a4 takes 0 positional arguments"),
+        (["--config=configs/base.py:w0a4"], "weight bits between 1 and 8, not 0."),
+        (["--config=configs/base.py:w9a4"], "weight bits between 1 and 8, not 9."),
+        (["--config=configs/base.py:w33a4"], "weight bits between 1 and 8, not 33."),
+        (["--config=configs/base.py:w4a9"], "activation bits between 1 and 8, not 9."),
+        (["--config=configs/base.py:4bit"], "written like w4a4, not '4bit'"),
+        # Fields.
+        (["--config.batchsize=4"], "unknown field 'batchsize' batch_size"),
+        (["--config.game.alphads=4"], "unknown field 'game.alphads' game.alpha_ds"),
+        (["--config.batch_size=four"], "config.batch_size=four"),
+        (["--config.batch_size=1"], "batch_size must be at least 2, not 1."),
+        (["--config.batch_size=4.5"], "config.batch_size=4.5"),
+        (["--config.game.beta=x"], "config.game.beta=x"),
+        (["--config.quant.weight_bits=9"], "quant.weight_bits between 1 and 8, not 9."),
+        (["--config.quant.overrides=('stem_cnv=w8',)"], "'stem_cnv=w8' no layer stem_conv"),
+        (["--config.quant.overrides=stem"], "quant.overrides takes entries like not 'stem'"),
+        (["--config.batch_size=6"], "batch_size=6 does not divide evenly over 4 devices"),
+        (["--config.devices=5"], "devices=5, but this machine has 4"),
+        (["--config.batch_size=2", "--config.devices=4"], "at most devices, not 4 `adadfq sweep`"),
+        (["--config.precision.student=bfloat16"], "precision.student must be 'float32', not"),
+        (["--config.precision.teacher=float8"], "precision.teacher 'float8' float32"),
+        (["--config.teacher.image_size=10"], "image_size=8, but 10 was asked for"),
+        # Several processes.
+        (["--processes=2"], "--coordinator, --processes and --process need --distributed"),
+        (["--distributed", "--processes=2"], "--coordinator, --process is missing"),
+        # Teachers.
+        (["--config.teacher.architecture=resnet21_cifar"], "'resnet21_cifar' resnet20_cifar"),
+        (["--config.teacher.architecture=resnet20_cifar"], "resnet8_cifar resnet20_cifar"),
+        (["--config.teacher.digest=123"], "teacher.digest says 123"),
+        ([TEACHER + "missing.safetensors"], "no teacher file missing.safetensors"),
+        ([TEACHER], "is a folder"),
+        ([TEACHER + "teacher.txt"], "teacher.txt' is not a teacher file .safetensors .th"),
+        ([TEACHER + "truncated.safetensors"], "truncated.safetensors' is not a readable"),
+        ([TEACHER + "text.safetensors"], "text.safetensors' is text"),
+        ([TEACHER + "foreign.safetensors"], "foreign.safetensors'"),
+        ([TEACHER + "lacking.safetensors"], "lacks 'params/stem_conv/kernel'"),
+        ([TEACHER + "renamed.safetensors"], "'params/stem_cnv/kernel' params/stem_conv/kernel"),
+        ([TEACHER + "shape.safetensors"], "(3, 3, 3, 15) needs (3, 3, 3, 16)"),
+        ([TEACHER + "infinite.safetensors"], "'params/stem_conv/kernel' infinite"),
+        ([TEACHER + "classes.safetensors"], "params/classifier/ 10 needs 11"),
+        ([TEACHER + "network.safetensors"], "unknown network 'resnet9_cifar' resnet8_cifar"),
+        (
+            ["--config.data.mean=(0.1,0.1,0.1)", "--config.data.std=(0.25,0.25,0.25)"],
+            "good.safetensors mean=[0.5, 0.5, 0.5] [0.1, 0.1, 0.1]",
+        ),
+        # Data.
+        (["--config.data.source=npy"], "unknown data.source 'npy' npz"),
+        (["--config.data.source=npz"], "needs data.path"),
+        ([DATA[0], DATA[1] + "missing.npz"], "no data file missing.npz"),
+        ([DATA[0], DATA[1] + "text.npz"], "text.npz' is not an .npz file"),
+        ([DATA[0], DATA[1] + "size.npz"], "size.npz 7x8 pixels 8x8"),
+        ([DATA[0], DATA[1] + "labels.npz"], "labels.npz has a label 10 classes 0 to 9"),
+        ([DATA[0], DATA[1] + "good.npz", "--config.evaluation.subset=99"], "too few for a subset"),
+        # Flags.
+        (["--config.seed=1", "stray"], "'stray' is not a flag"),
+        (["--wrokdir=x"], "'wrokdir' workdir"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_changes_nothing(quantize, argv, words):
+    sentence = quantize(*argv)
+    for word in words.split(" "):
+        assert word in sentence
+    assert sentence.startswith("adadfq quantize: ")
+
+
+def test_missing_workdir(quantize):
+    assert "--workdir=DIR is missing" in quantize("--config.seed=1", workdir=None)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "--config=FILE is missing"),
+        (["--config={files}/returning.py"], "returned 3, not a ConfigDict"),
+        (["--config={files}/reading.py"], "'/no/such/file'"),
+        ([f"--config={BASE}"], "there is no teacher: give one with"),
+        (["--config={files}/lacking.py"], "batch_size"),
+        (["--config={files}/none/a.py"], "none/a.py'; there is none."),
+    ],
+)
+def test_configuration_alone(files, tmp_path, capfd, argv, words):
+    argv = [word.format(files=files) for word in argv]
+    code = main.run(["quantize", *argv, f"--workdir={tmp_path / 'run'}", "--cache="])
+    assert words in said(code, *capfd.readouterr())
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("name", ["file", "file/run"])
+def test_workdir_that_is_a_file(quantize, tmp_path, name):
+    (tmp_path / "file").write_text("mine")
+    assert "is a file" in quantize("--config.seed=1", workdir=tmp_path / name)
+
+
+def test_workdir_that_cannot_be_written(quantize):
+    assert "'/proc/run' cannot be written" in quantize("--config.seed=1", workdir="/proc/run")
+
+
+def test_workdir_in_use(quantize, tmp_path):
+    folder = Workdir(tmp_path / "run")
+    assert "in use by another run" in quantize("--config.seed=1")
+    folder.close()
+
+
+def test_workdir_of_another_identity(quantize, tmp_path):
+    config = default_config("w4a4")
+    teacher = make_teacher()
+    config.teacher.architecture, config.teacher.digest = teacher.architecture, teacher.digest
+    config.teacher.image_size, config.teacher.classes = teacher.image_size, teacher.classes
+    config.data.mean, config.data.std = teacher.mean, teacher.std
+    config = config.copy_and_resolve_references()
+    recipes.fill_in(config, teacher.architecture, teacher.image_size)
+    folder = Workdir(tmp_path / "run")
+    folder.claim(config)
+    folder.close()
+    sentence = quantize(f"--config={BASE}:w3a4", "--config.seed=1", "--config.epochs=500")
+    assert "(quant.weight_bits was 4, is 3; seed was 0, is 1)" in sentence
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["quantise"], "unknown verb 'quantise': did you mean quantize?"),
+        (["quantize", "--config=configs/base.py", "--workdir={run}"], "there is no teacher"),
+    ],
+)
+def test_bad_input_of_the_program(tmp_path, argv, words):
+    argv = [word.format(run=tmp_path / "run") for word in argv]
+    done = subprocess.run(
+        [sys.executable, "-m", "adadfq_jax", *argv], cwd=ROOT, capture_output=True, text=True
+    )
+    assert words in said(done.returncode, done.stdout, done.stderr)
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["-h"], ["help"]])
+def test_help_lists_the_verbs(capfd, argv):
+    assert main.run(argv) == 0
+    out, err = capfd.readouterr()
+    assert "quantize" in out
+    assert err == ""
+
+
+def test_version(capfd):
+    assert main.run(["--version"]) == 0
+    assert capfd.readouterr() == (f"adadfq_jax {__version__}\n", "")
+
+
+def test_no_verb_is_bad_input(capfd):
+    assert main.run([]) == 2
+    out, err = capfd.readouterr()
+    assert "usage: adadfq VERB" in err
+    assert out == ""
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["-h"], ["--config=missing.py", "--help"]])
+def test_help_of_a_verb_lists_its_flags(capfd, argv):
+    assert main.run(["quantize", *argv]) == 0
+    out, err = capfd.readouterr()
+    for name in ("--config", "--workdir", "--cache"):
+        assert name in out
+    assert err == ""
+
+
+def test_a_benchmark_of_a_configuration_that_lacks_a_field(files, capfd):
+    code = main.run(["benchmark", f"--config={files / 'lacking.py'}"])
+    assert "batch_size" in said(code, *capfd.readouterr())
+
+
+@pytest.fixture
+def played(monkeypatch, tmp_path):
+    """Returns a function that runs `quantize` with another function in the game's place."""
+
+    def run(play):
+        monkeypatch.setattr(quantize_module, "quantize", play)
+        return main.run(["quantize", f"--config={BASE}", f"--workdir={tmp_path}", "--cache="])
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (DivergedError("it diverged."), 3),
+        (VerificationError("it differs."), 4),
+        (StoppedError("it stopped.", signal.SIGTERM), 75),
+        (StoppedError("it stopped.", signal.SIGINT), 130),
+        (OSError(28, "No space left on device"), 2),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_exit_codes(played, capfd, error, code):
+    def play(*_args, **_kwargs):
+        raise error
+
+    assert played(play) == code
+    err = capfd.readouterr().err
+    assert "Traceback" not in err
+    assert isinstance(error, KeyboardInterrupt) or str(error) in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_are_handed_to_the_game(played, number):
+    before = signal.getsignal(number)
+
+    def play(config, workdir, should_stop):
+        assert should_stop() is None
+        os.kill(os.getpid(), number)
+        assert should_stop() == number
+        raise StoppedError("it stopped.", should_stop())
+
+    assert played(play) in (75, 130)
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize(("text", "lines"), [("Event loop is closed", 0), ("other", 1)])
+def test_a_known_complaint_of_a_thread_is_dropped(monkeypatch, capfd, text, lines):
+    """To the end of the process, not only to that of the verb."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # put back afterwards
+
+    class Complaint:
+        def __del__(self):
+            raise RuntimeError(text)
+
+    with pytest.raises(SystemExit):
+        main.main(["help"])
+    Complaint()
+    assert capfd.readouterr().err.count(f"RuntimeError: {text}") == lines
+
+
+RESULT = {
+    "architecture": "resnet20_cifar",
+    "weight_bits": 4,
+    "activation_bits": 2,
+    "overrides": [],
+    "seed": 0,
+    "teacher_top1": 0.99,
+    "calibrated_top1": 0.5,
+    "top1": 0.975,
+    "best_top1": 0.98,
+    "best_step": 100,
+    "healthiest_top1": 0.97,
+    "healthiest_step": 150,
+    "agreement": 0.9,
+    "steps": 200,
+    "steps_per_second": 10.0,
+}
+
+
+@pytest.mark.filterwarnings("always:a checkpoint")
+def test_success_prints_the_table_and_warnings_one_line(played, capfd):
+    def play(*_args, **_kwargs):
+        warnings.warn("a checkpoint is damaged.", stacklevel=1)
+        return types.SimpleNamespace(result=RESULT)
+
+    assert played(play) == 0
+    out, err = capfd.readouterr()
+    assert "97.50%" in out
+    assert "97.00% (step 150, chosen without data" in out
+    assert err == "warning: a checkpoint is damaged.\n"

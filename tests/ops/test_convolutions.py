@@ -1,0 +1,56 @@
+"""The fast forms of 3x3 convolutions are convolutions, and so are their gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adadfq_jax.ops import convolutions
+
+
+def plain(x, kernel):
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+# Channels that are taken 4, 2 and 1 pixels at a time; the first width divides by 4, the second not.
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("shape", [(2, 5, 8), (1, 3, 5)])
+@pytest.mark.parametrize("channels", [(3, 16), (16, 3), (16, 16), (16, 32), (40, 3), (1, 1)])
+def test_value_and_gradients(shape, channels):
+    random = np.random.default_rng(0)
+    x = jnp.array(random.normal(size=(*shape, channels[0])))
+    kernel = jnp.array(random.normal(size=(3, 3, *channels)))
+    expected, pull_expected = jax.vjp(plain, x, kernel)
+    value, pull = jax.vjp(convolutions.convolution, x, kernel)
+    np.testing.assert_allclose(value, expected, atol=1e-12)
+    cotangent = jnp.array(random.normal(size=value.shape))
+    for gradient, wanted in zip(pull(cotangent), pull_expected(cotangent), strict=True):
+        np.testing.assert_allclose(gradient, wanted, atol=1e-11)
+
+
+@pytest.mark.usefixtures("x64")
+def test_under_vmap_over_kernels():
+    random = np.random.default_rng(0)
+    x = jnp.array(random.normal(size=(2, 4, 4, 3)))
+    kernels = jnp.array(random.normal(size=(3, 3, 3, 3, 16)))
+    together = jax.vmap(convolutions.convolution, (None, 0))(x, kernels)
+    alone = jnp.stack([convolutions.convolution(x, kernel) for kernel in kernels])
+    np.testing.assert_allclose(together, alone, atol=1e-12)
+
+
+def test_other_platforms_get_one_plain_convolution():
+    """Several pixels at a time cost more multiplications, for which only CPU has a reason."""
+    x, kernel = jnp.zeros((2, 8, 8, 3)), jnp.zeros((3, 3, 3, 16))
+    lowered = {
+        platform: jax.jit(convolutions.convolution)
+        .trace(x, kernel)
+        .lower(lowering_platforms=(platform,))
+        .as_text()
+        for platform in ("cpu", "cuda", "tpu")
+    }
+    assert "3x6x3x64" in lowered["cpu"]
+    for platform in ("cuda", "tpu"):
+        assert "3x6x3x64" not in lowered[platform]
+        assert lowered[platform].count("stablehlo.convolution") == 1

@@ -1,0 +1,92 @@
+"""The rooms of the package: imports run downhill, nothing runs back up, and there is no circle."""
+
+import ast
+import collections
+import graphlib
+
+import pytest
+
+from tests import ROOT
+
+PACKAGE = ROOT / "adadfq_jax"
+
+# From high to low; a room may import from rooms of lower rows, and within itself.
+ROWS = (
+    ("cli",),
+    ("reporting",),
+    ("sweeps",),
+    ("training",),
+    ("exporting", "benchmarks"),
+    ("config", "evaluation"),
+    ("teachers", "game"),
+    ("models", "devices", "data"),
+    ("quantization", "storage"),
+    ("ops", "errors"),
+)
+RANK = {room: rank for rank, rooms in enumerate(reversed(ROWS)) for room in rooms}
+# The naive transcription imports nothing of ours, and only what compares with it imports that; the
+# built-in example is data for all, and the script that made it stands above the rooms.
+ALONE = ("assets", "reference")
+
+
+def module_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports(name):
+    """Returns the modules of this package that a module imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(FILES[name].read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "adadfq_jax":
+            found |= {
+                f"{node.module}.{alias.name}"
+                if f"{node.module}.{alias.name}" in FILES
+                else node.module
+                for alias in node.names
+            }
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name in FILES}
+    return found - {"adadfq_jax"}
+
+
+def room(name):
+    return name.split(".")[1]
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if "." in name])
+def test_imports_run_downhill(name):
+    if name in ("adadfq_jax.__main__", "adadfq_jax.assets.make_digits"):
+        return
+    for other in imports(name):
+        if room(other) == room(name) or room(other) == "assets":
+            continue
+        if room(other) == "reference":
+            assert room(name) == "benchmarks", f"{name} imports {other}"
+            continue
+        assert room(name) not in ALONE, f"{name} imports {other}"
+        assert RANK[room(other)] < RANK[room(name)], (
+            f"{name} imports {other}, which is not below it"
+        )
+
+
+def test_there_is_no_circle():
+    graph = {name: imports(name) for name in FILES}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_every_room_has_a_row():
+    rooms = {room(name) for name in FILES if "." in name} - {"__main__"}
+    assert rooms == set(RANK) | set(ALONE)
+
+
+def test_faces_hold_no_code():
+    """An `__init__` of a room says what the room is, and at most names what is in it."""
+    for name, path in FILES.items():
+        if path.name != "__init__.py" or name in ("adadfq_jax", "adadfq_jax.assets"):
+            continue
+        kinds = collections.Counter(type(node) for node in ast.parse(path.read_text()).body)
+        assert set(kinds) <= {ast.Expr, ast.ImportFrom, ast.Assign}, name
