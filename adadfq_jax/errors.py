@@ -84,8 +84,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     if not known:
         return "there is none."
-    cutoff = 0.6 if len(known) <= _FEW else 0.0
-    close = difflib.get_close_matches(name, known, n=3, cutoff=cutoff)
-    if close:
+    if close := difflib.get_close_matches(name, known, n=3, cutoff=0.6):
         return f"did you mean {' or '.join(close)}?"
+    if len(known) > _FEW:
+        some = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
+        return f"there are {len(known)}, the nearest {', '.join(some)}."
     return f"known: {', '.join(known)}."

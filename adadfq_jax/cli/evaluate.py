@@ -126,8 +126,8 @@ def measure(
     labels: str | None = None,
     *,
     bits: Sequence[str] = (),
-    calibration: int = 512,
-    epochs: int = 4,
+    calibration: int | None = None,
+    epochs: int | None = None,
     batch_size: int = 256,
     show_progress: bool = False,
 ) -> Measured:
@@ -137,7 +137,8 @@ def measure(
       network: it.
       source, path, labels: of the evaluation set, as `load_dataset` takes them; it may be "none"
         only with bit-widths.
-      bits, calibration, epochs, show_progress: see `calibrated.compare_bits`.
+      bits, show_progress: see `calibrated.compare_bits`.
+      calibration, epochs: see there as well; only with bit-widths, by default 512 and 4.
       batch_size: images at a time.
 
     Raises:
@@ -151,6 +152,12 @@ def measure(
         raise ConfigError(f"--source={source} needs --path: where it lies.")
     if bits and not isinstance(network, Teacher):
         raise ConfigError(f"--bits asks about a teacher; a run's is the file {TEACHER} in it.")
+    for name, number in (("calibration", calibration), ("epochs", epochs)):
+        if number is not None and not bits:
+            raise ConfigError(
+                f"--{name} is about students that are not trained: give their --bits, such as "
+                "--bits=w4a4, or leave it out."
+            )
     for text in bits:
         parse_bits(text)
     dataset = load_dataset(source, path, labels)
@@ -164,8 +171,8 @@ def measure(
             network,
             bits,
             dataset,
-            calibration=calibration,
-            epochs=epochs,
+            calibration=512 if calibration is None else calibration,
+            epochs=4 if epochs is None else epochs,
             batch_size=batch_size,
             show_progress=show_progress,
         )

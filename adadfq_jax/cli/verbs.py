@@ -95,8 +95,8 @@ def _evaluate(argv: Sequence[str]) -> None:
         flag_values=values,
     )
     numbers = {
-        "calibration": (512, "with --bits, real images that give ranges"),
-        "epochs": (4, "with --bits, epochs of 200 steps that give ranges from generated images"),
+        "calibration": (None, "with --bits, real images that give ranges (512)"),
+        "epochs": (None, "with --bits, epochs of 200 steps of generated images that do (4)"),
         "batch_size": (256, "images at a time"),
     }
     for name, (default, help_text) in numbers.items():

@@ -165,6 +165,11 @@ def _hint_of_images(images: np.ndarray) -> str:
     if images.ndim == 3 or images.shape[-1:] == (1,):
         return "; grey images are written three times, as red, green and blue"
     if np.issubdtype(images.dtype, np.floating) and images.size:
+        if not images.min() >= 0:
+            return (
+                "; these look normalised or are not all numbers: give the pixels from before mean "
+                "and std"
+            )
         factor = "255 * " if images.max() <= 1 else ""
         return f"; write ({factor}images).round().astype('uint8') of pixels without normalisation"
     if images.dtype == np.uint16:

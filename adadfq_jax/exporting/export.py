@@ -1,6 +1,5 @@
 """Writing a student to a file, after proving that the file is the student."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from adadfq_jax.exporting.load import FORMAT_BY_SUFFIX, import_onnx, load_export
 from adadfq_jax.exporting.quantized import QuantizedNetwork, take_apart
 from adadfq_jax.exporting.verification import Report, compare
 from adadfq_jax.models.network import Student, Teacher
-from adadfq_jax.storage.files import on_a_disk, refuse_existing
+from adadfq_jax.storage.files import on_a_disk, refuse_existing, written_whole
 from adadfq_jax.teachers import native
 
 _IMAGES = 256
@@ -73,17 +72,14 @@ def export(
     require(format)
     network = take_apart(student)
     content = _content(network, student, format, fold_norms, raw_pixels)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
-        partial.write_bytes(content)
-        report = compare(student, network, load_exported(partial), images, len(content), format)
-        if report.failure:
-            raise VerificationError(f"{str(path)!r} was not written: {report.failure}")
-        partial.replace(path)
+        with written_whole(path) as partial:
+            partial.write_bytes(content)
+            report = compare(student, network, load_exported(partial), images, len(content), format)
+            if report.failure:
+                raise VerificationError(f"{str(path)!r} was not written: {report.failure}")
     except OSError as error:
         raise ExportError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return report
 
 

@@ -151,12 +151,39 @@ def write_whole(path: Path, content: bytes) -> None:
     if is_remote(path):
         path.write_bytes(content)
         return
-    partial = path.with_name(f".{path.name}.{name_of_this_process()}.partial")
-    try:
+    with written_whole(path) as partial:
         partial.write_bytes(content)
-        os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yields a path to write a file or a folder to, which takes its place once nothing is raised.
+
+    A link stays a link: what it names is replaced. A folder is replaced as a whole, and a kill at
+    any moment leaves the old one or the new one whole.
+
+    Args:
+      path: the place, on a disk.
+    """
+    if path.is_symlink():
+        path = path.resolve()
+    # The suffix stays, for those who read the file before it has its name.
+    name = f".{path.stem}.{name_of_this_process()}"
+    partial = path.with_name(f"{name}.partial{path.suffix}")
+    try:
+        yield partial
+        if partial.is_dir() and path.is_dir():
+            old = path.with_name(f"{name}.old")
+            path.replace(old)
+            partial.replace(path)
+            shutil.rmtree(old)
+        else:
+            os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        if partial.is_dir():
+            shutil.rmtree(partial)
+        else:
+            partial.unlink(missing_ok=True)
 
 
 def create(path: Path, content: bytes) -> bool:

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import pickle
 import re
+import struct
 import warnings
 import zipfile
 from pathlib import Path
@@ -78,6 +79,12 @@ def read_torch(path: Path) -> Loaded:
         raise
     # Any: a damaged pickle can make the reader raise whatever Python can.
     except Exception as error:
+        ends = isinstance(error, EOFError | zipfile.BadZipFile | struct.error)
+        if ends or "EOF" in str(error):
+            raise TeacherError(
+                f"{name} is cut short or damaged, as by a download that was interrupted; copy or "
+                "download it again."
+            ) from error
         reason = str(error).strip().split("\n")[0].rstrip(".")
         if not re.search("[a-z]{2}", reason):  # a KeyError says its key alone
             reason = f"{type(error).__name__} {reason}".rstrip()

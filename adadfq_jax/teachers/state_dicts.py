@@ -210,6 +210,11 @@ def _offer(content: Mapping[Any, Any], trail: list[str]) -> str:
         said = " or ".join(f"--entry={key}" for key in held[:_OFFERED])
         return f"where it has tensors, give {said} to convert or evaluate"
     objects = [value.name for value in content.values() if isinstance(value, Skipped)]
+    if any(name.startswith("numpy") for name in objects):
+        return (
+            "it holds NumPy arrays, which only a program can read from it: there, write "
+            "torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, FILE)"
+        )
     if objects:
         return (
             f"it holds a whole {objects[0]}, which is a program's object and no state dict; "

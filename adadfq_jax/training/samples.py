@@ -1,14 +1,12 @@
 """What a run's generator makes, to keep: images with their labels and the teacher's logits."""
 
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from adadfq_jax.errors import ConfigError
-from adadfq_jax.storage.files import on_a_disk
+from adadfq_jax.storage.files import on_a_disk, written_whole
 from adadfq_jax.training.generate import generated_batches
 from adadfq_jax.training.pictures import pixels
 from adadfq_jax.training.student import load_state
@@ -43,26 +41,11 @@ def write_samples(
     images, labels, logits = make_samples(workdir, count)
     target = on_a_disk(output).absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
+    with written_whole(target) as partial:
         if is_file:
-            with open(partial, "wb") as file:
-                np.savez(file, x=images, y=labels, logits=logits)
+            np.savez(partial, x=images, y=labels, logits=logits)
         else:
             _write_folder(partial, images, labels, logits)
-            if target.is_dir():
-                # Out of the way first, so that a kill leaves one of both whole.
-                old = partial.with_suffix(".old")
-                target.replace(old)
-                partial.replace(target)
-                shutil.rmtree(old)
-                return
-        partial.replace(target)
-    finally:
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        else:
-            partial.unlink(missing_ok=True)
 
 
 def make_samples(workdir: str | Path, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -125,6 +125,8 @@ def test_a_runs_student_on_the_runs_images_or_others(evaluate, files, workdir, t
         ),
         (["--workdir={run}", "--entry=model"], "--entry says model, but has None."),
         (["--workdir={run}", "--bits=w4a4"], "teacher.safetensors"),
+        (["--workdir={run}", "--calibration=64"], "not trained: give their --bits"),
+        (["--workdir={run}", "--epochs=2"], "not trained: give their --bits"),
         (["--workdir={run}", "--path=missing.npz"], "no data file 'missing.npz'"),
         (["--workdir={files}"], "holds no run"),
         (["--workdir={run}", "--batch_size=0"], "batch_size"),

@@ -141,7 +141,7 @@ def test_validate_wants_exactly_the_known_fields(break_it, message):
     ("field", "value", "message"),
     [
         ("game.method", "adafdq", "did you mean adadfq"),
-        ("game.method", "zeroq", "did you mean gdfq or adadfq"),
+        ("game.method", "zeroq", "the nearest gdfq, adadfq"),
         ("game.kl_reduction", "batches", "did you mean batch?"),
         ("precision.teacher", "bfloat", "did you mean bfloat16 or float32?"),
         ("precision.generator", "float16", "did you mean bfloat16 or float32?"),

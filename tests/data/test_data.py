@@ -58,7 +58,8 @@ def test_batches_hold_each_image_once_in_order(batch_size):
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (IMAGES / 255, LABELS, "uint8.*not float64"),
+        (IMAGES / 255, LABELS, r"uint8.*not float64.*\(255 \* images\)"),
+        (IMAGES / 255 - 0.5, LABELS, "look normalised.*from before mean and std"),
         (IMAGES.astype(np.int32), LABELS, "uint8.*not int32"),
         (IMAGES[..., 0], LABELS, r"\(N, H, W, 3\).*\(11, 8, 8\)"),
         (IMAGES[..., :1], LABELS, r"\(N, H, W, 3\).*\(11, 8, 8, 1\)"),

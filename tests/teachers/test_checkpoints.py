@@ -292,3 +292,9 @@ def test_what_is_no_teacher_to_convert(tmp_path, path, state):
     path.write_bytes(before)
     with pytest.raises(ConfigError, match="exists; overwrite it with --overwrite"):
         convert(path, tmp_path / "link.safetensors", **GIVEN)
+
+
+def test_numpy_arrays_are_no_tensors(path, state):
+    torch.save({name: tensor.numpy() for name, tensor in state.items()}, path)
+    with pytest.raises(TeacherError, match=r"NumPy arrays.*torch\.from_numpy"):
+        load_teacher(path, **GIVEN)

@@ -544,7 +544,11 @@ def test_truncated_files(tmp_path, state, legacy, kept):
     torch.save(state, path, _use_new_zipfile_serialization=not legacy)
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content)) if kept < 1 else kept])
-    with pytest.raises(TeacherError, match=r"not a readable PyTorch file|is damaged"):
+    # One byte may be the beginning of anything.
+    message = {0: "is empty", 1: "not a readable PyTorch file"}.get(
+        kept, r"cut short or damaged.*download it again"
+    )
+    with pytest.raises(TeacherError, match=message):
         load_teacher(path, **NORMALISATION)
 
 

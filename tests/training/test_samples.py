@@ -6,7 +6,7 @@ from PIL import Image
 
 from adadfq_jax.cli import main
 from adadfq_jax.data.load import load_dataset
-from adadfq_jax.training import pictures, quantize, samples
+from adadfq_jax.training import quantize, samples
 from tests.conftest import make_small_config, make_teacher
 
 TEACHER = make_teacher()
@@ -33,13 +33,13 @@ def sample(workdir, output, *argv, count=23):
 
 def test_a_file_of_images_labels_and_logits(workdir, tmp_path, monkeypatch):
     seen = []
-    whole = pictures.pixels
+    whole = samples.pixels
 
     def pixels(images, mean, std):
         seen.append((images, mean, std))
         return whole(images, mean, std)
 
-    monkeypatch.setattr(pictures, "pixels", pixels)
+    monkeypatch.setattr(samples, "pixels", pixels)
     path = tmp_path / "new" / "images.npz"
     assert sample(workdir, path) == 0
     with np.load(path) as file:
