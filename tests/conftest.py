@@ -15,6 +15,7 @@ from adadfq_jax.config.fields import default_config
 from adadfq_jax.game import programs
 from adadfq_jax.models import registry
 from adadfq_jax.models.network import Teacher
+from adadfq_jax.training.result import Result
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir(), "adadfq_jax_tests")))
@@ -84,6 +85,16 @@ def settled(teacher: Teacher) -> Teacher:
 @pytest.fixture
 def teacher() -> Teacher:
     return make_teacher()
+
+
+def make_result(**fields):
+    """The result of a run that nobody played."""
+    known = {field.name: None for field in dataclasses.fields(Result)}
+    known |= {"architecture": "resnet8_cifar", "weight_bits": 4, "activation_bits": 4}
+    known |= {"overrides": [], "seed": 0, "teacher_top1": 0.9, "calibrated_top1": 0.25}
+    known |= {"health": 0.5, "agreement": 0.75, "seconds": 3.0, "steps": 12}
+    known |= {"steps_per_second": 10.0}
+    return Result(**known | fields)
 
 
 def make_small_config():

@@ -184,9 +184,10 @@ def _described(network: Network | ExportedModel) -> str:
         return f"{network.architecture}, full precision"
     if not isinstance(network, Student):
         return f"{network.architecture}, exported"
-    if not network.result:
+    if network.result is None:
         return (
             f"{network.architecture}, student of a run that is not finished, or of an earlier step"
         )
-    bits = f"w{network.result['weight_bits']}a{network.result['activation_bits']}"
-    return f"{network.architecture}, {bits}, after {network.result['steps']} steps"
+    result = network.result
+    bits = f"w{result.weight_bits}a{result.activation_bits}"
+    return f"{network.architecture}, {bits}, after {result.steps} steps"

@@ -50,7 +50,7 @@ def _quantize(argv: Sequence[str]) -> None:
         raise ConfigError("--coordinator, --processes and --process need --distributed.")
 
     from adadfq_jax.devices import processes
-    from adadfq_jax.training import quantize, result
+    from adadfq_jax.training import quantize
 
     keep_compiled_programs(values.cache)
     divide_cpu_for(config)
@@ -61,7 +61,7 @@ def _quantize(argv: Sequence[str]) -> None:
             config, workdir=values.workdir, should_stop=lambda: received[-1]
         )
     if processes.leads():
-        print(result.result_table(student.result))
+        print(student.result.to_text())
         print(f"{'files':<22}{values.workdir}")
 
 

@@ -1,5 +1,6 @@
 """Writing a student to a file, after proving that the file is the student."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -141,7 +142,8 @@ def _content(
         "teacher": getattr(student, "teacher", student).digest,
     }
     if isinstance(student, Student):
-        about |= {"student": student.digest, "step": student.step, "result": student.result}
+        result = student.result and dataclasses.asdict(student.result)
+        about |= {"student": student.digest, "step": student.step, "result": result}
     # Each format's library is imported with it.
     match format:
         case "integers":

@@ -138,14 +138,14 @@ class Student(Network):
     """The quantized classifier Q: collections `params`, `batch_stats`, `bits` and `ranges`.
 
     Attributes:
-      result: what `result.json` holds; empty for a run that is not finished.
+      result: what its run came to, a `training.result.Result`; None where that is not finished.
       teacher: the network that it is a copy of.
       step: how many steps were played; None where none were.
       draw: makes N images that no player was trained on, and their labels, as `generate` does; None
         where no generator was trained.
     """
 
-    result: dict[str, Any]
+    result: Any
     teacher: Teacher
     step: int | None = None
     draw: Callable[[int], tuple[np.ndarray, np.ndarray]] | None = None

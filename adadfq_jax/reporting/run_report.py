@@ -25,8 +25,9 @@ from adadfq_jax.reporting import diagnosis, findings, history, layer_errors, pag
 from adadfq_jax.reporting.drawing import Drawing
 from adadfq_jax.reporting.repeat import command_to_repeat
 from adadfq_jax.training.generate import generate, scoring_batch_size
+from adadfq_jax.training.result import Result, read_result
 from adadfq_jax.training.student import load_state, student_of
-from adadfq_jax.training.workdir import CONFIG, DIVERGED, RESULT, read_json
+from adadfq_jax.training.workdir import CONFIG, DIVERGED, read_json
 
 # Of the images that layers are tried on one by one: a forward pass of all for each.
 _COST_PIXELS = 2**17
@@ -53,7 +54,7 @@ def report_run(
     # ---- What is there ------------------------------------------------------------------------
     game, state, teacher, step = load_state(workdir)
     config = read_json(workdir / CONFIG)
-    result = read_json(workdir / RESULT) or {}
+    result = read_result(workdir)
 
     # ---- What the student does ----------------------------------------------------------------
     student = student_of(game, state, teacher, result)
@@ -230,13 +231,13 @@ def _facts(
         student_milestones=() if adam else full.student.milestones,
         student_rate=rate_field(full.student),
         clips_on_purpose=full.quant.learned_ranges or full.quant.ranges != "minmax",
-        range_change=result.get("range_change"),
+        range_change=result and result.range_change,
         lambda_l=config["game"].get("lambda_l"),
         lambda_u=config["game"].get("lambda_u"),
         h_prime=seen.h_prime.tolist(),
         agreement=seen.agreement,
         calibrated_agreement=calibrated.get("agreement") if played else None,
-        teacher_top1=result.get("teacher_top1"),
+        teacher_top1=result and result.teacher_top1,
         calibrated_top1=calibrated.get("top1") if played else None,
         top1=last.get("top1"),
         best_top1=best.get("top1"),
@@ -275,10 +276,10 @@ def _numbers(facts: findings.Facts) -> str:
     return page.table("Results", ["number", "value"], rows)
 
 
-def _times(logged: history.History, result: dict[str, Any]) -> str:
+def _times(logged: history.History, result: Result | None) -> str:
     rows = [[_PHASES.get(name, name), f"{value:.0f}"] for name, value in logged.seconds.items()]
-    if "seconds" in result:
-        rows.append(["whole run", f"{result['seconds']:.0f}"])
+    if result is not None:
+        rows.append(["whole run", f"{result.seconds:.0f}"])
     return page.table("Time", ["phase", "seconds"], rows) + page.paragraph(
         "Wall time, compiling and measuring included; of the phases as the logged rates of steps "
         "tell it."
@@ -310,10 +311,10 @@ def _activation_table(activations: list[layer_errors.QuantizedActivation]) -> st
     return page.table("Activations", heading, rows)
 
 
-def _versions(result: dict[str, Any]) -> str:
+def _versions(result: Result | None) -> str:
     rows = [
-        ["run: jax", result.get("jax_version", "not known")],
-        ["run: devices", f"{result.get('devices', '?')} x {result.get('device_kind', '?')}"],
+        ["run: jax", "not known" if result is None else result.jax_version],
+        ["run: devices", "not known" if result is None else result.on_devices],
         ["report: adadfq_jax", adadfq_jax.__version__],
         ["report: jax", jax.__version__],
         ["report: matplotlib", matplotlib.__version__],

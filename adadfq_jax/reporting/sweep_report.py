@@ -1,6 +1,7 @@
 """The report of a sweep: its table, its games side by side, and the way to each of them."""
 
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from adadfq_jax.reporting.drawing import Drawing
 from adadfq_jax.reporting.history import read_history
 from adadfq_jax.sweeps.grid import BITS, without_seed
 from adadfq_jax.sweeps.table import NOTES, table_cells
+from adadfq_jax.training.result import Result, read_result
 from adadfq_jax.training.workdir import CONFIG, DIVERGED, METRICS, RESULT, SWEEP, TABLE, read_json
 
 
@@ -90,7 +92,7 @@ def report_sweep(workdir: Path, report: str) -> tuple[str, list[Drawing]]:
 
 
 def _rows(
-    workdir: Path, games: dict[str, dict[str, Any]], results: dict[str, dict[str, Any] | None]
+    workdir: Path, games: dict[str, dict[str, Any]], results: dict[str, Result | None]
 ) -> list[sweep_figures.Row]:
     """Gathers the finished games that differ in their seed alone."""
     groups: dict[str, list[str]] = {}
@@ -107,24 +109,22 @@ def _rows(
             sweep_figures.Row(
                 label,
                 fields[label],
-                *(
-                    [
-                        results[name][number]
-                        for name in names
-                        if results[name].get(number) is not None
-                    ]
-                    for number in ("top1", "calibrated_top1")
-                ),
+                _known(results[name].top1 for name in names),
+                _known(results[name].calibrated_top1 for name in names),
                 [read_history(workdir / name) for name in names],
             )
         )
     return rows
 
 
-def _result(folder: Path) -> dict[str, Any] | None:
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _result(folder: Path) -> Result | None:
     """Reads a game's result; one that is damaged stops nobody who asks about the others."""
     try:
-        return read_json(folder / RESULT)
+        return read_result(folder)
     except ConfigError as error:
         warnings.warn(str(error), stacklevel=2)
         return None
@@ -137,12 +137,8 @@ def _word(key: str, value: Any) -> str:
     return f"{key.removeprefix('game.')} {value}"
 
 
-def _game(result: dict[str, Any] | None, diverged: bool) -> list[str]:
+def _game(result: Result | None, diverged: bool) -> list[str]:
     if result is None or diverged:
         return ["diverged" if diverged else "not finished", "", "", "", ""]
-    shares = [result.get(name) for name in ("top1", "calibrated_top1", "agreement")]
-    return [
-        "finished",
-        *map(percent, shares),
-        f"{result['seconds']:.0f}" if "seconds" in result else "",
-    ]
+    shares = (result.top1, result.calibrated_top1, result.agreement)
+    return ["finished", *map(percent, shares), f"{result.seconds:.0f}"]

@@ -37,6 +37,7 @@ from adadfq_jax.sweeps.table import NAMES, is_sweep_table, result_line, table_fo
 from adadfq_jax.teachers.load import teacher_of
 from adadfq_jax.training import exports as kept_exports
 from adadfq_jax.training.quantize import quantize
+from adadfq_jax.training.result import read_result
 from adadfq_jax.training.workdir import (
     CONFIG,
     DIVERGED,
@@ -299,8 +300,8 @@ class Sweep:
         games = []
         for point in self.points:
             folder = self.path / point.name
-            result = read_json(folder / RESULT)
-            games.append((point, None if (folder / DIVERGED).exists() else result))
+            diverged = (folder / DIVERGED).exists()
+            games.append((point, None if diverged else read_result(folder)))
         names = {point.name for point in self.points}
         table = {
             "rows": table_rows(games),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adadfq_jax.sweeps.grid import Point, without_seed
+from adadfq_jax.training.result import Result
 from adadfq_jax.training.workdir import TABLE, TABLE_FOR_PEOPLE, TABLE_FOR_SPREADSHEETS
 
 NAMES = (TABLE_FOR_PEOPLE, TABLE_FOR_SPREADSHEETS, TABLE)
@@ -30,19 +31,19 @@ teacher is on generated images that no student was trained on.
 ² the evaluation of the highest health score, chosen without data"""
 
 
-def result_line(result: dict[str, Any]) -> str:
+def result_line(result: Result) -> str:
     """Returns what one game came to, on one line."""
-    if result["top1"] is None:
-        text = f"agreement {result['agreement']:.2%}"
+    if result.top1 is None:
+        text = f"agreement {result.agreement:.2%}"
     else:
-        others = (("calibrated", "calibrated_top1"), ("teacher", "teacher_top1"))
+        others = (("calibrated", result.calibrated_top1), ("teacher", result.teacher_top1))
         # A game that began without evaluation images has not measured all of them.
-        known = [f"{word} {result[name]:.2%}" for word, name in others if result[name] is not None]
-        text = f"top-1 {result['top1']:.2%} ({', '.join(known)})"
-    return f"{text}, {result['seconds']:.0f} s"
+        known = [f"{word} {top1:.2%}" for word, top1 in others if top1 is not None]
+        text = f"top-1 {result.top1:.2%} ({', '.join(known)})"
+    return f"{text}, {result.seconds:.0f} s"
 
 
-def table_rows(games: Sequence[tuple[Point, dict[str, Any] | None]]) -> list[dict[str, Any]]:
+def table_rows(games: Sequence[tuple[Point, Result | None]]) -> list[dict[str, Any]]:
     """Averages over the seeds.
 
     Args:
@@ -53,7 +54,7 @@ def table_rows(games: Sequence[tuple[Point, dict[str, Any] | None]]) -> list[dic
       `seeds`, `games`, `diverged`, how many; by measured number its `values`, `mean` and sample
       standard deviation `std`, None where it was not measured or cannot be told.
     """
-    groups: dict[str, list[tuple[Point, dict[str, Any] | None]]] = {}
+    groups: dict[str, list[tuple[Point, Result | None]]] = {}
     for point, result in games:
         groups.setdefault(json.dumps(without_seed(point.values)), []).append((point, result))
     found = []
@@ -66,7 +67,8 @@ def table_rows(games: Sequence[tuple[Point, dict[str, Any] | None]]) -> list[dic
             "diverged": len(members) - len(results),
         }
         for name in (*_MEASURED, "seconds"):
-            values = [result[name] for result in results if result.get(name) is not None]
+            known = [getattr(result, name) for result in results]
+            values = [value for value in known if value is not None]
             row[name] = {
                 "values": values,
                 "mean": statistics.fmean(values) if values else None,
@@ -117,11 +119,9 @@ def table_cells(table: dict[str, Any]) -> list[list[str]]:
 
 def table_markdown(table: dict[str, Any]) -> str:
     """Returns the table as Markdown, with notes."""
-    heading, *table_rows = table_cells(table)
-    lines = [heading, ["---"] * len(heading), *table_rows]
-    text = (
-        "\n".join("| " + " | ".join(result_line) + " |" for result_line in lines) + f"\n\n{NOTES}\n"
-    )
+    heading, *cells = table_cells(table)
+    lines = [heading, ["---"] * len(heading), *cells]
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{NOTES}\n"
     for name, what in (("diverged", "Diverged"), ("outside", "Here, but not in this grid")):
         if table[name]:
             text += f"\n{what}: {', '.join(table[name])}\n"

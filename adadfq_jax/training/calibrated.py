@@ -63,7 +63,7 @@ def compare_bits(
     rows = []
     for text in bits:
         student = calibrated_on_generated(teacher, text, epochs, show_progress)
-        row = {"bits": text, "agreement": student.result["agreement"]}
+        row = {"bits": text, "agreement": student.result.agreement}
         row |= {"generated": None, "real": None, "real_images": 0}
         if dataset is not None:
             row["generated"] = top1(student)
@@ -118,7 +118,7 @@ def calibrated_on(teacher: Teacher, bits: str, images: np.ndarray) -> Student:
         image_size=teacher.image_size,
         mean=teacher.mean,
         std=teacher.std,
-        result={},
+        result=None,
         teacher=teacher,
     )
 

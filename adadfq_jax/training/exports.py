@@ -79,7 +79,7 @@ def update_exports(
             with writable(path) as file:
                 say(export(student, file, format, overwrite=True).to_text())
         elif there:
-            step, now = _step(about), student.result["steps"]
+            step, now = _step(about), student.result.steps
             what = (
                 "does not say that it is this run's student"
                 if step in (None, now)
@@ -94,8 +94,7 @@ def _about(path: Path) -> dict[str, Any]:
 
 
 def _step(about: dict[str, Any]) -> int | None:
-    # Files of earlier versions say it in the result of their run alone.
-    return about.get("step", about.get("result", {}).get("steps"))
+    return about.get("step")
 
 
 def _is_of_run(about: dict[str, Any], config: ml_collections.ConfigDict) -> bool:
@@ -115,6 +114,4 @@ def _is_of_run(about: dict[str, Any], config: ml_collections.ConfigDict) -> bool
 
 
 def _is_of_student(about: dict[str, Any], student: Student) -> bool:
-    if "student" in about:
-        return about["student"] == student.digest
-    return about.get("result") == student.result
+    return about.get("student") == student.digest

@@ -1,4 +1,4 @@
-"""A run's loop, from its newest checkpoint to its result."""
+"""A run, from its newest checkpoint to its result: the order in which everything happens."""
 
 import contextlib
 import dataclasses
@@ -37,170 +37,227 @@ from adadfq_jax.training.measure import (
 )
 from adadfq_jax.training.metric_log import open_log
 from adadfq_jax.training.progress import Progress
+from adadfq_jax.training.result import Result
 from adadfq_jax.training.student import student_of
 from adadfq_jax.training.watch import Record, Watch, range_change
 from adadfq_jax.training.workdir import RESULT, SAMPLES, SAMPLES_OVER_TIME, Workdir
 
 
-def run(
-    config: ml_collections.ConfigDict,
-    game: Game,
-    state: GameState,
-    teacher: Teacher,
-    datasets: tuple[Dataset | None, Dataset | None],
-    devices: list[jax.Device],
-    cost: Cost,
-    workdir: str | Path | None,
-    folder: Workdir | None,
-    progress: Progress,
-    should_stop: Callable[[], int | None],
-    began: float,
-) -> Student:
-    """Plays a run from its newest checkpoint to its end, and writes its result."""
-    # ---- Resume: the newest whole checkpoint, else the beginning ------------------------------
-    between, dataset = datasets  # before the last step, and after it
-    total = config.epochs * config.steps_per_epoch
-    # Of several processes, the first alone has the workdir open: `folder`.
-    with processes.together():
-        checkpoints = None if folder is None else Checkpoints(folder.path)
-        restored = (checkpoints and checkpoints.restore(state)) or (0, state, {})
-    noted = processes.from_leader(lambda: json.dumps([restored[0], restored[2]]).encode())
-    step, fields = json.loads(noted)
-    record = Record(**fields)
-    if step:
-        state = processes.arrays_from_leader(lambda: restored[1], state)
-        progress.say(f"resumed at step {step} from {workdir}")
-        for line in () if folder is None else exports.exports_left_behind(folder.path, total):
-            progress.say(line)
-    log = None if folder is None else open_log(folder, step)
+@dataclasses.dataclass
+class Run:
+    """One run: all that it needs, and how far it is.
 
-    teacher_accuracy = measure_accuracy(config, teacher, dataset, devices)
-    if dataset is not None:
-        progress.say(f"teacher: top-1 {teacher_accuracy['top1']:.2%} on {dataset.name}")
+    Attributes:
+      config: the whole configuration, of `resolve.resolve`.
+      game: the rules.
+      teacher: P.
+      dataset: evaluation images of the last step; None without.
+      subset: those of the evaluations before, which may be fewer.
+      devices: where it plays.
+      cost: what a step asks of them.
+      workdir: where the run is kept, as its user wrote it; None where nothing is.
+      folder: the same, owned; None also in every process but the first of several.
+      progress: what a person sees.
+      should_stop: a signal's number once the run is to end with a checkpoint.
+      began: `time.monotonic()` when the command began.
+      state: of the game; on the devices while steps are played.
+      step: how many steps were played.
+    """
 
-    # ---- Play ---------------------------------------------------------------------------------
-    indices = pmap.device_indices(devices)
-    variables = pmap.replicate(teacher.variables, devices)
-    state = pmap.replicate(state, devices)
-    watch = Watch(config, record, log, progress, step, began)
+    config: ml_collections.ConfigDict
+    game: Game
+    teacher: Teacher
+    dataset: Dataset | None
+    subset: Dataset | None
+    devices: list[jax.Device]
+    cost: Cost
+    workdir: str | Path | None
+    folder: Workdir | None
+    progress: Progress
+    should_stop: Callable[[], int | None]
+    began: float
+    state: GameState
+    step: int = 0
 
-    def checkpoint():
-        if checkpoints is not None:
-            folder.check_owner()
-            log.flush()  # what is saved is not played again, and would not be logged again
-            record.seconds = watch.seconds()
-            checkpoints.save(
-                step,
-                pmap.fetch(state),
-                dataclasses.asdict(record),
-                record.healthiest.get("step"),
+    def __post_init__(self):
+        """Begins with nothing known."""
+        self._total = self.config.epochs * self.config.steps_per_epoch
+        self._record = Record()
+        self._measured: dict[str, Any] = {}  # of the student of the last evaluation
+        self._checkpoints: Checkpoints | None = None
+
+    def play(self) -> Student:
+        """Plays the run to its end, and writes its result.
+
+        Raises:
+          DivergedError, StoppedError, CheckpointError, StorageError: as `quantize`.
+        """
+        # ---- Resume: the newest whole checkpoint, else the beginning --------------------------
+        # Of several processes, the first alone has the folder.
+        with processes.together():
+            self._checkpoints = None if self.folder is None else Checkpoints(self.folder.path)
+            restored = self._checkpoints and self._checkpoints.restore(self.state)
+        self._resume(restored or (0, self.state, {}))
+        log = None if self.folder is None else open_log(self.folder, self.step)
+        accuracy = measure_accuracy(self.config, self.teacher, self.dataset, self.devices)
+        if self.dataset is not None:
+            self.progress.say(f"teacher: top-1 {accuracy['top1']:.2%} on {self.dataset.name}")
+
+        # ---- Play -----------------------------------------------------------------------------
+        self._watch = Watch(self.config, self._record, log, self.progress, self.step, self.began)
+        self._log = log
+        try:
+            with self.progress:
+                self._play()
+        finally:
+            with contextlib.ExitStack() as closing:
+                # Checkpoints first, and whatever happens to one.
+                for opened in (log, self._checkpoints):
+                    if opened is not None:
+                        closing.callback(opened.close)
+
+        # ---- Result ---------------------------------------------------------------------------
+        self.state = pmap.fetch(self.state)
+        if not self._measured:  # resumed from the checkpoint of the last step
+            self._measured = self._measure_student(self.state)
+        result = self._result(accuracy)
+        if self.folder is not None:
+            self.folder.write_bytes(
+                SAMPLES, self._picture(self.state, SAMPLES_PER_CLASS, SAMPLED_CLASSES)
+            )
+            self.folder.write_text(RESULT, to_json(dataclasses.asdict(result)))
+        return student_of(self.game, self.state, self.teacher, result)
+
+    def _resume(self, restored: tuple[int, GameState, dict[str, Any]]) -> None:
+        """Takes over a step, a state and a record, in every process those of the first."""
+        noted = processes.from_leader(lambda: json.dumps([restored[0], restored[2]]).encode())
+        self.step, fields = json.loads(noted)
+        self._record = Record(**fields)
+        if not self.step:
+            return
+        self.state = processes.arrays_from_leader(lambda: restored[1], self.state)
+        self.progress.say(f"resumed at step {self.step} from {self.workdir}")
+        if self.folder is not None:
+            for line in exports.exports_left_behind(self.folder.path, self._total):
+                self.progress.say(line)
+
+    def _play(self) -> None:
+        indices = pmap.device_indices(self.devices)
+        variables = pmap.replicate(self.teacher.variables, self.devices)
+        self.state = pmap.replicate(self.state, self.devices)
+        self._saved = time.monotonic()
+        pieces = programs.dispatches(self.step, self._total, self.config, self.devices[0].platform)
+        for count in pieces:
+            phase = self.game.phase(self.step)
+            program = programs.steps(self.game, self.devices, phase, count, self.state, variables)
+            self.state, metrics = program(self.state, variables, indices)
+            self._watch.look(self.step, phase, metrics)
+            self.step += count
+            if self.step % self.config.steps_per_epoch == 0:
+                self._end_epoch(phase)
+            self._save_or_stop(count)
+
+    def _end_epoch(self, phase: Phase) -> None:
+        """Measures and pictures what is due after an epoch."""
+        self._watch.catch_up()
+        epoch = self.step // self.config.steps_per_epoch
+        evaluated = evaluation_is_due(epoch, self.config)
+        pictured = self.folder is not None and epoch in pictured_epochs(self.config)
+        if not (evaluated or pictured):
+            return
+        host = pmap.fetch(self.state)
+        if evaluated:
+            self._measured = self._measure_student(host)
+            note(self._record, self.step, epoch, self.config, self._measured)
+            self._watch.show(self.step, phase, self._measured)
+        if pictured:
+            picture = self._picture(host, PICTURED_PER_CLASS, PICTURED_CLASSES)
+            self.folder.write_bytes(f"{SAMPLES_OVER_TIME}/{self.step:09}.png", picture)
+
+    def _save_or_stop(self, count: int) -> None:
+        """Saves where it is due after `count` steps, and ends where that was asked for.
+
+        Raises:
+          StoppedError: it was.
+        """
+        interval, due = self.config.checkpoint.every_seconds, self.config.checkpoint.every_steps
+        late = bool(interval) and time.monotonic() - self._saved > interval
+        # All processes save, or end, after the same step.
+        agreed = processes.union((self.should_stop() or 0) << 1 | late)
+        stop, late = agreed >> 1, agreed & 1
+        if (
+            stop
+            or late
+            or self.step == self._total
+            or self._record.healthiest.get("step") == self.step
+            or (due and self.step // due > (self.step - count) // due)
+        ):
+            self._watch.catch_up()  # what has diverged is not saved
+            self._save()
+            self._saved = time.monotonic()
+        if stop and self.step < self._total:
+            where = (
+                "without a workdir, so that nothing is kept"
+                if self.workdir is None
+                else f"with a checkpoint in {self.workdir}; run the same command to go on"
+            )
+            name = signal.Signals(stop).name
+            raise StoppedError(
+                f"stopped by {name} at step {self.step} of {self._total}, {where}.", stop
             )
 
-    saved = time.monotonic()
-    compiled: dict[tuple[Phase, int], jax.stages.Compiled] = {}
-    measured: dict[str, Any] = {}
-    try:
-        with progress:
-            for count in programs.dispatches(step, total, config, devices[0].platform):
-                phase = game.phase(step)
-                if (phase, count) not in compiled:
-                    compiled[phase, count] = programs.steps(
-                        game, devices, phase, count, state, variables
-                    )
-                state, metrics = compiled[phase, count](state, variables, indices)
-                watch.look(step, phase, metrics)
-                step += count
+    def _save(self) -> None:
+        if self._checkpoints is None:
+            return
+        self.folder.check_owner()
+        self._log.flush()  # what is saved is not played again, and would not be logged again
+        self._record.seconds = self._watch.seconds()
+        self._checkpoints.save(
+            self.step,
+            pmap.fetch(self.state),
+            dataclasses.asdict(self._record),
+            self._record.healthiest.get("step"),
+        )
 
-                if step % config.steps_per_epoch == 0:
-                    watch.catch_up()
-                    epoch = step // config.steps_per_epoch
-                    evaluated = evaluation_is_due(epoch, config)
-                    pictured = folder is not None and epoch in pictured_epochs(config)
-                    if evaluated or pictured:
-                        host = pmap.fetch(state)
-                    if evaluated:
-                        images = dataset if step == total else between
-                        measured = measure_student(config, game, host, teacher, images, devices)
-                        note(record, step, epoch, config, measured)
-                        watch.show(step, phase, measured)
-                    if pictured:
-                        picture = draw_picture(
-                            game, host, teacher, PICTURED_PER_CLASS, PICTURED_CLASSES
-                        )
-                        folder.write_bytes(f"{SAMPLES_OVER_TIME}/{step:09}.png", picture)
+    def _measure_student(self, host: GameState) -> dict[str, Any]:
+        images = self.dataset if self.step == self._total else self.subset
+        return measure_student(self.config, self.game, host, self.teacher, images, self.devices)
 
-                interval = config.checkpoint.every_seconds
-                late = bool(interval) and time.monotonic() - saved > interval
-                # All processes save, or end, after the same step.
-                agreed = processes.union((should_stop() or 0) << 1 | late)
-                stop, late = agreed >> 1, agreed & 1
-                due = config.checkpoint.every_steps
-                if (
-                    stop
-                    or step == total
-                    or record.healthiest.get("step") == step
-                    or (due and step // due > (step - count) // due)
-                    or late
-                ):
-                    watch.catch_up()  # what has diverged is not saved
-                    checkpoint()
-                    saved = time.monotonic()
-                if stop and step < total:
-                    where = (
-                        "without a workdir, so that nothing is kept"
-                        if workdir is None
-                        else f"with a checkpoint in {workdir}; run the same command to go on"
-                    )
-                    name = signal.Signals(stop).name
-                    raise StoppedError(
-                        f"stopped by {name} at step {step} of {total}, {where}.", stop
-                    )
-    finally:
-        with contextlib.ExitStack() as closing:
-            for opened in (log, checkpoints):  # checkpoints first, and whatever happens to one
-                if opened is not None:
-                    closing.callback(opened.close)
+    def _picture(self, host: GameState, per_class: int, classes: int) -> bytes:
+        return draw_picture(self.game, host, self.teacher, per_class, classes)
 
-    # ---- Results ------------------------------------------------------------------------------
-    host = pmap.fetch(state)
-    if not measured:  # resumed from the checkpoint of the last step
-        measured = measure_student(config, game, host, teacher, dataset, devices)
-    seconds = watch.seconds()
-    result = {
-        "teacher_top1": teacher_accuracy["top1"],
-        "teacher_top5": teacher_accuracy["top5"],
-        "calibrated_top1": record.calibrated.get("top1"),
-        "calibrated_images": record.calibrated.get("images"),
-        "top1": measured["top1"],
-        "top5": measured["top5"],
-        "best_top1": record.best.get("top1"),
-        "best_step": record.best.get("step"),
-        "best_images": record.best.get("images"),
-        "healthiest_top1": record.healthiest.get("top1"),
-        "healthiest_images": record.healthiest.get("images"),
-        "healthiest_step": record.healthiest.get("step"),
-        "health": measured["health"],
-        "agreement": measured["agreement"],
-        "calibrated_agreement": record.calibrated.get("agreement"),
-        "range_change": range_change(record.widths),
-        "steps": step,
-        "weight_bits": config.quant.weight_bits,
-        "activation_bits": config.quant.activation_bits,
-        "overrides": list(config.quant.overrides),
-        "seed": config.seed,
-        "architecture": teacher.architecture,
-        "parameters": cost.parameters,
-        "macs": cost.macs,
-        "step_bytes": cost.step_bytes,
-        "evaluation_images": None if dataset is None else len(dataset),
-        "seconds": seconds,
-        "steps_per_second": step / seconds,
-        "devices": len(devices),
-        "device_kind": devices[0].device_kind,
-        "jax_version": jax.__version__,
-    }
-    if folder is not None:
-        picture = draw_picture(game, host, teacher, SAMPLES_PER_CLASS, SAMPLED_CLASSES)
-        folder.write_bytes(SAMPLES, picture)
-        folder.write_text(RESULT, to_json(result))
-    return student_of(game, host, teacher, result)
+    def _result(self, teacher_accuracy: dict[str, Any]) -> Result:
+        record, config, seconds = self._record, self.config, self._watch.seconds()
+        return Result(
+            teacher_top1=teacher_accuracy["top1"],
+            teacher_top5=teacher_accuracy["top5"],
+            calibrated_top1=record.calibrated.get("top1"),
+            calibrated_images=record.calibrated.get("images"),
+            top1=self._measured["top1"],
+            top5=self._measured["top5"],
+            best_top1=record.best.get("top1"),
+            best_step=record.best.get("step"),
+            best_images=record.best.get("images"),
+            healthiest_top1=record.healthiest.get("top1"),
+            healthiest_images=record.healthiest.get("images"),
+            healthiest_step=record.healthiest.get("step"),
+            health=self._measured["health"],
+            agreement=self._measured["agreement"],
+            calibrated_agreement=record.calibrated.get("agreement"),
+            range_change=range_change(record.widths),
+            steps=self.step,
+            weight_bits=config.quant.weight_bits,
+            activation_bits=config.quant.activation_bits,
+            overrides=list(config.quant.overrides),
+            seed=config.seed,
+            architecture=self.teacher.architecture,
+            parameters=self.cost.parameters,
+            macs=self.cost.macs,
+            step_bytes=self.cost.step_bytes,
+            evaluation_images=None if self.dataset is None else len(self.dataset),
+            seconds=seconds,
+            steps_per_second=self.step / seconds,
+            devices=len(self.devices),
+            device_kind=self.devices[0].device_kind,
+            jax_version=jax.__version__,
+        )

@@ -58,7 +58,7 @@ def measure_accuracy(config, network, dataset: Dataset | None, devices) -> dict[
 
 def measure_student(config, game, host: GameState, teacher, dataset, devices) -> dict[str, Any]:
     """Measures the student: accuracy where there are images, and health on held-out ones."""
-    student = student_of(game, host, teacher, {})
+    student = student_of(game, host, teacher)
     accuracy = measure_accuracy(config, student, dataset, devices)
     together = scoring_batch_size(teacher.image_size)
     images, labels = generate(game, host, config.evaluation.generated_images)

@@ -20,12 +20,13 @@ from adadfq_jax.evaluation.statistics import check_statistics
 from adadfq_jax.exporting.load import require
 from adadfq_jax.game.step import Game
 from adadfq_jax.models.network import Student, Teacher
-from adadfq_jax.storage.files import is_remote, locate, translated
+from adadfq_jax.storage.files import locate, translated
 from adadfq_jax.teachers.load import save_teacher, teacher_of
 from adadfq_jax.training import exports
 from adadfq_jax.training.cost import estimate_cost
-from adadfq_jax.training.loop import run
+from adadfq_jax.training.loop import Run
 from adadfq_jax.training.progress import Progress
+from adadfq_jax.training.result import read_result
 from adadfq_jax.training.student import load_student
 from adadfq_jax.training.workdir import TEACHER, Workdir, check_run
 
@@ -70,52 +71,50 @@ def quantize(
     with processes.together():
         config = config.copy_and_resolve_references()
         validate(config)
-        devices = machine.choose_devices(config.devices, config.batch_size)
         if not isinstance(teacher, Teacher | None):
             raise TeacherError(f"the teacher must be one of load_teacher, not {teacher!r:.60}.")
         teacher = teacher or teacher_of(config)
         config = resolve(config, teacher)
-        dataset = load_dataset(config.data.source, config.data.path, config.data.labels)
-        if dataset is not None:
-            check_fits(dataset, teacher)
-        subset = config.evaluation.subset
-        between = dataset.stratified(subset) if dataset is not None and subset else dataset
-        game = Game.create(config, teacher.module, teacher.image_size)
-        state = game.init(config, teacher.variables)
         for name in export_formats(config):
             if workdir is None:
                 raise ConfigError("export needs a workdir: that is where the files go.")
             require(name)
+    total = config.epochs * config.steps_per_epoch
+    progress = Progress(total, show_progress and processes.leads())
+
+    # ---- Is it finished already? --------------------------------------------------------------
+    with processes.together():
+        finished = _finished_steps(workdir, config)
+    finished = processes.union(finished)
+    if finished >= total:
+        student = load_student(workdir)
+        if student.result is not None:
+            progress.say(
+                f"{workdir}: the run is already complete, with {finished} steps; "
+                "`adadfq evaluate --workdir` measures it on other images."
+            )
+            with processes.together(), _owned(workdir, config) as folder:
+                _export(student, folder, config, progress)
+            return student
+        progress.say(f"{workdir}: its last steps are lost, and are played again")
+
+    # ---- Images, devices and players ----------------------------------------------------------
+    with processes.together():
+        devices = machine.choose_devices(config.devices, config.batch_size)
+        dataset = load_dataset(config.data.source, config.data.path, config.data.labels)
+        if dataset is not None:
+            check_fits(dataset, teacher)
+        few = config.evaluation.subset
+        subset = dataset.stratified(few) if dataset is not None and few else dataset
+        game = Game.create(config, teacher.module, teacher.image_size)
+        state = game.init(config, teacher.variables)
     processes.check_equal("configuration", to_json(config))
     processes.check_equal("number of evaluation images", str(dataset and len(dataset)))
 
-    # ---- The workdir: ours alone, and of this run ---------------------------------------------
-    total = config.epochs * config.steps_per_epoch
-    progress = Progress(total, show_progress and processes.leads())
-    folder = None
-    try:
+    # ---- The workdir, ours alone, and the run -------------------------------------------------
+    with contextlib.ExitStack() as closing:
         with processes.together():
-            if workdir is not None and processes.leads():
-                # Before the folder is taken, so that nothing is left where it is refused.
-                if not is_remote(locate(workdir)):
-                    check_run(locate(workdir), config)
-                folder = Workdir(workdir)
-                check_run(folder.path, config)
-                exports.check_exports(folder.path, config)
-            finished = 0 if folder is None else folder.finished_steps()
-        finished = processes.union(finished)
-        if finished >= total:
-            student = load_student(workdir)
-            if student.result:
-                progress.say(
-                    f"{workdir}: the run is already complete, with {finished} steps; "
-                    "`adadfq evaluate --workdir` measures it on other images."
-                )
-                with processes.together():
-                    _export(student, folder, config, progress)
-                return student
-            progress.say(f"{workdir}: its last steps are lost, and are played again")
-        with processes.together():
+            folder = closing.enter_context(_owned(workdir, config))
             cost = estimate_cost(game, config, state, teacher, devices)
             progress.say(cost.to_text())
             progress.say(f"teacher: {check_statistics(teacher).to_text()}")
@@ -123,26 +122,58 @@ def quantize(
                 folder.claim(config)
                 _keep_teacher(folder, teacher)
         with translated(f"{workdir} fails"), _telling_of_a_full_disk(workdir):
-            student = run(
-                config,
-                game,
-                state,
-                teacher,
-                (between, dataset),
-                devices,
-                cost,
-                workdir,
-                folder,
-                progress,
-                should_stop,
-                began,
-            )
+            student = Run(
+                config=config,
+                game=game,
+                teacher=teacher,
+                dataset=dataset,
+                subset=subset,
+                devices=devices,
+                cost=cost,
+                workdir=workdir,
+                folder=folder,
+                progress=progress,
+                should_stop=should_stop,
+                began=began,
+                state=state,
+            ).play()
             with processes.together():
                 _export(student, folder, config, progress)
-        return student
+    return student
+
+
+def _finished_steps(workdir: str | Path | None, config: ml_collections.ConfigDict) -> int:
+    """Returns how many steps the run took that ended in a folder; 0 where none did.
+
+    Of several processes, the first looks, and the others return 0.
+
+    Raises:
+      ConfigError: the folder is another run's, or has files that the run would replace.
+    """
+    if workdir is None or not processes.leads():
+        return 0
+    path = locate(workdir)
+    # Before the folder is taken, so that nothing is left where it is refused.
+    check_run(path, config)
+    exports.check_exports(path, config)
+    result = read_result(path)
+    return 0 if result is None else result.steps
+
+
+@contextlib.contextmanager
+def _owned(
+    workdir: str | Path | None, config: ml_collections.ConfigDict
+) -> Iterator[Workdir | None]:
+    """Takes a run's folder, in the first of several processes, and gives it back."""
+    if workdir is None or not processes.leads():
+        yield None
+        return
+    folder = Workdir(workdir)
+    try:
+        check_run(folder.path, config)
+        yield folder
     finally:
-        if folder is not None:
-            folder.close()
+        folder.close()
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 import functools
 from pathlib import Path
-from typing import Any
 
 from adadfq_jax.config.identity import read_back
 from adadfq_jax.errors import CheckpointError, ConfigError
@@ -13,10 +12,13 @@ from adadfq_jax.storage.files import locate
 from adadfq_jax.teachers.load import load_teacher
 from adadfq_jax.training.checkpoint import Checkpoints
 from adadfq_jax.training.generate import generate
+from adadfq_jax.training.result import Result, read_result
 from adadfq_jax.training.workdir import CONFIG, RESULT, TEACHER, read_json
 
 
-def student_of(game: Game, state: GameState, teacher: Teacher, result: dict[str, Any]) -> Student:
+def student_of(
+    game: Game, state: GameState, teacher: Teacher, result: Result | None = None
+) -> Student:
     """Takes the student out of a game's state (arrays without a device axis)."""
     return Student(
         architecture=teacher.architecture,
@@ -46,8 +48,10 @@ def load_student(workdir: str | Path, checkpoint: int | str | None = None) -> St
     """
     workdir = locate(workdir)
     game, state, teacher, step = load_state(workdir, checkpoint)
-    result = read_json(workdir / RESULT) or {}
-    return student_of(game, state, teacher, result if result.get("steps") == step else {})
+    result = read_result(workdir)
+    if result is not None and result.steps != step:
+        result = None
+    return student_of(game, state, teacher, result)
 
 
 def load_finished_student(workdir: str | Path, checkpoint: str | None) -> Student:
@@ -63,7 +67,7 @@ def load_finished_student(workdir: str | Path, checkpoint: str | None) -> Studen
     """
     workdir = locate(workdir)
     student = load_student(workdir, checkpoint)
-    if checkpoint is None and not student.result:
+    if checkpoint is None and student.result is None:
         lost = (workdir / RESULT).exists()
         state = "has lost its last checkpoint" if lost else "is not finished"
         raise ConfigError(

@@ -112,11 +112,6 @@ class Workdir:
         check_run(self.path, config)
         self.write_text(CONFIG, to_json(config))
 
-    def finished_steps(self) -> int:
-        """Returns how many steps the run that ended here took; 0 where none ended."""
-        result = read_json(self.path / RESULT) or {}
-        return result.get("steps", 0)
-
     def write_text(self, name: str, text: str) -> None:
         """Writes a file in one piece."""
         self.write_bytes(name, text.encode())

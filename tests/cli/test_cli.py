@@ -23,7 +23,7 @@ from adadfq_jax.teachers.load import save_teacher
 from adadfq_jax.training import quantize as quantize_module
 from adadfq_jax.training.workdir import Workdir
 from tests import ROOT
-from tests.conftest import SIZE, make_teacher
+from tests.conftest import SIZE, make_result, make_teacher
 
 BASE = ROOT / "configs" / "base.py"
 
@@ -371,30 +371,12 @@ def test_a_known_complaint_of_a_thread_is_dropped(monkeypatch, capfd, text, line
     assert capfd.readouterr().err.count(f"RuntimeError: {text}") == lines
 
 
-RESULT = {
-    "architecture": "resnet20_cifar",
-    "weight_bits": 4,
-    "activation_bits": 2,
-    "overrides": [],
-    "seed": 0,
-    "teacher_top1": 0.99,
-    "calibrated_top1": 0.5,
-    "top1": 0.975,
-    "best_top1": 0.98,
-    "best_step": 100,
-    "healthiest_top1": 0.97,
-    "healthiest_step": 150,
-    "agreement": 0.9,
-    "steps": 200,
-    "steps_per_second": 10.0,
-}
-
-
 @pytest.mark.filterwarnings("always:a checkpoint")
 def test_success_prints_the_table_and_warnings_one_line(played, capfd):
     def play(*_args, **_kwargs):
         warnings.warn("a checkpoint is damaged.", stacklevel=1)
-        return types.SimpleNamespace(result=RESULT)
+        result = make_result(top1=0.975, healthiest_top1=0.97, healthiest_step=150)
+        return types.SimpleNamespace(result=result)
 
     assert played(play) == 0
     out, err = capfd.readouterr()

@@ -176,7 +176,7 @@ def test_ranges_from_generated_images_are_a_games_calibration(teacher):
     whole = flatten(quantize.quantize(config, teacher, show_progress=False).variables)
     calibrated = flatten(student.variables)
     assert calibrated.keys() == whole.keys()
-    assert student.result["steps"] == 6
+    assert student.result.steps == 6
     for name, array in calibrated.items():
         np.testing.assert_array_equal(array, whole[name], err_msg=name)
     assert calibrated["ranges/stem_relu/updates"] == 6

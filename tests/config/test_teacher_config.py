@@ -219,8 +219,8 @@ def test_with_and_without_data_the_student_is_the_same(files, tmp_path, capfd):
     assert "not measured" in capfd.readouterr().out
     assert run(files, tmp_path / "seeing", *data) == 0
     blind, seeing = load_student(tmp_path / "blind"), load_student(tmp_path / "seeing")
-    assert blind.result["top1"] is None
-    assert 0 <= seeing.result["top1"] <= 1
+    assert blind.result.top1 is None
+    assert 0 <= seeing.result.top1 <= 1
     arrays, others = flatten(blind.variables), flatten(seeing.variables)
     assert arrays.keys() == others.keys()
     for name, array in arrays.items():
@@ -242,7 +242,7 @@ def test_with_and_without_data_the_student_is_the_same(files, tmp_path, capfd):
     capfd.readouterr()
     argv = ["evaluate", f"--workdir={tmp_path / 'blind'}", "--json", "--cache=", "--source=npz"]
     assert main.run([*argv, f"--path={files / 'images.npz'}"]) == 0
-    assert json.loads(capfd.readouterr().out)["top1"] == seeing.result["top1"]
+    assert json.loads(capfd.readouterr().out)["top1"] == seeing.result.top1
     # The run is found again, by the same command.
     assert run(files, tmp_path / "blind") == 0
     assert "already complete" in capfd.readouterr().err
@@ -309,4 +309,4 @@ def test_statements_that_agree(small_config, teacher):
         }
     )
     student = quantize(small_config, teacher, show_progress=False)
-    assert student.result["steps"] == 12
+    assert student.result.steps == 12

@@ -13,11 +13,11 @@ _COUNT = """
 import os
 os.sched_getaffinity = lambda process: range({cores})
 import jax
-from adadfq_jax import parallel
-parallel.divide_cpu({batch})
-parallel.divide_cpu(1)
+from adadfq_jax.devices import machine
+machine.divide_cpu({batch})
+machine.divide_cpu(1)
 print(len(jax.devices("cpu")))
-parallel.divide_cpu(16)
+machine.divide_cpu(16)
 """
 
 

@@ -8,7 +8,7 @@ import pytest
 
 _COUNT = """
 import ctypes, resource
-from adadfq_jax import memory
+from adadfq_jax.devices import memory
 if {keep}:
     memory.keep()
 c = ctypes.CDLL(None)

@@ -151,7 +151,7 @@ def test_processes_take_the_same_number_of_steps(teacher, count, monkeypatch):
     """Or those that are done would leave the others waiting."""
     steps = []
     monkeypatch.setattr(
-        accuracy.parallel, "fetch", lambda value: steps.append(1) or (np.zeros((10, 3), int), 0.0)
+        accuracy.pmap, "fetch", lambda value: steps.append(1) or (np.zeros((10, 3), int), 0.0)
     )
     dataset = from_arrays(IMAGES[:count], LABELS[:count])
     numbers = []

@@ -116,7 +116,7 @@ def test_networks_go_to_the_device_once(small_config):
     teacher = make_teacher()
     game = Game.create(small_config, teacher.module, SIZE)
     host = jax.tree.map(np.asarray, game.init(small_config, teacher.variables))
-    student = student_of(game, host, teacher, {})
+    student = student_of(game, host, teacher)
     images, _ = student.draw(24)
     for network in (teacher, student):
         assert network.on_device is network.on_device

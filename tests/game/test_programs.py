@@ -94,10 +94,10 @@ def test_of_a_bfloat16_teacher_logits_and_moments_are_float32(small_config, teac
 def test_what_a_step_costs_is_known(small_config, teacher, capfd):
     small_config.steps_per_epoch = 1
     result = adadfq_jax.quantize(small_config, teacher, show_progress=True).result
-    assert (result["parameters"], result["macs"]) == (75_290, 765_568)
+    assert (result.parameters, result.macs) == (75_290, 765_568)
     said = " ".join(capfd.readouterr().err.split())
     assert "network: 75,290 parameters, 765,568 MACs an image" in said
-    assert f"a step (play) of 8 images: {result['step_bytes'] / 1e9:.2f} GB" in said
+    assert f"a step (play) of 8 images: {result.step_bytes / 1e9:.2f} GB" in said
     assert "on each of 1 x cpu, which plays 8" in said
     beside = Cost(1, 1, 1, "play", 10**9, None, "1 x cpu", 8, 16, 8).to_text()
     assert "of 8 images and 16 procedural ones: 1.00 GB" in beside

@@ -24,6 +24,7 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from adadfq_jax.cli import main
+from adadfq_jax.config.identity import to_json
 from adadfq_jax.models.network import Network
 from adadfq_jax.reporting import diagnosis, history, layer_errors, write
 from adadfq_jax.reporting.findings import GOOD, NOTE, PROBLEM, Facts, find
@@ -33,7 +34,7 @@ from adadfq_jax.sweeps.table import table_rows
 from adadfq_jax.training import quantize
 from adadfq_jax.training.student import load_student
 from tests import ROOT
-from tests.conftest import SIZE, make_small_config, make_teacher
+from tests.conftest import SIZE, make_result, make_small_config, make_teacher
 
 FIGURES = {
     "progress",
@@ -787,22 +788,11 @@ def test_without_a_package_the_command_to_install_it(run, capfd, monkeypatch, pa
 @pytest.mark.filterwarnings("default:.* gets no report")
 def test_a_sweep_is_its_table_and_the_way_to_its_games(tmp_path, capfd):
     points = plan(make_small_config(), "bits=w3a3,w4a4;seed=0..1")
-    results = [
-        {
-            "teacher_top1": 0.9,
-            "calibrated_top1": 0.25,
-            "top1": 0.5 + place / 100,
-            "best_top1": 0.6,
-            "agreement": 0.75,
-            "seconds": 3.0,
-            "steps": 12,
-        }
-        for place in range(3)
-    ]
+    results = [make_result(top1=0.5 + place / 100, best_top1=0.6) for place in range(3)]
     names = [point.name for point in points]
     for name, result in zip(names, results, strict=False):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "result.json").write_text(json.dumps(result))
+        (tmp_path / name / "result.json").write_text(to_json(dataclasses.asdict(result)))
     (tmp_path / names[0] / "report.html").write_text("mine")
     (tmp_path / "sweep.json").write_text(json.dumps({"games": {name: {} for name in names}}))
     argv = ["report", f"--workdir={tmp_path}", "--cache="]
@@ -840,16 +830,7 @@ def make_sweep(folder, grid, health=lambda top1: top1 / 2):
         game = folder / point.name
         game.mkdir(exist_ok=True)
         top1 = [0.3 + place / 100, 0.4 + place / 100]
-        result = {
-            "teacher_top1": 0.9,
-            "calibrated_top1": 0.25,
-            "top1": top1[1],
-            "best_top1": 0.6,
-            "healthiest_top1": 0.5,
-            "agreement": 0.75,
-            "seconds": 3.0,
-            "steps": 12,
-        }
+        result = make_result(top1=top1[1], best_top1=0.6, healthiest_top1=0.5)
         records = [
             {"step": 6, "phase": "play", "steps_per_second": 1.0, "h_prime": 0.1 + place / 100},
             {"step": 12, "phase": "play", "steps_per_second": 1.0, "h_prime": 0.5 + place / 100},
@@ -867,7 +848,7 @@ def make_sweep(folder, grid, health=lambda top1: top1 / 2):
             }
             for step, value in zip((6, 12), top1, strict=True)
         ]
-        (game / "result.json").write_text(json.dumps(result))
+        (game / "result.json").write_text(to_json(dataclasses.asdict(result)))
         (game / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
         (game / "report.html").write_text("")
         games.append((point, result))

@@ -98,10 +98,10 @@ def test_a_game_is_that_of_a_disk(folder, tmp_path, monkeypatch):
     assert len(leases) == 1
     assert differ == parts | leases | {"metrics.jsonl", ".lock"}
     assert len(parts) > 12
-    assert load_student(folder).result["steps"] == 12
+    assert load_student(folder).result.steps == 12
     # Read again, it is complete.
     said = quantize(config, TEACHER, folder, show_progress=False)
-    assert said.result["steps"] == 12
+    assert said.result.steps == 12
 
 
 def save_two(folder):
@@ -135,7 +135,7 @@ def test_damaged_and_partial_checkpoints(folder):
     with pytest.warns(UserWarning, match=r"checkpoint 6 is damaged .* moved to gs://.*/damaged/6"):
         quantize(config, TEACHER, folder, show_progress=False)
     assert any(name.startswith("damaged/6/state") for name in names(folder))
-    assert load_student(folder).result["steps"] == 12
+    assert load_student(folder).result.steps == 12
 
 
 def test_metrics_in_parts(folder):
@@ -254,7 +254,7 @@ def test_where_it_is_not_reached_a_game_ends_and_goes_on_later(folder):
     finally:
         outage.clear()
     student = quantize(config, TEACHER, folder, show_progress=False)
-    assert student.result["steps"] == 12
+    assert student.result.steps == 12
     steps = [line["step"] for line in read_log(files.locate(folder)) if "l_g" in line]
     assert steps == list(range(1, 13))
 

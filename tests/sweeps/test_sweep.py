@@ -1,6 +1,7 @@
 """Sweeps: games that are not played (what is kept, skipped, told), and two with real ones."""
 
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -21,10 +22,9 @@ from adadfq_jax.sweeps import sweep
 from adadfq_jax.sweeps.grid import plan
 from adadfq_jax.sweeps.sweep import run_sweep
 from adadfq_jax.teachers.load import save_teacher
-from adadfq_jax.training import quantize
 from adadfq_jax.training.workdir import Workdir
 from tests import ROOT
-from tests.conftest import make_small_config, make_teacher
+from tests.conftest import make_result, make_small_config, make_teacher
 
 GRID = "bits=w3a3,w4a4;seed=0..2"
 TEACHER = make_teacher()
@@ -35,16 +35,12 @@ NAMES = [f"{bits}_seed{seed}" for bits in ("w3a3", "w4a4") for seed in (0, 1, 2)
 def outcome(config):
     """The result of a game that nobody played; the worst is the one of seed 2."""
     top1 = [0.5, 0.6, 0.4][config.seed] + config.quant.weight_bits / 100
-    return {
-        "teacher_top1": 0.9,
-        "calibrated_top1": 0.25,
-        "top1": top1,
-        "best_top1": top1 + 0.01,
-        "healthiest_top1": top1 + 0.005,
-        "agreement": 0.75,
-        "seconds": 3.0,
-        "steps": config.epochs * config.steps_per_epoch,
-    }
+    return make_result(
+        top1=top1,
+        best_top1=top1 + 0.01,
+        healthiest_top1=top1 + 0.005,
+        steps=config.epochs * config.steps_per_epoch,
+    )
 
 
 @pytest.fixture
@@ -64,12 +60,12 @@ def played(monkeypatch):
             if workdir.name in names.fail:
                 raise names.fail[workdir.name]
             result = outcome(config)
-            folder.write_text("result.json", to_json(result))
+            folder.write_text("result.json", to_json(dataclasses.asdict(result)))
         finally:
             folder.close()
         return types.SimpleNamespace(result=result)
 
-    monkeypatch.setattr(quantize, "quantize", play)
+    monkeypatch.setattr(sweep, "quantize", play)
     return names
 
 
@@ -111,7 +107,7 @@ def test_a_game_that_began_without_images(small_config, tmp_path, played, capfd,
     monkeypatch.setattr(
         sys.modules[__name__],
         "outcome",
-        lambda config, known=outcome: known(config) | {"calibrated_top1": None},
+        lambda config, known=outcome: dataclasses.replace(known(config), calibrated_top1=None),
     )
     table = run(small_config, tmp_path, "seed=0")
     assert "seed0: top-1 54.00% (teacher 90.00%), 3 s" in capfd.readouterr().out
@@ -201,7 +197,9 @@ def test_nothing_measured_and_one_seed(small_config, tmp_path, played, monkeypat
     names = ("teacher_top1", "calibrated_top1", "top1", "best_top1", "healthiest_top1")
     blind = dict.fromkeys(names)
     monkeypatch.setattr(
-        sys.modules[__name__], "outcome", lambda config, known=outcome: known(config) | blind
+        sys.modules[__name__],
+        "outcome",
+        lambda config, known=outcome: dataclasses.replace(known(config), **blind),
     )
     table = run(small_config, tmp_path, "bits=w3a3")
     assert table["rows"][0]["top1"] == {"values": [], "mean": None, "std": None}

@@ -63,9 +63,9 @@ def play(tmp_path, config_name, architecture, size, classes, epochs, steps_per_e
             config, teacher, workdir, should_stop=stop_at(total - 2), show_progress=False
         )
     student = quantize.quantize(config, teacher, workdir, show_progress=False)
-    assert student.result["steps"] == total
-    assert student.result["evaluation_images"] == 60
-    assert student.result["calibrated_images"] == 40
+    assert student.result.steps == total
+    assert student.result.evaluation_images == 60
+    assert student.result.calibrated_images == 40
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "phase" in line] == [*range(1, total + 1)]
     assert [line["phase"] for line in lines if "phase" in line] == [
@@ -110,7 +110,7 @@ def test_a_small_one(tmp_path):
 def test_at_full_size(tmp_path, config_name, architecture, epochs, steps_per_epoch, fields):
     """224 pixels, 1000 classes, batches of 16, whole networks of random weights."""
     student = play(tmp_path, config_name, architecture, 224, 1000, epochs, steps_per_epoch, fields)
-    assert student.result["step_bytes"] < 16e9
+    assert student.result.step_bytes < 16e9
 
 
 def test_too_few_images_for_the_subset(small_config, teacher, tmp_path):

@@ -1,5 +1,6 @@
 """Runs: complete, resumed, killed, stopped, diverged, without data, without a workdir."""
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -19,8 +20,7 @@ from adadfq_jax.errors import (
 from adadfq_jax.game import programs
 from adadfq_jax.models.network import flatten
 from adadfq_jax.teachers.load import save_teacher
-from adadfq_jax.training import cost, quantize, watch
-from adadfq_jax.training.result import result_table
+from adadfq_jax.training import quantize, watch
 from adadfq_jax.training.student import load_student
 from tests import ROOT
 from tests.conftest import make_teacher
@@ -64,16 +64,16 @@ def stop_at(step):
 
 
 def test_the_seconds_of_a_run_are_those_of_all_of_it(small_config, teacher, monkeypatch):
-    foresee = cost.estimate_cost
+    estimate = quantize.estimate_cost
 
     def slowly(*args):
         time.sleep(3)
-        return foresee(*args)
+        return estimate(*args)
 
-    monkeypatch.setattr(cost, "estimate_cost", slowly)
+    monkeypatch.setattr(quantize, "estimate_cost", slowly)
     began = time.monotonic()
     student = run(small_config, teacher)
-    assert 0 < time.monotonic() - began - student.result["seconds"] < 3
+    assert 0 < time.monotonic() - began - student.result.seconds < 3
 
 
 def test_a_run_leaves_its_files_and_is_read_when_called_again(
@@ -84,7 +84,7 @@ def test_a_run_leaves_its_files_and_is_read_when_called_again(
     student = run(small_config, teacher, workdir)
 
     result = json.loads((workdir / "result.json").read_text())
-    assert result == student.result
+    assert result == dataclasses.asdict(student.result)
     assert result["steps"] == TOTAL
     assert 0 <= result["calibrated_top1"] <= result["best_top1"] <= 1
     assert result["best_top1"] >= result["top1"]
@@ -111,7 +111,7 @@ def test_a_run_leaves_its_files_and_is_read_when_called_again(
 
     before = {p: p.stat().st_mtime_ns for p in workdir.iterdir() if p.is_file()}
     again = run(small_config, teacher, workdir)
-    assert again.result == result
+    assert again.result == student.result
     assert_same_student(student, again)
     assert before.keys() == {p for p in workdir.iterdir() if p.is_file()}
     assert_same_student(student, load_student(workdir))
@@ -129,13 +129,13 @@ def test_without_data_and_workdir(small_config, teacher, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     student = run(small_config, teacher)
     for name in ("teacher_top1", "top1", "calibrated_top1", "best_top1", "best_step"):
-        assert student.result[name] is None
-    assert student.result["healthiest_step"] in (6, 9, 12)
-    assert 0 <= student.result["agreement"] <= 1
+        assert getattr(student.result, name) is None
+    assert student.result.healthiest_step in (6, 9, 12)
+    assert 0 <= student.result.agreement <= 1
     assert list(tmp_path.iterdir()) == []
-    shown = result_table(student.result)
+    shown = student.result.to_text()
     assert "not measured" in shown
-    assert f"(step {student.result['healthiest_step']}, chosen without data" in shown
+    assert f"(step {student.result.healthiest_step}, chosen without data" in shown
 
 
 def test_data_do_not_change_the_student(small_config, teacher, data_path):
@@ -153,7 +153,7 @@ def test_stopped_and_resumed_is_uninterrupted(small_config, teacher, tmp_path, s
     assert_same_student(whole, resumed)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "l_g" in line] == list(range(1, TOTAL + 1))
-    assert whole.result["range_change"] == resumed.result["range_change"]
+    assert whole.result.range_change == resumed.result.range_change
 
 
 @pytest.mark.slow
@@ -196,7 +196,7 @@ def test_killed_and_resumed_is_uninterrupted(small_config, teacher, tmp_path):
     assert not (workdir / "result.json").exists()
 
     resumed = run(small_config, teacher, workdir)
-    assert resumed.result["steps"] == 120
+    assert resumed.result.steps == 120
     assert_same_student(run(small_config, teacher), resumed)
 
 
@@ -204,7 +204,7 @@ def test_a_longer_schedule_goes_on_and_another_identity_is_refused(small_config,
     run(small_config, teacher, tmp_path)
     small_config.epochs = 5
     longer = run(small_config, teacher, tmp_path)
-    assert longer.result["steps"] == TOTAL + 3
+    assert longer.result.steps == TOTAL + 3
     small_config.seed = 7
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ConfigError, match="seed was 0, is 7"):
@@ -218,7 +218,7 @@ def test_health_does_not_depend_on_the_memory_of_evaluation(small_config, teache
     small_config.evaluation.batch_size = 12
     after = run(small_config, teacher).result
     for name in ("health", "agreement", "calibrated_agreement", "healthiest_step"):
-        assert before[name] == after[name]
+        assert getattr(before, name) == getattr(after, name)
 
 
 def test_a_path_is_no_teacher(small_config):
@@ -234,7 +234,7 @@ def test_several_steps_a_dispatch_are_the_same_game(small_config, teacher):
         np.testing.assert_allclose(
             array, flatten(two.variables)[name], rtol=1e-2, atol=1e-3, err_msg=name
         )
-    assert two.result["steps"] == TOTAL
+    assert two.result.steps == TOTAL
 
 
 def test_divergence_names_the_term_and_keeps_the_last_good_checkpoint(
@@ -245,7 +245,7 @@ def test_divergence_names_the_term_and_keeps_the_last_good_checkpoint(
     with pytest.raises(DivergedError, match=r"the game diverged: \w+ is (nan|inf) at step \d+"):
         run(small_config, teacher, tmp_path)
     newest = load_student(tmp_path)
-    assert newest.result == {}
+    assert newest.result is None
     for name, array in flatten(newest.variables).items():
         assert np.isfinite(array).all(), name
 
@@ -284,7 +284,7 @@ def test_overrides_reach_the_student(small_config, teacher):
     assert bits["stem_conv/weight"] == bits["stem_relu/activation"] == 8
     assert bits["classifier/weight"] == 8
     assert bits["stage1_block1/conv1/weight"] == 4
-    assert student.result["overrides"] == ["stem_*=w8a8", "classifier=w8"]
+    assert student.result.overrides == ["stem_*=w8a8", "classifier=w8"]
 
 
 REAL = ROOT.parent / "shared"
@@ -302,6 +302,6 @@ def test_real_cifar10(tmp_path):
     config.epochs, config.devices = 12, 1
     config.evaluation.every_epochs = 4
     student = quantize.quantize(config, workdir=tmp_path)
-    print(result_table(student.result))
-    assert abs(student.result["teacher_top1"] - 0.917) <= 0.001
-    assert student.result["top1"] >= 0.895
+    print(student.result.to_text())
+    assert abs(student.result.teacher_top1 - 0.917) <= 0.001
+    assert student.result.top1 >= 0.895

@@ -20,7 +20,7 @@ from adadfq_jax.training.workdir import Workdir, check_run, read_json
 
 HOLD = """
 import sys, time
-from adadfq_jax.workdir import Workdir
+from adadfq_jax.training.workdir import Workdir
 folder = Workdir(sys.argv[1])
 print("held", flush=True)
 time.sleep(60)
