@@ -15,8 +15,8 @@ from adadfq_jax.exporting.load import ExportedModel, load_exported
 from adadfq_jax.models.network import Network, Student, Teacher
 from adadfq_jax.quantization.bits import parse_bits
 from adadfq_jax.storage.files import locate
-from adadfq_jax.teachers.load import load_teacher
-from adadfq_jax.teachers.normalisation import in_unit_pixels
+from adadfq_jax.teachers.load import read_teacher
+from adadfq_jax.teachers.stated import Stated
 from adadfq_jax.training import calibrated
 from adadfq_jax.training.student import load_student
 from adadfq_jax.training.workdir import CONFIG, TEACHER, read_json
@@ -63,14 +63,8 @@ def open_network(
     workdir: str | Path | None,
     model: str | Path | None = None,
     *,
+    stated: Stated,
     checkpoint: str | None = None,
-    architecture: str | None = None,
-    mean: Sequence[float] = (),
-    std: Sequence[float] = (),
-    image_size: int | None = None,
-    entry: str | None = None,
-    prefix: str | None = None,
-    pixel_units: int = 1,
 ) -> tuple[Network | ExportedModel, str, str | None, str | None]:
     """Opens a teacher, a run's student, or an exported file.
 
@@ -79,8 +73,7 @@ def open_network(
       workdir: the folder of a run, or
       model: a file of `adadfq export`.
       checkpoint: which one of the run's, as of `load_student`.
-      architecture, mean, std, image_size, entry, prefix, pixel_units: of `load_teacher`; what else
-        is given must agree.
+      stated: of a teacher; a run's student and an exported file must agree with it.
 
     Returns:
       (the network; source, path and labels of the evaluation set that its run names, or "none",
@@ -96,20 +89,10 @@ def open_network(
         )
     if checkpoint and not workdir:
         raise ConfigError("--checkpoint is of a run: give --workdir=DIR.")
-    mean, std = in_unit_pixels(mean, std, pixel_units)
     if teacher:
-        given = {"mean": mean, "std": std, "image_size": image_size, "entry": entry}
-        given["prefix"] = prefix
-        return load_teacher(teacher, architecture, **given), "none", None, None
+        return read_teacher(teacher, stated), "none", None, None
     found = load_exported(model) if model else load_student(workdir, checkpoint)
-    for name, value in {
-        "architecture": architecture,
-        "mean": mean,
-        "std": std,
-        "image_size": image_size,
-        "entry": entry,
-        "prefix": prefix,
-    }.items():
+    for name, value in dataclasses.asdict(stated).items():
         true = getattr(found, name, None)
         if value and value != true:
             raise ConfigError(f"--{name} says {value}, but {model or workdir} has {true}.")

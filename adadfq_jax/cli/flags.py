@@ -93,8 +93,21 @@ def _without_traceback(error: Exception) -> str:
     return f"{first} {rest[-1]}" if rest else first
 
 
-def define_pixel_units(values: flags.FlagValues) -> None:
-    """Defines --pixel_units, the unit of --mean and --std."""
+_STATED = {
+    "architecture": "name of the network, where the file leaves two open",
+    "mean": "normalisation, three numbers with commas between, or a preset: imagenet, cifar10, "
+    "cifar10-pytorchcv; by default the file's",
+    "std": "the same; a preset given for one of both stands for both",
+    "entry": "which entry of a PyTorch checkpoint holds the weights",
+    "prefix": "what stands before the names of the network's weights, such as backbone",
+}
+
+
+def define_stated(values: flags.FlagValues) -> tuple[str, ...]:
+    """Defines the flags of what a user states of a teacher, and returns their names."""
+    for name, help_text in _STATED.items():
+        flags.DEFINE_string(name, None, help_text, flag_values=values)
+    flags.DEFINE_integer("image_size", None, "side of the images in pixels", flag_values=values)
     flags.DEFINE_integer(
         "pixel_units",
         1,
@@ -102,6 +115,17 @@ def define_pixel_units(values: flags.FlagValues) -> None:
         "255",
         flag_values=values,
     )
+    return (*_STATED, "image_size", "pixel_units")
+
+
+def stated_by(values: flags.FlagValues) -> Any:
+    """Returns what the flags of `define_stated` state, as a `Stated`."""
+    from adadfq_jax.teachers.normalisation import parse_normalisation
+    from adadfq_jax.teachers.stated import Stated
+
+    mean, std = parse_normalisation(values.mean, values.std)
+    given = values.architecture, mean, std, values.image_size, values.entry, values.prefix
+    return Stated(*given, values.pixel_units)
 
 
 def define_cache(values: flags.FlagValues) -> None:

@@ -12,10 +12,11 @@ from adadfq_jax.cli.flags import (
     asks_for_help,
     define_cache,
     define_config,
-    define_pixel_units,
+    define_stated,
     describe,
     parse,
     parse_config,
+    stated_by,
 )
 from adadfq_jax.cli.process import divide_cpu_for, keep_compiled_programs, listening
 from adadfq_jax.errors import ConfigError, DivergedError
@@ -75,19 +76,12 @@ def _evaluate(argv: Sequence[str]) -> None:
         "source": "the evaluation set: npz, folder, or tfds:NAME; by default the run's",
         "path": "its file or folder, or tensorflow-datasets' data_dir",
         "labels": "of a folder: a file that says which class folder is which class",
-        "mean": "normalisation, three numbers with commas between, or a preset: imagenet, "
-        "cifar10, cifar10-pytorchcv; by default the file's",
-        "std": "the same; a preset given for one of both stands for both",
         "checkpoint": "of a run: last (by default), best (the healthiest, chosen without data), or "
         "the number of a step",
-        "architecture": "name of the network, where the file leaves two open",
-        "entry": "which entry of a PyTorch checkpoint holds the weights",
-        "prefix": "what stands before the names of the network's weights, such as backbone",
     }
     for name, help_text in texts.items():
         flags.DEFINE_string(name, None, help_text, flag_values=values)
-    flags.DEFINE_integer("image_size", None, "side of the images in pixels", flag_values=values)
-    define_pixel_units(values)
+    stated = define_stated(values)
     flags.DEFINE_list(
         "bits",
         [],
@@ -104,28 +98,20 @@ def _evaluate(argv: Sequence[str]) -> None:
     flags.DEFINE_bool("json", False, "print one JSON object instead of tables", flag_values=values)
     define_cache(values)
     if asks_for_help(argv):
-        names = (*texts, "image_size", "pixel_units", "bits", *numbers, "json", "cache")
+        names = (*texts, *stated, "bits", *numbers, "json", "cache")
         print(describe(values, "evaluate", _evaluate.__doc__, names))
         return
     parse(values, "evaluate", argv)
 
     from adadfq_jax.cli import evaluate
-    from adadfq_jax.teachers.normalisation import parse_normalisation
 
     keep_compiled_programs(values.cache)
-    mean, std = parse_normalisation(values.mean, values.std)
     network, source, path, labels = evaluate.open_network(
         values.teacher,
         values.workdir,
         values.model,
+        stated=stated_by(values),
         checkpoint=values.checkpoint,
-        architecture=values.architecture,
-        mean=mean,
-        std=std,
-        image_size=values.image_size,
-        entry=values.entry,
-        prefix=values.prefix,
-        pixel_units=values.pixel_units,
     )
     if values.source:
         source, path, labels = values.source, values.path, None
@@ -149,27 +135,13 @@ def _convert(argv: Sequence[str]) -> None:
     texts = {
         "input": "a checkpoint file, or pytorchcv:NAME, torchvision:NAME, timm:NAME",
         "output": "the .safetensors file to write",
-        "architecture": "name of the network, where the input leaves two open",
-        "mean": "normalisation, three numbers with commas between, or a preset: imagenet, "
-        "cifar10, cifar10-pytorchcv",
-        "std": "the same; a preset given for one of both stands for both",
-        "entry": "which entry of the checkpoint holds the weights",
-        "prefix": "what stands before the names of the network's weights, such as backbone",
     }
     for name, help_text in texts.items():
         flags.DEFINE_string(name, None, help_text, flag_values=values)
-    flags.DEFINE_integer("image_size", None, "side of the images in pixels", flag_values=values)
-    define_pixel_units(values)
+    stated = define_stated(values)
     flags.DEFINE_bool("overwrite", False, "replace the file where it exists", flag_values=values)
     if asks_for_help(argv):
-        print(
-            describe(
-                values,
-                "convert",
-                _convert.__doc__,
-                (*texts, "image_size", "pixel_units", "overwrite"),
-            )
-        )
+        print(describe(values, "convert", _convert.__doc__, (*texts, *stated, "overwrite")))
         return
     parse(values, "convert", argv)
     for name in ("input", "output"):
@@ -178,20 +150,9 @@ def _convert(argv: Sequence[str]) -> None:
 
     from adadfq_jax.evaluation.statistics import check_statistics
     from adadfq_jax.teachers import convert
-    from adadfq_jax.teachers.normalisation import parse_normalisation
 
-    mean, std = parse_normalisation(values.mean, values.std)
     teacher = convert.convert(
-        values.input,
-        values.output,
-        architecture=values.architecture,
-        mean=mean,
-        std=std,
-        image_size=values.image_size,
-        entry=values.entry,
-        prefix=values.prefix,
-        pixel_units=values.pixel_units,
-        overwrite=values.overwrite,
+        values.input, values.output, stated_by(values), overwrite=values.overwrite
     )
     print(convert.summary(teacher, check_statistics(teacher).to_text()))
     print(f"{'file':<22}{values.output}")

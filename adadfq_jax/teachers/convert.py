@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
 from adadfq_jax.errors import TeacherError
@@ -10,21 +9,17 @@ from adadfq_jax.models.network import Teacher
 from adadfq_jax.models.size import measure_network
 from adadfq_jax.storage.files import absolute, locate, refuse_existing
 from adadfq_jax.teachers import packages
-from adadfq_jax.teachers.load import load_foreign, load_teacher, save_teacher
-from adadfq_jax.teachers.normalisation import in_unit_pixels
+from adadfq_jax.teachers.load import load_foreign, read_teacher, save_teacher
+from adadfq_jax.teachers.stated import Stated
+
+_NOTHING_STATED = Stated()
 
 
 def convert(
     source: str | Path,
     output: str | Path,
+    stated: Stated = _NOTHING_STATED,
     *,
-    architecture: str | None = None,
-    mean: Sequence[float] = (),
-    std: Sequence[float] = (),
-    image_size: int | None = None,
-    entry: str | None = None,
-    prefix: str | None = None,
-    pixel_units: int = 1,
     overwrite: bool = False,
 ) -> Teacher:
     """Writes a teacher as this project's own file; converting twice gives identical bytes.
@@ -33,8 +28,7 @@ def convert(
       source: a file that `load_teacher` reads, or `pytorchcv:NAME`, `torchvision:NAME`,
         `timm:NAME`: that package's network with the weights in its cache.
       output: the file to write, `.safetensors`.
-      architecture, mean, std, image_size, entry, prefix, pixel_units: see `load_teacher`. A package
-        says some of it; what is given here goes before.
+      stated: what the source does not say. A package says some of it; what is stated goes before.
       overwrite: whether a file that exists may be replaced.
 
     Returns:
@@ -52,12 +46,10 @@ def convert(
         raise TeacherError(
             f"the output {str(output)!r} is the input, which would be lost; name another file."
         )
-    mean, std = in_unit_pixels(mean, std, pixel_units)
-    given = {"mean": mean, "std": std, "image_size": image_size, "entry": entry, "prefix": prefix}
     if packages.is_name(str(source)):
-        teacher = _load_pretrained(str(source), architecture, given)
+        teacher = _load_pretrained(str(source), stated)
     else:
-        teacher = load_teacher(source, architecture, **given)
+        teacher = read_teacher(source, stated)
         if teacher.source is None:
             digest = hashlib.sha256(locate(source).read_bytes()).hexdigest()
             teacher = dataclasses.replace(teacher, source=digest)
@@ -69,20 +61,21 @@ def _is_same(one: Path, other: Path) -> bool:
     return one.exists() and other.exists() and absolute(one).resolve() == absolute(other).resolve()
 
 
-def _load_pretrained(name: str, architecture: str | None, given: dict) -> Teacher:
+def _load_pretrained(name: str, stated: Stated) -> Teacher:
     pretrained = packages.find(name)
     try:
         known = pretrained.architecture
     except TeacherError as error:
         raise TeacherError(f"{name!r} {error}") from error
-    if architecture is not None and known is not None and architecture != known:
-        raise TeacherError(f"{name!r} is {known}, not {architecture}.")
-    said = {"mean": pretrained.mean, "std": pretrained.std, "image_size": pretrained.image_size}
-    return load_foreign(
-        pretrained.path,
-        architecture or known,
-        **given | {field: given[field] or value for field, value in said.items()},
+    if stated.architecture is not None and known is not None and stated.architecture != known:
+        raise TeacherError(f"{name!r} is {known}, not {stated.architecture}.")
+    stated = stated.or_else(
+        architecture=known,
+        mean=pretrained.mean,
+        std=pretrained.std,
+        image_size=pretrained.image_size,
     )
+    return load_foreign(pretrained.path, stated)
 
 
 def summary(teacher: Teacher, statistics: str) -> str:

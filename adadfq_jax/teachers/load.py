@@ -1,8 +1,8 @@
-"""Teachers: full-precision classifiers, read from files.
+"""Teachers: full-precision classifiers, read from files and written to them.
 
-A file's way in: `files` reads named arrays without executing anything (`pickles`), `recognition`
-tells which network they are and how it names them (`keys`), `pytorch` turns them into variables.
-This project's `own` files say all of it themselves.
+A file's way in: `state_dicts` reads named arrays without executing anything (`pickles`),
+`recognition` tells which network they are and how it names them (`naming`), `to_flax` turns them
+into variables. This project's own files (`native`) say all of it themselves.
 """
 
 import hashlib
@@ -15,15 +15,12 @@ import ml_collections
 from adadfq_jax.errors import ConfigError, TeacherError
 from adadfq_jax.models import registry
 from adadfq_jax.models.network import Network, Teacher, unflatten
-from adadfq_jax.models.registry import parse
 from adadfq_jax.storage.files import locate, readable
 from adadfq_jax.teachers import kinds, native, state_dicts, to_flax
-from adadfq_jax.teachers.normalisation import in_unit_pixels
 from adadfq_jax.teachers.recognition import Recognised, recognise
+from adadfq_jax.teachers.stated import Stated
 
 _LISTED = 3
-
-
 # Of `resnet20.pth.tar`, the last one; a file's first bytes say what it is.
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".th", ".tar", ".ckpt", ".bin")
 
@@ -69,43 +66,26 @@ def load_teacher(
         mean and std cannot be in their units.
       ConfigError: `architecture` is unknown.
     """
-    if image_size is not None and not 1 <= image_size <= native.LARGEST_IMAGE:
-        raise TeacherError(
-            f"image_size must be at least 1 and at most {native.LARGEST_IMAGE}, not {image_size}."
-        )
-    mean, std = in_unit_pixels(mean, std, pixel_units)
+    return read_teacher(
+        path, Stated(architecture, mean, std, image_size, entry, prefix, pixel_units)
+    )
+
+
+def read_teacher(path: str | Path, stated: Stated) -> Teacher:
+    """As `load_teacher`, with everything that is stated in one piece."""
     where = locate(path)
     with readable(where) as file:
         if file.is_dir():
             raise TeacherError(f"{str(where)!r} is a folder; name the teacher's file in it.")
         if not file.is_file():
             raise TeacherError(f"there is no teacher file {str(where)!r}.")
-        return _load(file, architecture, mean, std, image_size, entry, prefix)
-
-
-def _load(
-    path: Path,
-    architecture: str | None,
-    mean: Sequence[float],
-    std: Sequence[float],
-    image_size: int | None,
-    entry: str | None,
-    prefix: str | None,
-) -> Teacher:
-    if path.suffix.lower() not in _SUFFIXES:
-        raise TeacherError(
-            f"{str(path)!r} is not a teacher file: expected one of {', '.join(_SUFFIXES)}."
-        )
-    if architecture is not None:
-        parse(architecture)
-    if kinds.kind_of(path) == kinds.SAFETENSORS and native.is_own(path):
-        if entry is not None or prefix is not None:
+        if file.suffix.lower() not in _SUFFIXES:
             raise TeacherError(
-                f"{str(path)!r} is this project's own file: it has neither entries nor prefixes."
+                f"{str(file)!r} is not a teacher file: expected one of {', '.join(_SUFFIXES)}."
             )
-        return _load_own(path, architecture, mean, std, image_size)
-    given = {"mean": mean, "std": std, "image_size": image_size, "entry": entry, "prefix": prefix}
-    return load_foreign(path, architecture, **given)
+        if kinds.kind_of(file) == kinds.SAFETENSORS and native.is_own(file):
+            return _load_own(file, stated)
+        return load_foreign(file, stated)
 
 
 def save_teacher(teacher: Network, path: str | Path) -> None:
@@ -130,43 +110,30 @@ def teacher_of(config: ml_collections.ConfigDict) -> Teacher:
             "there is no teacher: give one with --config.teacher.path=FILE, or as the argument "
             "`teacher` of quantize()."
         )
-    return load_teacher(
+    return read_teacher(
         config.teacher.path,
-        config.teacher.architecture,
-        mean=config.data.mean,
-        std=config.data.std,
-        image_size=config.teacher.image_size or None,
+        Stated(
+            config.teacher.architecture,
+            config.data.mean,
+            config.data.std,
+            config.teacher.image_size or None,
+        ),
     )
 
 
-def load_foreign(
-    path: Path,
-    architecture: str | None,
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    image_size: int | None,
-    entry: str | None = None,
-    prefix: str | None = None,
-) -> Teacher:
+def load_foreign(path: Path, stated: Stated) -> Teacher:
     """Reads a PyTorch state dict from a file of any name; see `load_teacher`.
 
     Warns of what is in the file and was not read.
-
-    Args:
-      mean, std: of pixels in [0, 1].
     """
     name = repr(str(path))
-    state = state_dicts.read_state(path, entry, prefix)
-    recognised = _recognise(name, state, architecture)
+    state = state_dicts.read_state(path, stated.entry, stated.prefix)
+    recognised = _recognise(name, state, stated.architecture)
+    likely = stated.architecture or recognised.architectures[0]
     # Whichever it is, the variables are the same: damage is reported before questions.
-    variables = to_flax.fit_state_dict(
-        name, state.arrays, recognised, architecture or recognised.architectures[0]
-    )
-    likely = architecture or recognised.architectures[0]
-    image_size = image_size or registry.default_image_size(likely)
-    _require_answers(name, recognised, architecture, mean, std, image_size)
-    architecture = architecture or recognised.architectures[0]
+    variables = to_flax.fit_state_dict(name, state.arrays, recognised, likely)
+    stated = stated.or_else(image_size=registry.default_image_size(likely))
+    _require_answers(name, recognised, stated)
     convention = f"{recognised.convention.name} keys"
     if state.entry:
         convention += f", of the entry {state.entry!r}"
@@ -176,12 +143,12 @@ def load_foreign(
         convention += f", classifier {state.head!r}"
     _warn_of_the_rest(name, state)
     return Teacher(
-        architecture=architecture,
-        module=registry.build(architecture, recognised.classes),
+        architecture=likely,
+        module=registry.build(likely, recognised.classes),
         variables=variables,
-        image_size=image_size,
-        mean=tuple(map(float, mean)),
-        std=tuple(map(float, std)),
+        image_size=stated.image_size,
+        mean=stated.mean,
+        std=stated.std,
         source=hashlib.sha256(path.read_bytes()).hexdigest(),
         convention=convention,
         keys=recognised.convention.code,
@@ -214,17 +181,15 @@ def _recognise(name: str, state: state_dicts.State, architecture: str | None) ->
     return recognised
 
 
-def _require_answers(
-    name: str, recognised: Recognised, architecture, mean, std, image_size
-) -> None:
-    """Raises TeacherError that asks for everything the file cannot tell and nobody has told."""
+def _require_answers(name: str, recognised: Recognised, stated: Stated) -> None:
+    """Raises TeacherError that asks for everything the file cannot tell and nobody has stated."""
     asked = []
     candidates = recognised.architectures
-    if architecture is None and len(candidates) > 1:
+    if stated.architecture is None and len(candidates) > 1:
         asked.append(recognised.question)
-    if image_size is None:
+    if stated.image_size is None:
         asked.append("the size of its images in pixels: give image_size")
-    if not mean or not std:
+    if not stated.mean or not stated.std:
         asked.append(
             "how its images are normalised: give mean and std, three numbers each (data.mean and "
             "data.std in a configuration)"
@@ -234,13 +199,17 @@ def _require_answers(
         raise TeacherError(f"{name}{known} does not say {'; nor '.join(asked)}.")
 
 
-def _load_own(path, architecture, mean, std, image_size) -> Teacher:
+def _load_own(path: Path, stated: Stated) -> Teacher:
+    if stated.entry is not None or stated.prefix is not None:
+        raise TeacherError(
+            f"{str(path)!r} is this project's own file: it has neither entries nor prefixes."
+        )
     described, arrays = native.read_native(path)
     given = {
-        "architecture": architecture,
-        "mean": list(mean) or None,
-        "std": list(std) or None,
-        "image_size": image_size,
+        "architecture": stated.architecture,
+        "mean": list(stated.mean) or None,
+        "std": list(stated.std) or None,
+        "image_size": stated.image_size,
     }
     for field, value in given.items():
         if value is not None and value != described[field]:

@@ -22,6 +22,7 @@ from adadfq_jax.errors import ConfigError, TeacherError
 from adadfq_jax.models.network import flatten
 from adadfq_jax.teachers.convert import convert
 from adadfq_jax.teachers.load import load_teacher
+from adadfq_jax.teachers.stated import Stated
 from tests import torch_networks as nets
 
 GIVEN = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
@@ -280,7 +281,7 @@ def test_what_is_no_teacher_to_convert(tmp_path, path, state):
     same_file = tmp_path / "same.safetensors"
     safetensors.torch.save_file(dict(state), same_file)
     with pytest.raises(TeacherError, match="is the input, which would be lost"):
-        convert(same_file, same_file, overwrite=True, **GIVEN)
+        convert(same_file, same_file, Stated(**GIVEN), overwrite=True)
     with pytest.raises(TeacherError, match="is a folder; name the teacher's file"):
         load_teacher(tmp_path, **GIVEN)
     with pytest.raises(TeacherError, match="at most 2048, not 100000"):
@@ -291,7 +292,7 @@ def test_what_is_no_teacher_to_convert(tmp_path, path, state):
     (tmp_path / "link.safetensors").symlink_to(tmp_path / "nowhere")
     path.write_bytes(before)
     with pytest.raises(ConfigError, match="exists; overwrite it with --overwrite"):
-        convert(path, tmp_path / "link.safetensors", **GIVEN)
+        convert(path, tmp_path / "link.safetensors", Stated(**GIVEN))
 
 
 def test_numpy_arrays_are_no_tensors(path, state):

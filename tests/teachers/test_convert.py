@@ -14,6 +14,7 @@ from adadfq_jax.cli import main
 from adadfq_jax.errors import TeacherError
 from adadfq_jax.teachers.convert import convert, summary
 from adadfq_jax.teachers.normalisation import NORMALISATIONS
+from adadfq_jax.teachers.stated import Stated
 from tests import ROOT
 from tests import torch_networks as nets
 
@@ -93,7 +94,7 @@ def test_a_file_that_exists_is_kept(tmp_path, checkpoint, capsys):
 def test_the_real_checkpoint_is_recognised(tmp_path):
     mean, std = NORMALISATIONS["imagenet"]
     given = {"architecture": "resnet20_cifar", "mean": mean, "std": std}
-    teacher = convert(REAL, tmp_path / "teacher.safetensors", **given)
+    teacher = convert(REAL, tmp_path / "teacher.safetensors", Stated(**given))
     assert (teacher.architecture, teacher.classes, teacher.image_size) == ("resnet20_cifar", 10, 32)
     assert "269,722" in summary(teacher, "")
 
@@ -166,11 +167,11 @@ def test_a_package_tells_the_stride_and_the_size(home, monkeypatch, pytorchcv):
     cache_pytorchcv(home, monkeypatch, pytorchcv["resnet50"](), "resnet50")
     output = home / "teacher.safetensors"
     mean, std = NORMALISATIONS["imagenet"]
-    teacher = convert("pytorchcv:resnet50", output, mean=mean, std=std)
+    teacher = convert("pytorchcv:resnet50", output, Stated(mean=mean, std=std))
     assert (teacher.architecture, teacher.image_size) == ("resnet50_stride1x1", 224)
-    given = {"mean": mean, "std": std, "overwrite": True}
+    other = Stated("resnet50_stride3x3", mean, std)
     with pytest.raises(TeacherError, match="is resnet50_stride1x1, not resnet50_stride3x3"):
-        convert("pytorchcv:resnet50", output, architecture="resnet50_stride3x3", **given)
+        convert("pytorchcv:resnet50", output, other, overwrite=True)
 
 
 def test_torchvision_says_all_of_it(home, monkeypatch):

@@ -19,6 +19,7 @@ from adadfq_jax import load_teacher, save_teacher
 from adadfq_jax.errors import ConfigError, TeacherError
 from adadfq_jax.teachers.convert import convert
 from adadfq_jax.teachers.normalisation import NORMALISATIONS, parse_normalisation
+from adadfq_jax.teachers.stated import Stated
 from tests import torch_networks as nets
 from tests.conftest import make_teacher
 
@@ -345,7 +346,7 @@ def test_other_precisions_become_float32(tmp_path, state, kind, suffix):
 def test_own_files_say_it_all_and_are_always_the_same_bytes(tmp_path, state):
     path = save(tmp_path / "teacher.pth", state)
     for name in ("a", "b"):
-        convert(path, tmp_path / f"{name}.safetensors", **NORMALISATION)
+        convert(path, tmp_path / f"{name}.safetensors", Stated(**NORMALISATION))
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     loaded, read = load_teacher(tmp_path / "a.safetensors"), load_teacher(path, **NORMALISATION)
     assert loaded.digest == read.digest

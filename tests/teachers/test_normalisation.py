@@ -15,6 +15,7 @@ from adadfq_jax.config.fields import default_config
 from adadfq_jax.errors import ConfigError, TeacherError
 from adadfq_jax.teachers.convert import convert
 from adadfq_jax.teachers.normalisation import NORMALISATIONS, in_unit_pixels
+from adadfq_jax.teachers.stated import Stated
 from tests import torch_networks as nets
 from tests.conftest import make_teacher
 
@@ -87,7 +88,7 @@ def test_what_networks_are_trained_with_is_kept(kept):
 )
 def test_units_of_255_are_divided_once(tmp_path, checkpoint, mean, std, expected):
     given = {"mean": mean, "std": std, "pixel_units": 255}
-    teacher = convert(checkpoint, tmp_path / "teacher.safetensors", **given)
+    teacher = convert(checkpoint, tmp_path / "teacher.safetensors", Stated(**given))
     assert (teacher.mean, teacher.std) == expected
     again = load_teacher(tmp_path / "teacher.safetensors", **given)
     assert (again.mean, again.std) == expected
