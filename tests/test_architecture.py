@@ -35,12 +35,15 @@ def module_of(path):
 
 
 FILES = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+# Here and not in the tests: Python 3.11 raises SystemError where, in the middle of parsing, it
+# collects garbage with finalizers, such as other tests leave.
+TREES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
 
 
 def imports(name):
     """Returns the modules of this package that a module imports, anywhere in it."""
     found = set()
-    for node in ast.walk(ast.parse(FILES[name].read_text())):
+    for node in ast.walk(TREES[name]):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "adadfq_jax":
             found |= {
                 f"{node.module}.{alias.name}"
@@ -88,5 +91,5 @@ def test_faces_hold_no_code():
     for name, path in FILES.items():
         if path.name != "__init__.py" or name in ("adadfq_jax", "adadfq_jax.assets"):
             continue
-        kinds = collections.Counter(type(node) for node in ast.parse(path.read_text()).body)
+        kinds = collections.Counter(type(node) for node in TREES[name].body)
         assert set(kinds) <= {ast.Expr, ast.ImportFrom, ast.Assign}, name

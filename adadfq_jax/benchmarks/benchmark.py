@@ -1,11 +1,13 @@
 """How fast the game is played, and how fast the device would let it."""
 
+import dataclasses
 import functools
 import importlib.util
 import os
 import platform
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from adadfq_jax.config.resolve import resolve
 from adadfq_jax.devices import machine, memory, pmap
 from adadfq_jax.errors import ConfigError, install_command
 from adadfq_jax.game import programs
-from adadfq_jax.game.state import Phase
+from adadfq_jax.game.state import GameState, Phase
 from adadfq_jax.game.step import Game
 from adadfq_jax.models.network import Teacher
 from adadfq_jax.storage.files import on_a_disk
@@ -37,6 +39,7 @@ _PLAYED_BY_PYTORCH = {
     "precision.generator": "float32",
     "remat": False,
 }
+_PART = "part "  # before the names of parts of a step
 
 
 def benchmark(
@@ -81,54 +84,21 @@ def benchmark(
     game = Game.create(config, teacher.module, teacher.image_size)
     load = os.getloadavg()[0]
 
-    # ---- Compile ------------------------------------------------------------------------------
-    variables = pmap.replicate(teacher.variables, devices)
-    state = pmap.replicate(game.init(config, teacher.variables), devices)
-    indices = pmap.device_indices(devices)
-    began = time.perf_counter()
-    compiled, compile_s = {}, {}
-    for phase in Phase:
-        compiled[phase] = programs.steps(game, devices, phase, 1, state, variables)
-        compile_s[phase.value] = time.perf_counter() - began - sum(compile_s.values())
-
-    # ---- The contestants ----------------------------------------------------------------------
-    def start(phase):
-        nonlocal state
-        state, metrics = compiled[phase](state, variables, indices)
-        return metrics
-
-    # Each plays some steps and returns the seconds of each.
-    contestants = {
-        phase.value: functools.partial(timing.seconds_in_flight, functools.partial(start, phase))
-        for phase in Phase
-    }
-    jax.block_until_ready(start(Phase.CALIBRATE))  # so that ranges are set
+    bench = _Bench.compile(game, config, teacher, devices)
+    contestants = bench.phases()
     if parts:
-        evaluated = config.evaluation.batch_size // len(devices)
-        # The steps take over the memory of their state, the parts keep a copy.
-        kept = jax.tree.map(jnp.copy, state)
-        for name, part in part_programs(game, kept, variables, devices, evaluated).items():
-            contestants[f"part {name}"] = functools.partial(timing.seconds, part)
+        contestants |= bench.parts(config.evaluation.batch_size // len(devices))
     if against is not None:
-        import torch
+        contestants |= _opponents(game, config, teacher, devices[0].platform)
 
-        from adadfq_jax.benchmarks.torch_opponent import opponents
-
-        torch.set_num_threads(machine.cores())
-        plays = opponents(game, config, teacher.variables, devices[0].platform)
-        contestants |= {
-            f"torch {name}": functools.partial(timing.seconds, play) for name, play in plays.items()
-        }
-
-    # ---- Play ---------------------------------------------------------------------------------
     turns = [{name: turn(steps) for name, turn in contestants.items()} for _ in range(rounds)]
     if profile is not None:
         with jax.profiler.trace(str(profile)):
             contestants["play"](steps)
     times = {name: [t for turn in turns for t in turn[name]] for name in contestants}
-    play = compiled[Phase.PLAY]
+    play = bench.compiled[Phase.PLAY]
     flops = play.cost_analysis()["flops"] * len(devices)
-    median = statistics.median(times["play"])
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
     result = {
         "device": f"{len(devices)} x {devices[0].device_kind}",
         "cores": machine.cores(),
@@ -137,40 +107,123 @@ def benchmark(
         "network": f"{teacher.architecture}, {teacher.image_size} px, {weights}",
         "bits": f"w{config.quant.weight_bits}a{config.quant.activation_bits}",
         "batch_size": config.batch_size,
-        "compile_s": sum(compile_s.values()),
+        "compile_s": sum(bench.compile_s.values()),
         "phases": {
             name: _summary(times[name])
-            | {
-                "compile_s": compile_s[name],
-                "images_per_s": config.batch_size / statistics.median(times[name]),
-            }
-            for name in compile_s
+            | {"compile_s": seconds, "images_per_s": config.batch_size / medians[name]}
+            for name, seconds in bench.compile_s.items()
         },
         "flops_per_step": flops,
-        "flops_per_s": flops / median,
+        "flops_per_s": flops / medians["play"],
         "matmul_flops_per_s": timing.matrix_product(devices),
         "peak_bytes": memory.peak_bytes(play, devices[0]),
         "parts": part_times(
             {
-                name.removeprefix("part "): statistics.median(seconds)
-                for name, seconds in times.items()
-                if name.startswith("part ")
+                name.removeprefix(_PART): seconds
+                for name, seconds in medians.items()
+                if name.startswith(_PART)
             }
         ),
     }
-    if against is not None:
-        result["versions"]["torch"] = torch.__version__
-        result["torch"] = {
+    return result if against is None else result | _against_torch(result["versions"], turns, times)
+
+
+# Plays some steps, and returns the seconds of each.
+Contestant = Callable[[int], list[float]]
+
+
+@dataclasses.dataclass
+class _Bench:
+    """The compiled steps of a game, and the state that they hand on to each other."""
+
+    game: Game
+    devices: list[jax.Device]
+    variables: Any
+    state: GameState
+    compiled: dict[Phase, jax.stages.Compiled]
+    compile_s: dict[str, float]  # by phase, seconds
+
+    @classmethod
+    def compile(
+        cls,
+        game: Game,
+        config: ml_collections.ConfigDict,
+        teacher: Teacher,
+        devices: list[jax.Device],
+    ) -> "_Bench":
+        variables = pmap.replicate(teacher.variables, devices)
+        state = pmap.replicate(game.init(config, teacher.variables), devices)
+        compiled, compile_s = {}, {}
+        for phase in Phase:
+            began = time.perf_counter()
+            compiled[phase] = programs.steps(game, devices, phase, 1, state, variables)
+            compile_s[phase.value] = time.perf_counter() - began
+        return cls(game, devices, variables, state, compiled, compile_s)
+
+    def phases(self) -> dict[str, Contestant]:
+        """Returns the three phases of a game, whose ranges are set."""
+        indices = pmap.device_indices(self.devices)
+
+        def start(phase: Phase) -> Any:
+            self.state, metrics = self.compiled[phase](self.state, self.variables, indices)
+            return metrics
+
+        jax.block_until_ready(start(Phase.CALIBRATE))  # so that ranges are set
+        return {
+            phase.value: functools.partial(
+                timing.seconds_in_flight, functools.partial(start, phase)
+            )
+            for phase in Phase
+        }
+
+    def parts(self, evaluated: int) -> dict[str, Contestant]:
+        """Returns the parts of a step; `evaluated` are the images of one of evaluation."""
+        # The steps take over the memory of their state, the parts keep a copy.
+        kept = jax.tree.map(jnp.copy, self.state)
+        found = part_programs(self.game, kept, self.variables, self.devices, evaluated)
+        return {
+            f"{_PART}{name}": functools.partial(timing.seconds, part)
+            for name, part in found.items()
+        }
+
+
+def _opponents(
+    game: Game, config: ml_collections.ConfigDict, teacher: Teacher, platform: str
+) -> dict[str, Contestant]:
+    import torch
+
+    from adadfq_jax.benchmarks.torch_opponent import opponents
+
+    torch.set_num_threads(machine.cores())
+    plays = opponents(game, config, teacher.variables, platform)
+    return {
+        f"torch {name}": functools.partial(timing.seconds, play) for name, play in plays.items()
+    }
+
+
+def _against_torch(
+    versions: dict[str, str],
+    turns: list[dict[str, list[float]]],
+    times: dict[str, list[float]],
+) -> dict[str, Any]:
+    """Returns what is known of PyTorch's games: their times, and medians of the ratios to ours."""
+    import torch
+
+    def ratio(name: str) -> float:
+        return statistics.median(
+            statistics.median(turn[name]) / statistics.median(turn["play"]) for turn in turns
+        )
+
+    return {
+        "versions": versions | {"torch": torch.__version__},
+        "torch": {
             "threads": torch.get_num_threads(),
             "phases": {"play": _summary(times["torch authors"])},
             "lean": {"phases": {"play": _summary(times["torch lean"])}},
-        }
-        for key, name in (("ratio", "authors"), ("ratio_same_algorithm", "lean")):
-            result[key] = statistics.median(
-                statistics.median(turn[f"torch {name}"]) / statistics.median(turn["play"])
-                for turn in turns
-            )
-    return result
+        },
+        "ratio": ratio("torch authors"),
+        "ratio_same_algorithm": ratio("torch lean"),
+    }
 
 
 def _check(

@@ -332,35 +332,41 @@ def _sweep(argv: Sequence[str]) -> None:
         if not values[name].value:
             raise ConfigError(f"--{name}={what}")
 
-    import jax
-
-    from adadfq_jax.devices import machine
-    from adadfq_jax.sweeps import sweep
     from adadfq_jax.sweeps.grid import plan
     from adadfq_jax.sweeps.table import table_markdown
 
-    points = plan(config, values.grid)
     keep_compiled_programs(values.cache)
-    shares = machine.shares_of_accelerators(values.jobs)
-    if len(shares) > 1:
-        jax.config.update("jax_platforms", "cpu")  # this process leaves the devices to the others
-    machine.divide_cpu(math.gcd(*(point.config.batch_size for point in points)))
-    games = sweep.Sweep(points, values.workdir)
-    with listening() as received:
-        if len(shares) > 1:
-            command = [sys.executable, "-m", "adadfq_jax", "sweep", *argv, "--jobs=1", "--notable"]
-            games.play_in_processes(command, shares, lambda: received[-1])
-        else:
-            games.play(lambda: received[-1], show_progress=sys.stderr.isatty())
+    games = _play_sweep(plan(config, values.grid), values, argv)
     table = games.write_tables()
     if values.table:
         print(table_markdown(table), end="")
         print(f"\nfiles: {games.path / 'table.md'}, .csv, .json")
     if table["diverged"]:
         raise DivergedError(
-            f"{len(table['diverged'])} of {len(points)} games diverged: "
+            f"{len(table['diverged'])} of {len(games.points)} games diverged: "
             f"{', '.join(table['diverged'])}; the others are in the table."
         )
+
+
+def _play_sweep(points: Sequence, values: flags.FlagValues, argv: Sequence[str]):
+    """Plays a sweep here, or divides this machine among processes that do; returns the sweep."""
+    import jax
+
+    from adadfq_jax.devices import machine
+    from adadfq_jax.sweeps.sweep import Sweep
+
+    shares = machine.shares_of_accelerators(values.jobs)
+    if len(shares) > 1:
+        jax.config.update("jax_platforms", "cpu")  # this process leaves the devices to the others
+    machine.divide_cpu(math.gcd(*(point.config.batch_size for point in points)))
+    games = Sweep(points, values.workdir)
+    with listening() as received:
+        if len(shares) > 1:
+            command = [sys.executable, "-m", "adadfq_jax", "sweep", *argv, "--jobs=1", "--notable"]
+            games.play_in_processes(command, shares, lambda: received[-1])
+        else:
+            games.play(lambda: received[-1], show_progress=sys.stderr.isatty())
+    return games
 
 
 def _report(argv: Sequence[str]) -> None:

@@ -155,7 +155,7 @@ def _check_method(flat: Mapping[str, Any]) -> None:
     for field, known in (("game.method", METHODS), ("game.kl_reduction", KL_REDUCTIONS)):
         _check_name(field, flat[field], known)
     method = flat["game.method"]
-    for field, constant in METHODS[method].constants.items():
+    for field, constant in METHODS[method].defaults.items():
         if constant is None and flat[field] is not None:
             raise ConfigError(
                 f"{field}={flat[field]!r} means nothing to {method}, whose losses have no such "
@@ -205,8 +205,8 @@ def _without_gaps(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
     defaults = flatten(default_config().to_dict())
     defaults["warmup_epochs"] = config.calibration_epochs
     for field in FROM_METHOD:
-        constant = METHODS[config.game.method].constants[field]
-        defaults[field] = METHODS["adadfq"].constants[field] if constant is None else constant
+        constant = METHODS[config.game.method].defaults[field]
+        defaults[field] = METHODS["adadfq"].defaults[field] if constant is None else constant
     flat = flatten(config.to_dict())
     config.update_from_flattened_dict(
         {field: defaults[field] for field in (*FROM_TEACHER, *FROM_METHOD) if flat[field] is None}

@@ -40,7 +40,7 @@ _BOTTLENECK = _IMAGENET | {
     "milestones": (150, 300, 400),
     "warmup_epochs": 100,
 }
-_ALWAYS = METHODS["adadfq"].constants
+_ALWAYS = METHODS["adadfq"].defaults
 
 # What differs by bit-width of the weights.
 _RESNET18_BITS = {4: {"game.lambda_l": 0.3}, 5: {"game.lambda_l": 0.3, "game.alpha_ds": 0.3}}
@@ -72,7 +72,7 @@ def recipe(architecture: str, image_size: int, bits: int, method: str = "adadfq"
       method: its name in `methods.METHODS`.
     """
     found = _adadfq(architecture, image_size, bits)
-    found |= METHODS[method].fixed
+    found |= METHODS[method].overrides_recipe
     if method == "gdfq" and image_size > _SMALL:
         found |= _GDFQ_IMAGENET
     return found

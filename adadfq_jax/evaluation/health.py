@@ -15,8 +15,8 @@ from adadfq_jax.models.layers import apply_with_moments, stored_statistics
 from adadfq_jax.models.network import Network
 
 # One margin for all methods and settings, so that their scores can be compared.
-_LOWER = METHODS["adadfq"].constants["game.lambda_l"]
-_UPPER = METHODS["adadfq"].constants["game.lambda_u"]
+_LOWER = METHODS["adadfq"].defaults["game.lambda_l"]
+_UPPER = METHODS["adadfq"].defaults["game.lambda_u"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -19,7 +19,6 @@ of all the rest.
 `numpy_reader.py` is a whole program that runs such a file.
 """
 
-import hashlib
 import json
 import math
 from pathlib import Path
@@ -34,7 +33,7 @@ from adadfq_jax.exporting.description import INTEGERS_KEY, read_description
 from adadfq_jax.exporting.quantized import Activation, Norm, QuantizedNetwork, Weights
 from adadfq_jax.models import registry
 from adadfq_jax.models.graph import Node
-from adadfq_jax.storage.digests import digest
+from adadfq_jax.storage.digests import checksum
 
 FORMAT = 1
 
@@ -93,7 +92,7 @@ def to_bytes(network: QuantizedNetwork, about: dict[str, Any]) -> bytes:
         "graph": [[node.op, node.name, node.inputs, node.attributes] for node in network.nodes],
         "about": about,
     }
-    described["checksum"] = _checksum(described, arrays)
+    described["checksum"] = checksum(described, arrays)
     return safetensors.numpy.save(arrays, {INTEGERS_KEY: json.dumps(described, sort_keys=True)})
 
 
@@ -110,7 +109,7 @@ def read(path: Path) -> QuantizedNetwork:
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
         raise ExportError(f"{name} is not a readable safetensors file: {error}.") from error
-    described = read_description(name, text, FORMAT, lambda rest: _checksum(rest, arrays))
+    described = read_description(name, text, FORMAT, lambda rest: checksum(rest, arrays))
     try:
         return _network(described, arrays)
     except (AdaDFQError, KeyError, ValueError, TypeError) as error:
@@ -153,8 +152,3 @@ def _network(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> Quanti
             for name in names["relu"]
         },
     )
-
-
-def _checksum(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
-    text = json.dumps(described, sort_keys=True) + digest(arrays)
-    return hashlib.sha256(text.encode()).hexdigest()

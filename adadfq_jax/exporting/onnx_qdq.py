@@ -8,7 +8,6 @@ not to 2^k levels. Arrays are (N, channels, H, W), as ONNX has them.
 """
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from adadfq_jax.errors import ExportError
 from adadfq_jax.exporting.description import ONNX_KEY, read_description
 from adadfq_jax.exporting.quantized import QuantizedNetwork, Weights
 from adadfq_jax.models.graph import INPUT, Node
+from adadfq_jax.storage.digests import checksum
 
 FORMAT = 1
 OUTPUT = "logits"
@@ -107,8 +107,7 @@ def read(path: Path) -> tuple[dict[str, Any], bytes]:
 
 
 def _checksum(described: dict[str, Any], model: onnx.ModelProto) -> str:
-    text = json.dumps(described, sort_keys=True).encode()
-    return hashlib.sha256(text + model.graph.SerializeToString(deterministic=True)).hexdigest()
+    return checksum(described, model.graph.SerializeToString(deterministic=True))
 
 
 class _Writer:

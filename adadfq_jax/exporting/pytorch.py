@@ -10,9 +10,7 @@ checksum      SHA-256 of the rest
 about         input space, versions, digests of teacher and student, the step, the run's result
 """
 
-import hashlib
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from adadfq_jax.exporting.description import refuse_newer
 from adadfq_jax.exporting.quantized import QuantizedNetwork
 from adadfq_jax.models import registry
 from adadfq_jax.models.network import Network, flatten, unflatten
-from adadfq_jax.storage.digests import digest
+from adadfq_jax.storage.digests import checksum
 from adadfq_jax.teachers import naming
 from adadfq_jax.teachers.recognition import recognise
 from adadfq_jax.teachers.to_flax import fit_state_dict, to_pytorch
@@ -87,8 +85,7 @@ def _checksum(saved: dict[str, Any]) -> str:
     """Covers all that `read` reads; torch itself does not notice a flipped bit."""
     rest = {name: value for name, value in saved.items() if name not in ("state_dict", "checksum")}
     arrays = {name: tensor.numpy() for name, tensor in saved["state_dict"].items()}
-    text = json.dumps(rest, sort_keys=True) + digest(arrays)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return checksum(rest, arrays)
 
 
 def read(path: Path) -> Network:

@@ -37,16 +37,17 @@ class Method:
       generator_loss: gives (L_G without gamma L_BNS, which the game adds for all; the terms that
         are worth logging), all scalars.
       student_loss: gives L_Q, a scalar; only its gradient by z_Q is used.
-      constants: what fields are where a configuration leaves them open, all of
+      defaults: what fields are where a configuration leaves them open, all of
         `fields.FROM_METHOD`; None for one that the losses do not have.
-      fixed: those that no network's settings (`recipes.py`) change; a configuration still can.
+      overrides_recipe: those that no network's settings (`recipes.py`) change; a configuration
+        still can.
       needs_labels: whether L_Q uses y, so that Q can learn from G's images alone.
     """
 
     generator_loss: GeneratorLoss
     student_loss: StudentLoss
-    constants: Mapping[str, Any]
-    fixed: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+    overrides_recipe: Mapping[str, Any]
     needs_labels: bool = False
 
 
@@ -133,8 +134,8 @@ _PLUS_ABLATIONS = {
 }
 
 
-def _adaptive(constants: Mapping[str, Any], fixed: Mapping[str, Any]) -> Method:
-    return Method(_adaptive_generator_loss, _adaptive_student_loss, constants, fixed)
+def _adaptive(defaults: Mapping[str, Any], overrides_recipe: Mapping[str, Any]) -> Method:
+    return Method(_adaptive_generator_loss, _adaptive_student_loss, defaults, overrides_recipe)
 
 
 METHODS: dict[str, Method] = {

@@ -20,8 +20,16 @@ from adadfq_jax.evaluation.accuracy import percent
 from adadfq_jax.evaluation.statistics import check_statistics
 from adadfq_jax.game import cutmix, procedural
 from adadfq_jax.game.optimizers import rate_field
-from adadfq_jax.models.network import Teacher, normalize
-from adadfq_jax.reporting import diagnosis, findings, history, layer_errors, page, run_figures
+from adadfq_jax.models.network import Student, Teacher, normalize
+from adadfq_jax.reporting import (
+    diagnosis,
+    findings,
+    history,
+    layer_errors,
+    layer_figures,
+    page,
+    run_figures,
+)
 from adadfq_jax.reporting.drawing import Drawing
 from adadfq_jax.reporting.repeat import command_to_repeat
 from adadfq_jax.training.generate import generate, scoring_batch_size
@@ -51,116 +59,182 @@ def report_run(
     Raises:
       CheckpointError: there is no run, or no checkpoint that can be read.
     """
-    # ---- What is there ------------------------------------------------------------------------
+    run = _read(workdir, logged, taken)
+    facts = _facts(run)
+    found = findings.find(facts)
+    sections, drawings = [page.section("Findings", page.findings(found))], []
+    for describe in (_numbers, _game, _images, _reasons, _layers):
+        section, figures = describe(run, facts)
+        sections.append(section)
+        drawings += figures
+    sections.append(_repetition(run))
+    config = run.config
+    bits = f"w{config['quant']['weight_bits']}a{config['quant']['activation_bits']}"
+    subtitle = (
+        f"{run.teacher.architecture}, {bits}, method {config['game'].get('method', 'adadfq')}, "
+        f"seed {config['seed']}: step {run.step} of {run.schedule.total}."
+    )
+    text = page.page(f"Report of {workdir.absolute().name}", subtitle, sections)
+    return text, found, drawings
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What there is to describe.
+
+    Attributes:
+      workdir, config, result, logged, taken: what the run has written.
+      teacher, student, step: its networks, as they are after so many steps.
+      images, labels: held-out, from its generator.
+      seen: what both networks answer to them.
+      weights, activations: of the student's layers.
+    """
+
+    workdir: Path
+    config: dict[str, Any]
+    result: Result | None
+    logged: history.History
+    taken: Sequence[tuple[int, bytes]]
+    teacher: Teacher
+    student: Student
+    step: int
+    images: np.ndarray
+    labels: np.ndarray
+    seen: health.Answers
+    weights: list[layer_errors.QuantizedWeight]
+    activations: list[layer_errors.QuantizedActivation]
+
+    @property
+    def schedule(self) -> run_figures.Schedule:
+        epoch = self.config["steps_per_epoch"]
+        return run_figures.Schedule(
+            calibrated=self.config["calibration_epochs"] * epoch,
+            warm=self.config["warmup_epochs"] * epoch,
+            total=self.config["epochs"] * epoch,
+        )
+
+    @property
+    def margin(self) -> tuple[float | None, float | None]:
+        return self.config["game"].get("lambda_l"), self.config["game"].get("lambda_u")
+
+
+def _read(workdir: Path, logged: history.History, taken: Sequence[tuple[int, bytes]]) -> _Run:
     game, state, teacher, step = load_state(workdir)
     config = read_json(workdir / CONFIG)
     result = read_result(workdir)
-
-    # ---- What the student does ----------------------------------------------------------------
     student = student_of(game, state, teacher, result)
     # As the run measured it: images are made, and H' and L_BNS computed, by the batch.
     together = scoring_batch_size(teacher.image_size)
     images, labels = generate(game, state, config["evaluation"]["generated_images"])
-    seen = health.score(teacher, student, images, labels, config["batch_size"], together)
-    families, missing = _families(config, teacher, images)
-    few = images[: max(_COST_PIXELS // teacher.image_size**2, 16)]
-    costs = diagnosis.layer_costs(student, teacher, few)
-    weights = layer_errors.measure_weights(student)
-    activations = layer_errors.measure_activations(student, images)
+    return _Run(
+        workdir=workdir,
+        config=config,
+        result=result,
+        logged=logged,
+        taken=taken,
+        teacher=teacher,
+        student=student,
+        step=step,
+        images=images,
+        labels=labels,
+        seen=health.score(teacher, student, images, labels, config["batch_size"], together),
+        weights=layer_errors.measure_weights(student),
+        activations=layer_errors.measure_activations(student, images),
+    )
 
-    # ---- In words and pictures ----------------------------------------------------------------
-    rules = config["game"]
-    margin = rules.get("lambda_l"), rules.get("lambda_u")
-    schedule = _schedule(config)
-    facts = _facts(config, result, logged, seen, teacher, weights, activations, step, schedule)
-    if (ended := read_json(workdir / DIVERGED)) is not None:
-        facts = dataclasses.replace(facts, diverged=ended["message"])
-    found = findings.find(facts)
-    training = [
+
+def _game(run: _Run, facts: findings.Facts) -> tuple[str, list[Drawing]]:
+    logged, schedule = run.logged, run.schedule
+    drawings = [
         run_figures.progress(logged, schedule, facts.teacher_top1),
         run_figures.losses(logged, schedule),
-        run_figures.h_prime(logged, schedule, *margin),
-        run_figures.h_prime_histogram(logged, seen, *margin),
+        run_figures.h_prime(logged, schedule, *run.margin),
+        run_figures.h_prime_histogram(logged, run.seen, *run.margin),
         run_figures.generalisation(logged),
-        run_figures.agreement(seen),
+        run_figures.agreement(run.seen),
     ]
-    pictures = [
-        run_figures.generated(images, labels, teacher.mean, teacher.std),
-        run_figures.over_time(taken),
-    ]
-    pictures = [picture for picture in pictures if picture is not None]
-    errors = [run_figures.sqnr("weight", weights), run_figures.sqnr("activation", activations)]
-    reasons = [
-        run_figures.layer_costs(costs),
-        run_figures.coverage([diagnosis.coverage(name, teacher, some) for name, some in families]),
-    ]
-    bits = f"w{config['quant']['weight_bits']}a{config['quant']['activation_bits']}"
-    subtitle = (
-        f"{teacher.architecture}, {bits}, method {rules.get('method', 'adadfq')}, seed "
-        f"{config['seed']}: step {step} of {schedule.total}."
+    section = page.section(
+        "The game",
+        page.figures(drawings),
+        page.paragraph(
+            f"H' is relative to the images that it is computed with; held-out ones are taken "
+            f"{run.config['batch_size']} at a time, as in the game."
+        ),
+        _times(logged, run.result),
     )
-    parts = [
-        page.section("Findings", page.findings(found)),
-        page.section(
-            "Numbers",
-            _numbers(facts),
-            page.paragraph(
-                "Agreement with the teacher is on held-out generated images. Health is a score "
-                "from 0 to 1 that needs no data: the agreement, times the share of these images "
-                "whose H' lies in AdaDFQ's margin, over 1 + their L_BNS."
-            ),
+    return section, drawings
+
+
+def _images(run: _Run, _: findings.Facts) -> tuple[str, list[Drawing]]:
+    drawings = [
+        run_figures.generated(run.images, run.labels, run.teacher.mean, run.teacher.std),
+        run_figures.over_time(run.taken),
+    ]
+    drawings = [drawing for drawing in drawings if drawing is not None]
+    section = page.section(
+        "Images",
+        page.paragraph(
+            "Held-out images, a row of each class: as the generator makes them now, and the "
+            "same noise at moments of the run."
         ),
-        page.section(
-            "The game",
-            page.figures(training),
-            page.paragraph(
-                f"H' is relative to the images that it is computed with; held-out ones are taken "
-                f"{config['batch_size']} at a time, as in the game."
-            ),
-            _times(logged, result),
-        ),
-        page.section(
-            "Images",
-            page.paragraph(
-                "Held-out images, a row of each class: as the generator makes them now, and the "
-                "same noise at moments of the run."
-            ),
-            page.figures(pictures),
-        ),
-        page.section(
-            "Why it is not the teacher",
-            page.paragraph(
-                f"The cost of a layer's bits is the share of the squared distance between the two "
-                f"networks' logits, on {len(few)} held-out generated images, that goes away when "
-                "this layer alone has 16 bits in the same range; it is negative where the student "
-                "has adapted to the layer's codes. Images cover what the network "
-                "was trained for as far as the statistics that they cause in the teacher are those "
-                "of its training data (0 nats), and as it is as sure of them as of real ones. "
-                + missing
-            ),
-            page.figures(reasons),
-        ),
-        page.section(
-            "Layers",
-            page.paragraph(
-                f"Activations are measured on {len(images)} held-out generated images, each "
-                "quantizer by itself on the student's own values. SQNR is the energy of the values "
-                "over that of the error; 6 dB are a quarter, 20 dB a hundredth. Dead codes are "
-                "those that no value has."
-            ),
-            page.figures(errors),
-            _weight_table(weights),
-            _activation_table(activations),
-        ),
-        page.section(
-            "To repeat it",
-            page.code(command_to_repeat(config, workdir)),
-            _versions(result),
-            page.folded("Resolved configuration", page.code(to_json(config))),
+        page.figures(drawings),
+    )
+    return section, drawings
+
+
+def _reasons(run: _Run, _: findings.Facts) -> tuple[str, list[Drawing]]:
+    teacher = run.teacher
+    families, missing = _families(run.config, teacher, run.images)
+    few = run.images[: max(_COST_PIXELS // teacher.image_size**2, 16)]
+    drawings = [
+        layer_figures.layer_costs(diagnosis.layer_costs(run.student, teacher, few)),
+        layer_figures.coverage(
+            [diagnosis.coverage(name, teacher, some) for name, some in families]
         ),
     ]
-    text = page.page(f"Report of {workdir.absolute().name}", subtitle, parts)
-    return text, found, [*training, *pictures, *reasons, *errors]
+    section = page.section(
+        "Why it is not the teacher",
+        page.paragraph(
+            f"The cost of a layer's bits is the share of the squared distance between the two "
+            f"networks' logits, on {len(few)} held-out generated images, that goes away when "
+            "this layer alone has 16 bits in the same range; it is negative where the student "
+            "has adapted to the layer's codes. Images cover what the network "
+            "was trained for as far as the statistics that they cause in the teacher are those "
+            "of its training data (0 nats), and as it is as sure of them as of real ones. "
+            + missing
+        ),
+        page.figures(drawings),
+    )
+    return section, drawings
+
+
+def _layers(run: _Run, _: findings.Facts) -> tuple[str, list[Drawing]]:
+    drawings = [
+        layer_figures.sqnr("weight", run.weights),
+        layer_figures.sqnr("activation", run.activations),
+    ]
+    section = page.section(
+        "Layers",
+        page.paragraph(
+            f"Activations are measured on {len(run.images)} held-out generated images, each "
+            "quantizer by itself on the student's own values. SQNR is the energy of the values "
+            "over that of the error; 6 dB are a quarter, 20 dB a hundredth. Dead codes are "
+            "those that no value has."
+        ),
+        page.figures(drawings),
+        _weight_table(run.weights),
+        _activation_table(run.activations),
+    )
+    return section, drawings
+
+
+def _repetition(run: _Run) -> str:
+    return page.section(
+        "To repeat it",
+        page.code(command_to_repeat(run.config, run.workdir)),
+        _versions(run.result),
+        page.folded("Resolved configuration", page.code(to_json(run.config))),
+    )
 
 
 def _families(
@@ -190,22 +264,13 @@ def _families(
     return [*families, ("evaluation images", np.asarray(real))], ""
 
 
-def _schedule(config: dict[str, Any]) -> run_figures.Schedule:
-    epoch = config["steps_per_epoch"]
-    return run_figures.Schedule(
-        calibrated=config["calibration_epochs"] * epoch,
-        warm=config["warmup_epochs"] * epoch,
-        total=config["epochs"] * epoch,
-    )
-
-
-def _facts(
-    config, result, logged, seen, teacher, weights, activations, step, schedule
-) -> findings.Facts:
+def _facts(run: _Run) -> findings.Facts:
     """Gathers the numbers; the log is asked first, since an unfinished run has no result."""
+    logged, seen, config, result = run.logged, run.seen, run.config, run.result
+    ended = read_json(run.workdir / DIVERGED)
     # A checkpoint that was damaged may leave the log ahead of the student.
-    evaluations = [record for record in logged.evaluations if record["step"] <= step]
-    calibrated = next((one for one in evaluations if one["step"] == schedule.warm), {})
+    evaluations = [record for record in logged.evaluations if record["step"] <= run.step]
+    calibrated = next((one for one in evaluations if one["step"] == run.schedule.warm), {})
     last = evaluations[-1] if evaluations else {}
     best = max(
         (one for one in evaluations if one["top1"] is not None),
@@ -217,13 +282,13 @@ def _facts(
         key=lambda one: one["health"],
         default={},
     )
-    played = step > schedule.warm
+    played = run.step > run.schedule.warm
     full = read_back(config)
     adam = full.student.optimizer == "adam"
     return findings.Facts(
-        steps=step,
-        total_steps=schedule.total,
-        diverged=None,
+        steps=run.step,
+        total_steps=run.schedule.total,
+        diverged=ended and ended["message"],
         not_finite=logged.not_finite,
         calibration_epochs=config["calibration_epochs"],
         warmup_epochs=config["warmup_epochs"],
@@ -232,8 +297,8 @@ def _facts(
         student_rate=rate_field(full.student),
         clips_on_purpose=full.quant.learned_ranges or full.quant.ranges != "minmax",
         range_change=result and result.range_change,
-        lambda_l=config["game"].get("lambda_l"),
-        lambda_u=config["game"].get("lambda_u"),
+        lambda_l=run.margin[0],
+        lambda_u=run.margin[1],
         h_prime=seen.h_prime.tolist(),
         agreement=seen.agreement,
         calibrated_agreement=calibrated.get("agreement") if played else None,
@@ -246,13 +311,13 @@ def _facts(
         healthiest=healthiest.get("health"),
         healthiest_step=healthiest.get("step"),
         healthiest_top1=healthiest.get("top1"),
-        statistics=check_statistics(teacher).distance,
-        weights=weights,
-        activations=activations,
+        statistics=check_statistics(run.teacher).distance,
+        weights=run.weights,
+        activations=run.activations,
     )
 
 
-def _numbers(facts: findings.Facts) -> str:
+def _numbers(_: _Run, facts: findings.Facts) -> tuple[str, list[Drawing]]:
     best = percent(facts.best_top1)
     if facts.best_top1 is not None:
         best += f" at step {facts.best_step}"
@@ -273,7 +338,16 @@ def _numbers(facts: findings.Facts) -> str:
         ["ranges moved in the last calibration epoch", percent(facts.range_change)],
         ["procedural images from the teacher's statistics", f"{facts.statistics:.3f} nats"],
     ]
-    return page.table("Results", ["number", "value"], rows)
+    section = page.section(
+        "Numbers",
+        page.table("Results", ["number", "value"], rows),
+        page.paragraph(
+            "Agreement with the teacher is on held-out generated images. Health is a score "
+            "from 0 to 1 that needs no data: the agreement, times the share of these images "
+            "whose H' lies in AdaDFQ's margin, over 1 + their L_BNS."
+        ),
+    )
+    return section, []
 
 
 def _times(logged: history.History, result: Result | None) -> str:

@@ -30,65 +30,79 @@ def report_sweep(workdir: Path, report: str) -> tuple[str, list[Drawing]]:
       ConfigError: a file of the sweep is damaged.
     """
     games = (read_json(workdir / SWEEP) or {}).get("games", {})
-    parts, table = [], read_json(workdir / TABLE) or {}
-    if not table.get("rows"):
-        parts.append(page.paragraph("The sweep is not finished: it has no table yet."))
-    else:
-        if sum(row["games"] for row in table["rows"]) != len(games):
-            parts.append(page.paragraph("This table is of an earlier grid; the sweep goes on."))
-        heading, *cells = table_cells(table)
-        parts += [
-            page.table("Means over the seeds", heading, cells),
-            page.paragraph(NOTES),
-        ]
-        if table["outside"]:
-            outside = ", ".join(table["outside"])
-            parts.append(page.paragraph(f"Here, but not in this grid: {outside}"))
-    sections = [page.section("Table", *parts)]
-
     results = {name: _result(workdir / name) for name in games}
-    rows = _rows(workdir, games, results)
+    sections = [_table(read_json(workdir / TABLE) or {}, len(games))]
     drawings = []
-    if rows:
-        figures = (
-            sweep_figures.surface(rows),
-            sweep_figures.accuracy(rows),
-            sweep_figures.h_prime(rows),
-            sweep_figures.generalisation(rows),
-        )
-        drawings += [figure for figure in figures if figure is not None]
-        sections.append(page.section("The games side by side", page.figures(drawings)))
-        if (found := sweep_figures.health(rows)) is not None:
-            drawing, lines = found
-            drawings.append(drawing)
-            heading = ["score", "last students", "all evaluations", "within a game"]
-            sections.append(
-                page.section(
-                    "Choosing without data",
-                    page.paragraph(
-                        "How well scores that need no data rank true top-1: Spearman's rank "
-                        "correlation, 1 where they order the students alike, 0 where they tell "
-                        "nothing. Within a game it is of that game's evaluations, the median of "
-                        "all games."
-                    ),
-                    page.figures([drawing]),
-                    page.table("Rank correlation with top-1", heading, lines),
-                )
-            )
-
-    cells, links = [], []
-    for name in games:
-        folder = workdir / name
-        cells.append([name, *_game(results[name], (folder / DIVERGED).exists())])
-        # The best that there is to read of it; a game that nobody has begun has nothing.
-        files = (report, RESULT, METRICS, CONFIG)
-        links.append(next((f"{name}/{file}" for file in files if (folder / file).exists()), None))
-    heading = ["game", "state", "top-1, last", "calibrated only", "agreement", "seconds"]
-    sections.append(page.section("Games", page.table("Every game", heading, cells, links)))
+    if rows := _rows(workdir, games, results):
+        for describe in (_side_by_side, _choosing):
+            section, figures = describe(rows)
+            sections += section
+            drawings += figures
+    sections.append(_every_game(workdir, results, report))
     text = page.page(
         f"Report of {workdir.absolute().name}", f"A sweep of {len(games)} games.", sections
     )
     return text, drawings
+
+
+def _table(table: dict[str, Any], games: int) -> str:
+    parts = []
+    if not table.get("rows"):
+        parts.append(page.paragraph("The sweep is not finished: it has no table yet."))
+    else:
+        if sum(row["games"] for row in table["rows"]) != games:
+            parts.append(page.paragraph("This table is of an earlier grid; the sweep goes on."))
+        heading, *cells = table_cells(table)
+        parts += [page.table("Means over the seeds", heading, cells), page.paragraph(NOTES)]
+        if table["outside"]:
+            outside = ", ".join(table["outside"])
+            parts.append(page.paragraph(f"Here, but not in this grid: {outside}"))
+    return page.section("Table", *parts)
+
+
+def _side_by_side(rows: list[sweep_figures.Row]) -> tuple[list[str], list[Drawing]]:
+    figures = (
+        sweep_figures.surface(rows),
+        sweep_figures.accuracy(rows),
+        sweep_figures.h_prime(rows),
+        sweep_figures.generalisation(rows),
+    )
+    drawings = [figure for figure in figures if figure is not None]
+    return [page.section("The games side by side", page.figures(drawings))], drawings
+
+
+def _choosing(rows: list[sweep_figures.Row]) -> tuple[list[str], list[Drawing]]:
+    found = sweep_figures.health(rows)
+    if found is None:
+        return [], []
+    drawing, lines = found
+    section = page.section(
+        "Choosing without data",
+        page.paragraph(
+            "How well scores that need no data rank true top-1: Spearman's rank correlation, 1 "
+            "where they order the students alike, 0 where they tell nothing. Within a game it is "
+            "of that game's evaluations, the median of all games."
+        ),
+        page.figures([drawing]),
+        page.table(
+            "Rank correlation with top-1",
+            ["score", "last students", "all evaluations", "within a game"],
+            lines,
+        ),
+    )
+    return [section], [drawing]
+
+
+def _every_game(workdir: Path, results: dict[str, Result | None], report: str) -> str:
+    cells, links = [], []
+    for name, result in results.items():
+        folder = workdir / name
+        cells.append([name, *_game(result, (folder / DIVERGED).exists())])
+        # The best that there is to read of it; a game that nobody has begun has nothing.
+        files = (report, RESULT, METRICS, CONFIG)
+        links.append(next((f"{name}/{file}" for file in files if (folder / file).exists()), None))
+    heading = ["game", "state", "top-1, last", "calibrated only", "agreement", "seconds"]
+    return page.section("Games", page.table("Every game", heading, cells, links))
 
 
 def _rows(

@@ -1,9 +1,8 @@
 """How PyTorch programs name the variables of the networks that we know."""
 
 import dataclasses
-import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 from adadfq_jax.models.mobilenet_v2 import STAGE_SIZES
 
@@ -197,9 +196,3 @@ def usual(architecture: str) -> Convention:
     if "_cifar" in architecture or "_3x3" in architecture:
         return layered("the original CIFAR ResNet", "shortcut", "linear")
     return layered("torchvision or timm", "downsample", "fc")
-
-
-def closest(key: str, known: Iterable[str]) -> str:
-    """Returns the one of the known names that is most like a key, as a hint."""
-    found = difflib.get_close_matches(key, known, n=1, cutoff=0)
-    return f"nearest: {found[0]!r}" if found else "and nothing like it"

@@ -10,7 +10,6 @@ One safetensors file: the variables by name, and under the metadata key `adadfq`
 The last three may be missing. The same teacher gives the same bytes.
 """
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -24,7 +23,7 @@ import safetensors.numpy
 from adadfq_jax.errors import ConfigError, TeacherError, nearest
 from adadfq_jax.models import registry
 from adadfq_jax.models.network import Network, flatten
-from adadfq_jax.storage.digests import digest
+from adadfq_jax.storage.digests import checksum
 from adadfq_jax.storage.files import write_whole
 from adadfq_jax.teachers.naming import by_code
 from adadfq_jax.teachers.normalisation import fault, is_mean, is_std
@@ -70,7 +69,7 @@ def write_native(teacher: Network, path: Path, source: str | None, keys: str | N
         described["source"] = source
     if keys is not None:
         described["keys"] = keys
-    described["checksum"] = _checksum(described, arrays)
+    described["checksum"] = checksum(described, arrays)
     # One key, because safetensors writes several in random order.
     content = safetensors.numpy.save(arrays, {_METADATA_KEY: json.dumps(described, sort_keys=True)})
     try:
@@ -99,8 +98,8 @@ def read_native(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             arrays = {key: file.get_tensor(key) for key in names}
     except (safetensors.SafetensorError, OSError) as error:
         raise TeacherError(f"{name} is not a readable safetensors file: {error}.") from error
-    checksum = described.pop("checksum", None)
-    if checksum is not None and checksum != _checksum(described, arrays):
+    said = described.pop("checksum", None)
+    if said is not None and said != checksum(described, arrays):
         raise TeacherError(f"{name} is damaged: its checksum does not hold.")
     try:
         module = registry.build(described["architecture"], described["classes"])
@@ -195,9 +194,3 @@ _FIELDS = {
     "checksum": (_is_sha256, "a SHA-256"),
 }
 _OPTIONAL = ("source", "keys", "checksum")
-
-
-def _checksum(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
-    """Covers the metadata but itself, and the arrays."""
-    text = json.dumps(described, sort_keys=True) + digest(arrays)
-    return hashlib.sha256(text.encode()).hexdigest()

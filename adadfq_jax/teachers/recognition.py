@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from adadfq_jax.errors import ConfigError, TeacherError
+from adadfq_jax.errors import ConfigError, TeacherError, nearest
 from adadfq_jax.models.mobilenet_v2 import STAGE_SIZES
 from adadfq_jax.models.registry import (
     ARCHITECTURES,
@@ -102,7 +102,7 @@ def _require_batch_norm(shapes: Shapes) -> None:
 
 def _shape(shapes: Shapes, key: str) -> tuple[int, ...]:
     if key not in shapes:
-        raise TeacherError(f"has no key {key!r} ({naming.closest(key, shapes)}).")
+        raise TeacherError(f"has no key {key!r}; {nearest(key, shapes)}")
     return shapes[key]
 
 

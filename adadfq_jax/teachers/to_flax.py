@@ -6,10 +6,9 @@ from typing import Any
 import flax.traverse_util
 import numpy as np
 
-from adadfq_jax.errors import TeacherError
+from adadfq_jax.errors import TeacherError, nearest
 from adadfq_jax.models import registry
 from adadfq_jax.models.network import unflatten
-from adadfq_jax.teachers import naming
 from adadfq_jax.teachers.recognition import Recognised
 
 # Variables have the same shapes at any size.
@@ -80,7 +79,7 @@ def _count(found: list[str]) -> str:
 
 
 def _list(found: list[str], others) -> str:
-    shown = [f"{key!r} ({naming.closest(key, others)})" for key in found[:_LISTED]]
+    shown = [f"{key!r} ({nearest(key, others).rstrip('.')})" for key in found[:_LISTED]]
     return ", ".join(shown) + (", ..." if len(found) > _LISTED else "")
 
 

@@ -28,25 +28,6 @@ _NEWEST = 2  # kept, besides the healthiest
 _BEGUN = re.compile(r"\d+(\.orbax-checkpoint-tmp.*)?")
 
 
-class _HealthiestToo(policies.PreservationPolicy):
-    """Keeps the newest checkpoints, and one that is named.
-
-    orbax would keep the best by a metric that it stores beside the state, where no digest protects
-    it; ours is in the record.
-    """
-
-    def __init__(self):
-        self.healthiest: int | None = None
-        self._newest = policies.LatestN(_NEWEST)
-
-    def should_preserve(self, checkpoints, *, context):
-        newest = self._newest.should_preserve(checkpoints, context=context)
-        return [
-            keep or checkpoint.step == self.healthiest
-            for keep, checkpoint in zip(newest, checkpoints, strict=True)
-        ]
-
-
 class Checkpoints:
     """The checkpoints of one run, in `workdir/checkpoints`.
 
@@ -58,7 +39,7 @@ class Checkpoints:
         """Opens the folder, and makes it where it is missing."""
         self._workdir, self._folder = workdir, workdir / CHECKPOINTS
         self._first_save = True
-        self._kept = _HealthiestToo()
+        self._kept = policies.AnyPreservationPolicy(_kept_besides(None))
         # orbax tells every save at length there, and of failures what it raises as well.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         _silence_threads()
@@ -101,7 +82,7 @@ class Checkpoints:
         if self._first_save:
             self._remove_partial()
             self._first_save = False
-        self._kept.healthiest = healthiest
+        self._kept.policies = _kept_besides(healthiest)
         arrays = _by_name(state)
         with self._writing():
             self._manager.save(
@@ -235,6 +216,13 @@ class Checkpoints:
         """
         with self._writing():
             self._manager.close()
+
+
+def _kept_besides(healthiest: int | None) -> list[policies.PreservationPolicy]:
+    # orbax's own BestN would go by a metric beside the state, where no digest protects it; the
+    # health of students is in the record.
+    steps = () if healthiest is None else (healthiest,)
+    return [policies.LatestN(_NEWEST), policies.CustomSteps(steps)]
 
 
 def _silence_threads() -> None:

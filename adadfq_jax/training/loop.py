@@ -54,13 +54,13 @@ class Run:
       dataset: evaluation images of the last step; None without.
       subset: those of the evaluations before, which may be fewer.
       devices: where it plays.
+      state: of the game; on the devices while steps are played.
       cost: what a step asks of them.
       workdir: where the run is kept, as its user wrote it; None where nothing is.
       folder: the same, owned; None also in every process but the first of several.
       progress: what a person sees.
       should_stop: a signal's number once the run is to end with a checkpoint.
       began: `time.monotonic()` when the command began.
-      state: of the game; on the devices while steps are played.
       step: how many steps were played.
     """
 
@@ -70,13 +70,13 @@ class Run:
     dataset: Dataset | None
     subset: Dataset | None
     devices: list[jax.Device]
-    cost: Cost
-    workdir: str | Path | None
-    folder: Workdir | None
-    progress: Progress
-    should_stop: Callable[[], int | None]
-    began: float
     state: GameState
+    cost: Cost | None = None
+    workdir: str | Path | None = None
+    folder: Workdir | None = None
+    progress: Progress | None = None
+    should_stop: Callable[[], int | None] = lambda: None
+    began: float = 0.0
     step: int = 0
 
     def __post_init__(self):

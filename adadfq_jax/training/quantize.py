@@ -98,48 +98,49 @@ def quantize(
             return student
         progress.say(f"{workdir}: its last steps are lost, and are played again")
 
-    # ---- Images, devices and players ----------------------------------------------------------
+    # ---- Images, devices and players; the workdir, ours alone; and the run --------------------
     with processes.together():
-        devices = machine.choose_devices(config.devices, config.batch_size)
-        dataset = load_dataset(config.data.source, config.data.path, config.data.labels)
-        if dataset is not None:
-            check_fits(dataset, teacher)
-        few = config.evaluation.subset
-        subset = dataset.stratified(few) if dataset is not None and few else dataset
-        game = Game.create(config, teacher.module, teacher.image_size)
-        state = game.init(config, teacher.variables)
+        run = _set_up(config, teacher)
     processes.check_equal("configuration", to_json(config))
-    processes.check_equal("number of evaluation images", str(dataset and len(dataset)))
-
-    # ---- The workdir, ours alone, and the run -------------------------------------------------
+    processes.check_equal("number of evaluation images", str(run.dataset and len(run.dataset)))
+    run.workdir, run.progress, run.should_stop, run.began = workdir, progress, should_stop, began
     with contextlib.ExitStack() as closing:
         with processes.together():
-            folder = closing.enter_context(_owned(workdir, config))
-            cost = estimate_cost(game, config, state, teacher, devices)
-            progress.say(cost.to_text())
+            run.folder = closing.enter_context(_owned(workdir, config))
+            run.cost = estimate_cost(run.game, config, run.state, teacher, run.devices)
+            progress.say(run.cost.to_text())
             progress.say(f"teacher: {check_statistics(teacher).to_text()}")
-            if folder is not None:
-                folder.claim(config)
-                _keep_teacher(folder, teacher)
+            if run.folder is not None:
+                run.folder.claim(config)
+                _keep_teacher(run.folder, teacher)
         with translated(f"{workdir} fails"), _telling_of_a_full_disk(workdir):
-            student = Run(
-                config=config,
-                game=game,
-                teacher=teacher,
-                dataset=dataset,
-                subset=subset,
-                devices=devices,
-                cost=cost,
-                workdir=workdir,
-                folder=folder,
-                progress=progress,
-                should_stop=should_stop,
-                began=began,
-                state=state,
-            ).play()
+            student = run.play()
             with processes.together():
-                _export(student, folder, config, progress)
+                _export(student, run.folder, config, progress)
     return student
+
+
+def _set_up(config: ml_collections.ConfigDict, teacher: Teacher) -> Run:
+    """Returns a run without a workdir: images, devices, rules and the state before the first step.
+
+    Raises:
+      ConfigError, DataError: as `quantize`.
+    """
+    devices = machine.choose_devices(config.devices, config.batch_size)
+    dataset = load_dataset(config.data.source, config.data.path, config.data.labels)
+    if dataset is not None:
+        check_fits(dataset, teacher)
+    few = config.evaluation.subset
+    game = Game.create(config, teacher.module, teacher.image_size)
+    return Run(
+        config=config,
+        game=game,
+        teacher=teacher,
+        dataset=dataset,
+        subset=dataset.stratified(few) if dataset is not None and few else dataset,
+        devices=devices,
+        state=game.init(config, teacher.variables),
+    )
 
 
 def _finished_steps(workdir: str | Path | None, config: ml_collections.ConfigDict) -> int:

@@ -45,9 +45,9 @@ def log_softmax(z):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_says_what_it_fixes(method):
-    assert set(FROM_METHOD) == METHODS[method].constants.keys()
-    for field, value in METHODS[method].fixed.items():
-        assert METHODS[method].constants.get(field, value) == value
+    assert set(FROM_METHOD) == METHODS[method].defaults.keys()
+    for field, value in METHODS[method].overrides_recipe.items():
+        assert METHODS[method].defaults.get(field, value) == value
 
 
 @pytest.mark.usefixtures("x64")

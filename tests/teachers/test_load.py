@@ -597,11 +597,11 @@ BAD_STATES = {
     ),
     "renamed": (
         lambda s: changed(s, **{"conv1.weight": None, "conv1.wieght": s["conv1.weight"]}),
-        r"has no key 'conv1.weight' \(nearest: 'conv1.wieght'\)",
+        r"has no key 'conv1.weight'; did you mean conv1.wieght",
     ),
     "renamed inside": (
         lambda s: changed(s, **{"layer2.0.bn2.bias": None, "layer2.0.bn2.b": s["bn1.bias"]}),
-        "1 key is missing: 'layer2.0.bn2.bias' .nearest: 'layer2.0.bn2.b'.; 1 key is left over",
+        "1 key is missing: 'layer2.0.bn2.bias' .did you mean layer2.0.bn2.b.*; 1 key is left over",
     ),
     "half prefixed": (
         lambda s: {("module." if "layer3" in k else "") + k: v for k, v in s.items()},
