@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 _MATRIX_SIDE = {"cpu": 1024}
 
-
 _MATRIX_SIDE_ELSEWHERE = 8192
 
 

@@ -30,7 +30,6 @@ from adadfq_jax.errors import (
 
 _COMPLETE, _BAD_INPUT, _DIVERGED, _UNVERIFIED, _INTERRUPTED = 0, 2, 3, 4, 130
 
-
 _STOPPED = os.EX_TEMPFAIL  # 75
 
 

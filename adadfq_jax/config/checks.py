@@ -26,7 +26,6 @@ from adadfq_jax.teachers.normalisation import fault
 
 _TYPES = {int: "an integer", float: "a finite number", str: "text", bool: "True or False"}
 
-
 # What a field must be besides its type.
 _AT_LEAST = {
     "seed": 0,
@@ -55,7 +54,6 @@ _AT_LEAST = {
     "checkpoint.every_steps": 0,
 }
 
-
 _POSITIVE = (
     "game.temperature",
     "generator.learning_rate",
@@ -64,7 +62,6 @@ _POSITIVE = (
     "student.decay",
     "student.relative_rate",
 )
-
 
 _BELOW_ONE = ("generator.beta1", "generator.beta2", "student.momentum")
 

@@ -15,7 +15,6 @@ from adadfq_jax.quantization.bits import parse_bits
 
 DATA_SOURCES = ("none", "npz", "folder", "tfds:NAME")
 
-
 # By format of exported students, the suffixes of its files; the first one is usual.
 EXPORT_FORMATS = {
     "integers": (".safetensors",),
@@ -23,7 +22,6 @@ EXPORT_FORMATS = {
     "stablehlo": (".stablehlo",),
     "pytorch": (".pth", ".pt"),
 }
-
 
 # What may be None until a teacher is known: `recipes` then fills in what its network wants.
 FROM_TEACHER = {
@@ -34,7 +32,6 @@ FROM_TEACHER = {
     "student.learning_rate": float,
     "student.milestones": tuple,
 }
-
 
 # What is None until then, unless it is set: the method has its own, by network for some.
 FROM_METHOD = {

@@ -24,7 +24,6 @@ IDENTITY_EXEMPT = (
     "export",
 )
 
-
 # Part of a run's identity where its student moves by Adam, whose rate falls over the whole game.
 _OF_ADAM = ("epochs", "student.relative_rate")
 

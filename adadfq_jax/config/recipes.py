@@ -56,7 +56,6 @@ _RESNET50_BITS = {
     5: {"game.lambda_l": 0.3, "milestones": (350, 400), "warmup_epochs": 50},
 }
 
-
 # GDFQ's own for ResNet-18, the one ImageNet network whose settings are known to us.
 _GDFQ_IMAGENET = {"student.learning_rate": 1e-6, "milestones": (100, 200, 300)}
 

@@ -12,15 +12,11 @@ from adadfq_jax.errors import ConfigError
 # Where Linux shows what is plugged in, TPU chips by their maker's and their own numbers, and GPUs.
 _PLUGGED_IN = Path("/sys/bus/pci/devices")
 
-
 _GOOGLE, _TPU_CHIPS = "0x1ae0", ("0x0027", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")
-
 
 _GPUS = Path("/proc/driver/nvidia/gpus")
 
-
 _TPU_PORT = 8476
-
 
 # Images of a batch that a CPU device should have at least.
 _SMALLEST_SHARE = 4

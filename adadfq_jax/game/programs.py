@@ -15,9 +15,7 @@ from adadfq_jax.game.step import Game
 # XLA's CPU backend runs convolutions inside a loop 30 to 50 times slower than outside.
 _STEPS_PER_DISPATCH = {"cpu": 1}
 
-
 _STEPS_PER_DISPATCH_ELSEWHERE = 50
-
 
 # XLA's CPU backend takes away the barriers of rematerialisation before it looks for what is
 # computed twice, and so undoes it.

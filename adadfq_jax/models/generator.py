@@ -20,19 +20,14 @@ from adadfq_jax.ops.moments import batch_moments, unite_moments
 
 CONDITIONINGS = ("embedding", "batch_norm")  # where labels come in
 
-
 _DENSE_KERNEL, _DENSE_INPUT, _DENSE_OUTPUT = "dense_kernel", "dense_input", "dense_output"
-
 
 LATENT_SIZE = 100
 
-
 _CHANNELS = 128
-
 
 # What the reference runs: `BatchNorm2d(128, 0.8)` sets epsilon, not momentum.
 _EPSILON = 0.8
-
 
 _SLOPE = 0.2
 

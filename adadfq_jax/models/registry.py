@@ -41,13 +41,10 @@ OPTION_A = {
     "_avgpool_padend": OptionA(average=True, pad_end=True),
 }
 
-
 # By blocks a stage n: 6n + 2 and, of bottlenecks, 9n + 2. He et al.'s deepest has n = 200.
 CIFAR_DEPTHS = {n: 6 * n + 2 for n in range(1, 201)}
 
-
 CIFAR_BOTTLENECK_DEPTHS = {n: 9 * n + 2 for n in range(1, 201)}
-
 
 # What follows `mobilenet_v2` where no weight shows the strides.
 MOBILENET_STRIDES = {
@@ -56,15 +53,11 @@ MOBILENET_STRIDES = {
     "_cifar_stem": (1, *STRIDES[1:]),
 }
 
-
 _BOTTLENECK_STRIDES = {"_stride1x1": True, "_stride3x3": False}  # whether on the first 1x1
-
 
 BASIC_DEPTHS = {(2, 2, 2, 2): 18, (3, 4, 6, 3): 34}  # by stage sizes
 
-
 BOTTLENECK_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
-
 
 _SHOWN = 5  # names in a message
 

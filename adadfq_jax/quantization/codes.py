@@ -21,7 +21,6 @@ import jax.numpy as jnp
 
 MAX_BITS = 8
 
-
 _SMALLEST_WIDTH = 1e-8
 
 

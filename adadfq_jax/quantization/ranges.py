@@ -8,10 +8,8 @@ from adadfq_jax.quantization.codes import fake_quantize
 
 RANGE_DECAY = 0.9
 
-
 # Values of an image that the error of a range is measured on.
 _LOOKED_AT, _FEWEST_PIXELS = 1024, 16
-
 
 # Shares of a batch's range that may be the one of least error, in steps of 2^(1/4).
 _SHARES = tuple(2 ** (-index / 4) for index in range(16))
@@ -145,6 +143,5 @@ def least_error_weight_range(kernel: jax.Array, bits: jax.Array) -> tuple[jax.Ar
 # By the name that configurations know: how calibration finds the range of a batch's activations,
 # and where the ranges of kernels start that are learned.
 RANGE_RULES = {"minmax": minmax_range, "least_error": least_error_range}
-
 
 WEIGHT_RANGE_RULES = {"minmax": weight_range, "least_error": least_error_weight_range}

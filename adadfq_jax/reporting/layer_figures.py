@@ -5,16 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from adadfq_jax.reporting.diagnosis import Coverage, LayerCost
-from adadfq_jax.reporting.drawing import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    Drawing,
-    blank,
-    drawn,
-    one_panel,
-)
+from adadfq_jax.reporting.drawing import BLUE, GREEN, GREY, ORANGE, Drawing, blank, drawn, one_panel
 from adadfq_jax.reporting.layer_errors import QuantizedActivation, QuantizedWeight
 
 _FAMILIES = (ORANGE, BLUE, GREEN, GREY)

@@ -1,6 +1,5 @@
 """The report of one run."""
 
-import dataclasses
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,15 +11,12 @@ import matplotlib
 import numpy as np
 
 import adadfq_jax
-from adadfq_jax.config.identity import read_back, to_json
+from adadfq_jax.config.identity import to_json
 from adadfq_jax.data.load import load_dataset
 from adadfq_jax.errors import DataError
-from adadfq_jax.evaluation import health
 from adadfq_jax.evaluation.accuracy import percent
-from adadfq_jax.evaluation.statistics import check_statistics
 from adadfq_jax.game import cutmix, procedural
-from adadfq_jax.game.optimizers import rate_field
-from adadfq_jax.models.network import Student, Teacher, normalize
+from adadfq_jax.models.network import Teacher, normalize
 from adadfq_jax.reporting import (
     diagnosis,
     findings,
@@ -32,10 +28,8 @@ from adadfq_jax.reporting import (
 )
 from adadfq_jax.reporting.drawing import Drawing
 from adadfq_jax.reporting.repeat import command_to_repeat
-from adadfq_jax.training.generate import generate, scoring_batch_size
-from adadfq_jax.training.result import Result, read_result
-from adadfq_jax.training.student import load_state, student_of
-from adadfq_jax.training.workdir import CONFIG, DIVERGED, read_json
+from adadfq_jax.reporting.run_facts import ReportedRun, facts_of, read_run
+from adadfq_jax.training.result import Result
 
 # Of the images that layers are tried on one by one: a forward pass of all for each.
 _COST_PIXELS = 2**17
@@ -59,8 +53,8 @@ def report_run(
     Raises:
       CheckpointError: there is no run, or no checkpoint that can be read.
     """
-    run = _read(workdir, logged, taken)
-    facts = _facts(run)
+    run = read_run(workdir, logged, taken)
+    facts = facts_of(run)
     found = findings.find(facts)
     sections, drawings = [page.section("Findings", page.findings(found))], []
     for describe in (_numbers, _game, _images, _reasons, _layers):
@@ -78,72 +72,7 @@ def report_run(
     return text, found, drawings
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Run:
-    """What there is to describe.
-
-    Attributes:
-      workdir, config, result, logged, taken: what the run has written.
-      teacher, student, step: its networks, as they are after so many steps.
-      images, labels: held-out, from its generator.
-      seen: what both networks answer to them.
-      weights, activations: of the student's layers.
-    """
-
-    workdir: Path
-    config: dict[str, Any]
-    result: Result | None
-    logged: history.History
-    taken: Sequence[tuple[int, bytes]]
-    teacher: Teacher
-    student: Student
-    step: int
-    images: np.ndarray
-    labels: np.ndarray
-    seen: health.Answers
-    weights: list[layer_errors.QuantizedWeight]
-    activations: list[layer_errors.QuantizedActivation]
-
-    @property
-    def schedule(self) -> run_figures.Schedule:
-        epoch = self.config["steps_per_epoch"]
-        return run_figures.Schedule(
-            calibrated=self.config["calibration_epochs"] * epoch,
-            warm=self.config["warmup_epochs"] * epoch,
-            total=self.config["epochs"] * epoch,
-        )
-
-    @property
-    def margin(self) -> tuple[float | None, float | None]:
-        return self.config["game"].get("lambda_l"), self.config["game"].get("lambda_u")
-
-
-def _read(workdir: Path, logged: history.History, taken: Sequence[tuple[int, bytes]]) -> _Run:
-    game, state, teacher, step = load_state(workdir)
-    config = read_json(workdir / CONFIG)
-    result = read_result(workdir)
-    student = student_of(game, state, teacher, result)
-    # As the run measured it: images are made, and H' and L_BNS computed, by the batch.
-    together = scoring_batch_size(teacher.image_size)
-    images, labels = generate(game, state, config["evaluation"]["generated_images"])
-    return _Run(
-        workdir=workdir,
-        config=config,
-        result=result,
-        logged=logged,
-        taken=taken,
-        teacher=teacher,
-        student=student,
-        step=step,
-        images=images,
-        labels=labels,
-        seen=health.score(teacher, student, images, labels, config["batch_size"], together),
-        weights=layer_errors.measure_weights(student),
-        activations=layer_errors.measure_activations(student, images),
-    )
-
-
-def _game(run: _Run, facts: findings.Facts) -> tuple[str, list[Drawing]]:
+def _game(run: ReportedRun, facts: findings.Facts) -> tuple[str, list[Drawing]]:
     logged, schedule = run.logged, run.schedule
     drawings = [
         run_figures.progress(logged, schedule, facts.teacher_top1),
@@ -165,7 +94,7 @@ def _game(run: _Run, facts: findings.Facts) -> tuple[str, list[Drawing]]:
     return section, drawings
 
 
-def _images(run: _Run, _: findings.Facts) -> tuple[str, list[Drawing]]:
+def _images(run: ReportedRun, _: findings.Facts) -> tuple[str, list[Drawing]]:
     drawings = [
         run_figures.generated(run.images, run.labels, run.teacher.mean, run.teacher.std),
         run_figures.over_time(run.taken),
@@ -182,7 +111,7 @@ def _images(run: _Run, _: findings.Facts) -> tuple[str, list[Drawing]]:
     return section, drawings
 
 
-def _reasons(run: _Run, _: findings.Facts) -> tuple[str, list[Drawing]]:
+def _reasons(run: ReportedRun, _: findings.Facts) -> tuple[str, list[Drawing]]:
     teacher = run.teacher
     families, missing = _families(run.config, teacher, run.images)
     few = run.images[: max(_COST_PIXELS // teacher.image_size**2, 16)]
@@ -208,7 +137,7 @@ def _reasons(run: _Run, _: findings.Facts) -> tuple[str, list[Drawing]]:
     return section, drawings
 
 
-def _layers(run: _Run, _: findings.Facts) -> tuple[str, list[Drawing]]:
+def _layers(run: ReportedRun, _: findings.Facts) -> tuple[str, list[Drawing]]:
     drawings = [
         layer_figures.sqnr("weight", run.weights),
         layer_figures.sqnr("activation", run.activations),
@@ -228,7 +157,7 @@ def _layers(run: _Run, _: findings.Facts) -> tuple[str, list[Drawing]]:
     return section, drawings
 
 
-def _repetition(run: _Run) -> str:
+def _repetition(run: ReportedRun) -> str:
     return page.section(
         "To repeat it",
         page.code(command_to_repeat(run.config, run.workdir)),
@@ -264,60 +193,7 @@ def _families(
     return [*families, ("evaluation images", np.asarray(real))], ""
 
 
-def _facts(run: _Run) -> findings.Facts:
-    """Gathers the numbers; the log is asked first, since an unfinished run has no result."""
-    logged, seen, config, result = run.logged, run.seen, run.config, run.result
-    ended = read_json(run.workdir / DIVERGED)
-    # A checkpoint that was damaged may leave the log ahead of the student.
-    evaluations = [record for record in logged.evaluations if record["step"] <= run.step]
-    calibrated = next((one for one in evaluations if one["step"] == run.schedule.warm), {})
-    last = evaluations[-1] if evaluations else {}
-    best = max(
-        (one for one in evaluations if one["top1"] is not None),
-        key=lambda one: one["top1"],
-        default={},
-    )
-    healthiest = max(
-        (one for one in evaluations if one["health"] is not None),
-        key=lambda one: one["health"],
-        default={},
-    )
-    played = run.step > run.schedule.warm
-    full = read_back(config)
-    adam = full.student.optimizer == "adam"
-    return findings.Facts(
-        steps=run.step,
-        total_steps=run.schedule.total,
-        diverged=ended and ended["message"],
-        not_finite=logged.not_finite,
-        calibration_epochs=config["calibration_epochs"],
-        warmup_epochs=config["warmup_epochs"],
-        epochs=config["epochs"],
-        student_milestones=() if adam else full.student.milestones,
-        student_rate=rate_field(full.student),
-        clips_on_purpose=full.quant.learned_ranges or full.quant.ranges != "minmax",
-        range_change=result and result.range_change,
-        lambda_l=run.margin[0],
-        lambda_u=run.margin[1],
-        h_prime=seen.h_prime.tolist(),
-        agreement=seen.agreement,
-        calibrated_agreement=calibrated.get("agreement") if played else None,
-        teacher_top1=result and result.teacher_top1,
-        calibrated_top1=calibrated.get("top1") if played else None,
-        top1=last.get("top1"),
-        best_top1=best.get("top1"),
-        best_step=best.get("step"),
-        health=seen.health,
-        healthiest=healthiest.get("health"),
-        healthiest_step=healthiest.get("step"),
-        healthiest_top1=healthiest.get("top1"),
-        statistics=check_statistics(run.teacher).distance,
-        weights=run.weights,
-        activations=run.activations,
-    )
-
-
-def _numbers(_: _Run, facts: findings.Facts) -> tuple[str, list[Drawing]]:
+def _numbers(_: ReportedRun, facts: findings.Facts) -> tuple[str, list[Drawing]]:
     best = percent(facts.best_top1)
     if facts.best_top1 is not None:
         best += f" at step {facts.best_step}"

@@ -10,7 +10,6 @@ from adadfq_jax.game.step import Game
 
 _SCORED_TOGETHER = 256
 
-
 # Of images made at once: of each, the generator keeps a few arrays of 64 channels in float32.
 _MOST_PIXELS = 2**21
 

@@ -18,7 +18,6 @@ from adadfq_jax.training.watch import Record
 # The picture at the end, and smaller ones on the way, at so many moments of play.
 SAMPLES_PER_CLASS, SAMPLED_CLASSES = 10, 100
 
-
 _PICTURES_OF_PLAY, PICTURED_PER_CLASS, PICTURED_CLASSES = 4, 2, 16
 
 

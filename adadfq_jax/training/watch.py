@@ -16,7 +16,6 @@ from adadfq_jax.training.metric_log import Log
 # Steps in a row in which nothing moves: by chance, not one.
 _STILL_STEPS = 20
 
-
 # When the game runs away, L_BNS rises before anything else shows it.
 _BNS_ALARM_FACTOR, _BNS_ALARM_STEPS = 10.0, 200
 
