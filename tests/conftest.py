@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from adadfq_jax.cli import main
 from adadfq_jax.config.fields import default_config
 from adadfq_jax.game import programs
 from adadfq_jax.models import registry
@@ -112,3 +113,23 @@ def make_small_config():
 @pytest.fixture
 def small_config():
     return make_small_config()
+
+
+def one_sentence(code, out, err):
+    """Returns what a verb says that refuses what it is given: one sentence, and nothing else."""
+    assert (code, out) == (2, ""), err
+    assert err.startswith("adadfq ")
+    assert err.count("\n") == 1, err
+    assert "Traceback" not in err
+    return err
+
+
+@pytest.fixture
+def sentence(capfd):
+    """Runs a verb that must refuse what it is given, and returns its one sentence."""
+
+    def run(argv):
+        capfd.readouterr()  # of what was done before
+        return one_sentence(main.run([str(word) for word in argv]), *capfd.readouterr())
+
+    return run

@@ -3,6 +3,7 @@
 import ast
 import collections
 import graphlib
+import re
 
 import pytest
 
@@ -93,3 +94,17 @@ def test_faces_hold_no_code():
             continue
         kinds = collections.Counter(type(node) for node in TREES[name].body)
         assert set(kinds) <= {ast.Expr, ast.ImportFrom, ast.Assign}, name
+
+
+@pytest.mark.parametrize("name", list(FILES))
+def test_docstrings_name_files_that_are_there(name):
+    """Of `file.py` and `room/file.py` in docstrings, from the project, the package or the room."""
+    text = "\n".join(
+        ast.get_docstring(node) or ""
+        for node in ast.walk(TREES[name])
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+    )
+    for found in re.findall(r"`([\w/]+\.py)`", text):
+        assert any((folder / found).is_file() for folder in (ROOT, PACKAGE, FILES[name].parent)), (
+            f"{name} names {found}"
+        )

@@ -244,8 +244,13 @@ def _check(
         raise ConfigError(f"--against=torch needs PyTorch: {install_command('torch')}.")
     import torch
 
-    from adadfq_jax.benchmarks.torch_opponent import serves
+    from adadfq_jax.benchmarks.torch_opponent import reference_method, serves
 
+    if reference_method(config.game.method) is None:
+        raise ConfigError(
+            f"--against=torch knows the losses of adadfq and gdfq, not those of "
+            f"{config.game.method!r}; leave it out to time ours alone."
+        )
     if not serves(teacher.module):
         raise ConfigError(
             "--against=torch knows the ResNets, and MobileNetV2 with a dense classifier, not "

@@ -8,6 +8,7 @@ import ml_collections
 import numpy as np
 import torch
 
+from adadfq_jax.game.methods import METHODS
 from adadfq_jax.game.step import Game
 from adadfq_jax.models.mobilenet_v2 import MobileNetV2
 from adadfq_jax.models.network import flatten
@@ -25,6 +26,18 @@ def serves(module: Any) -> bool:
     return isinstance(module, ResNetCifar | ResNet) or (
         isinstance(module, MobileNetV2) and module.dense_classifier
     )
+
+
+def reference_method(method: str) -> str | None:
+    """Returns the method of `reference` that does a method's work; None where none does.
+
+    AdaSG and the ablations are AdaDFQ's losses with other constants: their work is the same.
+    """
+    losses = METHODS[method].generator_loss, METHODS[method].student_loss
+    for known in reference.METHODS:
+        if losses == (METHODS[known].generator_loss, METHODS[known].student_loss):
+            return known
+    return None
 
 
 def twin(module: Any) -> networks.Classifier:
@@ -54,7 +67,7 @@ def opponents(
     """
     device = "cuda" if platform == "gpu" else "cpu"
     bits = config.quant.weight_bits, config.quant.activation_bits
-    method = "gdfq" if config.game.method == "gdfq" else "adadfq"  # AdaSG's work is AdaDFQ's
+    method = reference_method(config.game.method)
     weights = {_key(name): _to_torch(array) for name, array in flatten(variables).items()}
     random = np.random.default_rng(0)
     z = torch.from_numpy(random.standard_normal((config.batch_size, 100), np.float32)).to(device)

@@ -1,6 +1,4 @@
-"""The command line: verbs to functions, exceptions to one sentence and an exit code.
-
-The only place that ends the process, listens to signals or configures JAX.
+"""Runs a verb, and turns exceptions into one sentence and an exit code.
 
 Exit codes: 0 complete; 2 bad input; 3 the game diverged; 4 a verification failed; 75 stopped by a
 signal, 130 by Ctrl-C, both with a checkpoint written once `quantize` plays; 75 too where Cloud

@@ -2,8 +2,8 @@
 
 They fill the fields that a configuration leaves open (`fields.FROM_TEACHER` in
 `configs/teacher.py`, `fields.FROM_METHOD` everywhere). Where a field is given several times, this
-counts, first of all: what the configuration says; what the method fixes (`methods.py`); the
-network's settings here; the method's constants.
+counts, first of all: what the configuration says; what the method sets over any network
+(`overrides_recipe` in `game/methods.py`); the network's settings here; the method's `defaults`.
 Qian et al., CVPR 2023, and the authors' program: 400 epochs of 200 steps. A shorter schedule is the
 beginning of theirs: the warm-up is shortened with it, so that something is left to play, but the
 learning rates do not fall before their epochs, since a student that has just begun to learn would
@@ -40,7 +40,6 @@ _BOTTLENECK = _IMAGENET | {
     "milestones": (150, 300, 400),
     "warmup_epochs": 100,
 }
-_ALWAYS = METHODS["adadfq"].defaults
 
 # What differs by bit-width of the weights.
 _RESNET18_BITS = {4: {"game.lambda_l": 0.3}, 5: {"game.lambda_l": 0.3, "game.alpha_ds": 0.3}}
@@ -70,20 +69,20 @@ def recipe(architecture: str, image_size: int, bits: int, method: str = "adadfq"
       bits: bit-width of the weights.
       method: its name in `methods.METHODS`.
     """
-    found = _adadfq(architecture, image_size, bits)
+    found = METHODS[method].defaults | _of_network(architecture, image_size, bits)
     found |= METHODS[method].overrides_recipe
     if method == "gdfq" and image_size > _SMALL:
         found |= _GDFQ_IMAGENET
     return found
 
 
-def _adadfq(architecture: str, image_size: int, bits: int) -> dict[str, Any]:
+def _of_network(architecture: str, image_size: int, bits: int) -> dict[str, Any]:
     if image_size <= _SMALL:
-        return _ALWAYS | _CIFAR
+        return _CIFAR
     if "_stride" in architecture:  # bottlenecks
-        return _ALWAYS | _BOTTLENECK | _RESNET50_BITS.get(bits, {})
+        return _BOTTLENECK | _RESNET50_BITS.get(bits, {})
     by_bits = _MOBILENET_BITS if architecture.startswith("mobilenet") else _RESNET18_BITS
-    return _ALWAYS | _IMAGENET | by_bits.get(bits, {})
+    return _IMAGENET | by_bits.get(bits, {})
 
 
 def fill_in(config: ml_collections.ConfigDict, architecture: str, image_size: int) -> None:

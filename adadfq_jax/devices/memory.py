@@ -1,4 +1,4 @@
-"""The process's memory, kept between steps."""
+"""How much memory a device has and a program asks for; and freed memory, kept between steps."""
 
 import contextlib
 import ctypes

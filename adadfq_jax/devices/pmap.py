@@ -22,7 +22,7 @@ def map_over_devices(
     devices: list[jax.Device],
     donate: tuple[int, ...] = (),
 ) -> Callable[..., Any]:
-    """Compiles a function to run on every device, with collectives over the axis `data`.
+    """Maps a function over devices, with collectives over the axis `data`; compiled when called.
 
     Args:
       function: what one device does, on arguments without the device axis.

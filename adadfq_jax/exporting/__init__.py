@@ -3,5 +3,6 @@
 `export` writes and `load` opens; `quantized` holds a network's integers. The formats are
 `integers` (with `numpy_reader`, a program that needs NumPy alone), `onnx_qdq`, `stablehlo` and
 `pytorch`, whose files have a `description`. `verification` compares, `integer_check` computes in
-integers.
+integers. The formats' names and
+suffixes are `EXPORT_FORMATS` in `config/fields.py`, where the checks of a configuration see them.
 """

@@ -8,6 +8,7 @@ from typing import Any
 
 import safetensors
 
+from adadfq_jax.config.fields import FORMAT_BY_SUFFIX
 from adadfq_jax.errors import ExportError
 
 # Where the description stands: under these keys of the metadata, or in this entry of a zip file.
@@ -66,20 +67,23 @@ def read_about(path: Path) -> dict[str, Any]:
 
 
 def _described(path: Path) -> dict[str, Any]:
-    match path.suffix:
-        case ".safetensors":
+    match FORMAT_BY_SUFFIX.get(path.suffix):
+        case "integers":
             with safetensors.safe_open(path, "numpy") as file:
                 return json.loads(file.metadata()[INTEGERS_KEY])
-        case ".onnx":
+        case "onnx":
             # Protocol buffers hold a string as it is, and metadata come after the graph.
             after = path.read_bytes().rpartition(ONNX_KEY.encode())[2].decode(errors="replace")
             return json.JSONDecoder().raw_decode(after[after.index("{") :])[0]
-        case ".stablehlo":
+        case "stablehlo":
             with zipfile.ZipFile(path) as file:
                 return json.loads(file.read(STABLEHLO_ENTRY))
-    import torch
+        case "pytorch":
+            import torch
 
-    return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
+        case format:
+            raise AssertionError(format)
 
 
 def refuse_newer(name: str, found: int, newest: int) -> None:

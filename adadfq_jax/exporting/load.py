@@ -1,8 +1,4 @@
-"""Students as files that run without this package, each proved equal before it is kept.
-
-`graph` reads a network's operations off its module and `quantized` its integers; the formats
-(`integers`, `onnx_qdq`, `stablehlo`, `pytorch`) write both down, and `verification` compares.
-"""
+"""Opening an exported file, by what its suffix says; and what each format needs installed."""
 
 import dataclasses
 from collections.abc import Callable
@@ -86,9 +82,12 @@ def load_exported(path: str | Path) -> Network | ExportedModel:
 
             described, program = stablehlo.read(path)
             return _model(described, lambda images: np.asarray(program.call(images)))
-    from adadfq_jax.exporting import pytorch
+        case "pytorch":
+            from adadfq_jax.exporting import pytorch
 
-    return pytorch.read(path)
+            return pytorch.read(path)
+        case format:
+            raise AssertionError(format)
 
 
 def import_onnx() -> Any:

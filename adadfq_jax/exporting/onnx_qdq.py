@@ -2,9 +2,9 @@
 
 Weights are DequantizeLinear of their codes by output channel; codes of up to 4 bits are UINT4 (from
 opset 21), others UINT8. An ONNX zero point must fit its integer type, which ours need not (see
-`quantizers`): where one channel's does not, the layer's zero points are 0 and an offset by channel
-is added. An activation is clipped to its range before QuantizeLinear, which saturates to UINT8 and
-not to 2^k levels. Arrays are (N, channels, H, W), as ONNX has them.
+`quantization/codes.py`): where one channel's does not, the layer's zero points are 0 and an offset
+by channel is added. An activation is clipped to its range before QuantizeLinear, which saturates to
+UINT8 and not to 2^k levels. Arrays are (N, channels, H, W), as ONNX has them.
 """
 
 import dataclasses

@@ -42,7 +42,7 @@ def to_bytes(network: QuantizedNetwork, about: dict[str, Any], code: str | None)
       ExportError: torch is not installed.
     """
     torch = require()
-    convention = (code and naming.by_code(code)) or naming.usual(network.architecture)
+    convention = (code and naming.by_code(code)) or naming.usual_convention(network.architecture)
 
     def name(variable: str) -> str:
         return convention.key(variable.partition("/")[2])

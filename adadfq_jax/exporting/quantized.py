@@ -1,4 +1,6 @@
-"""A student as integers: the codes of its weights, and what turns codes into numbers."""
+"""What every format writes down: a student as the codes of its weights, and what turns them into
+numbers.
+"""
 
 import dataclasses
 import functools
@@ -64,7 +66,7 @@ class Activation:
     bits: int
 
     def affine(self) -> tuple[np.float32, np.float32, int]:
-        """Returns (step, zero_point, largest code); see `quantizers`."""
+        """Returns (step, zero_point, largest code); see `quantization/codes.py`."""
         ends = np.float32(self.minimum), np.float32(self.maximum)
         _, step, zero_point, n = map(np.asarray, codes_module.affine(*ends, np.int32(self.bits)))
         return step[()], zero_point[()], int(n)

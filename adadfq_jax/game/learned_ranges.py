@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
 
 from adadfq_jax.game.state import Player

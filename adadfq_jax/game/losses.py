@@ -1,4 +1,4 @@
-"""Every term of the game, one pure function each, named by its symbol in the paper.
+"""Every term of the game, one pure function each, whose docstring begins with the paper's symbol.
 
 Source where no other is given: Qian et al., "Adaptive Data-Free Quantization", CVPR 2023. B is the
 (global) batch, C the number of classes; z_P and z_Q are the (B, C) logits of teacher P and student
@@ -101,7 +101,7 @@ def batch_norm_statistics_loss(
     return sum(terms) / len(terms)
 
 
-def student_loss(
+def disagreement_entropy_loss(
     teacher_logits: jax.Array, student_logits: jax.Array, temperature: float
 ) -> jax.Array:
     """L_Q of AdaDFQ: -T^2 times the mean entropy of softmax((z_P - z_Q) / T).

@@ -1,7 +1,8 @@
-"""The family: what each method makes the two players minimise, and the constants that it fixes.
+"""The family: what each method makes the two players minimise, and its constants.
 
 All play the same game (`step.py`) and differ in the losses of generator and student alone. To add
-a method, write its two losses here, enter it in `METHODS`, and its twin in `tests/test_parity.py`.
+a method, write its two losses here and enter it in `METHODS`; its twin goes into `reference/`, and
+into the families that `tests/game/test_parity.py` compares.
 
 `adadfq_plus` is AdaDFQ with what keeps more of the teacher at few bits, beyond the paper: four
 independent fields (`_PLUS`), each of which a configuration can set alone under any method.
@@ -39,7 +40,7 @@ class Method:
       student_loss: gives L_Q, a scalar; only its gradient by z_Q is used.
       defaults: what fields are where a configuration leaves them open, all of
         `fields.FROM_METHOD`; None for one that the losses do not have.
-      overrides_recipe: those that no network's settings (`recipes.py`) change; a configuration
+      overrides_recipe: those that no network's settings (`config/recipes.py`) change; a configuration
         still can.
       needs_labels: whether L_Q uses y, so that Q can learn from G's images alone.
     """
@@ -51,33 +52,33 @@ class Method:
     needs_labels: bool = False
 
 
-def _adaptive_generator_loss(z_p, z_q, labels, h_prime, rules: Any):
+def _adaptive_generator_loss(z_p, z_q, labels, h_prime, constants: Any):
     """L_margin + beta (alpha_ds L_ds + alpha_as L_as)."""
     l_ds = losses.disagreement_loss(z_p, z_q, labels)
     l_as = losses.agreement_loss(z_p, z_q, labels)
-    l_margin = losses.margin_loss(h_prime, rules.lambda_l, rules.lambda_u)
-    l_bal = rules.alpha_ds * l_ds + rules.alpha_as * l_as
-    loss = rules.margin_weight * l_margin + rules.beta * l_bal
+    l_margin = losses.margin_loss(h_prime, constants.lambda_l, constants.lambda_u)
+    l_bal = constants.alpha_ds * l_ds + constants.alpha_as * l_as
+    loss = constants.margin_weight * l_margin + constants.beta * l_bal
     return loss, {"l_ds": l_ds, "l_as": l_as, "l_bal": l_bal, "l_margin": l_margin}
 
 
-def _adaptive_student_loss(z_p, z_q, labels, rules: Any):
+def _adaptive_student_loss(z_p, z_q, labels, constants: Any):
     """L_Q = -T^2 times the mean entropy of softmax((z_P - z_Q) / T)."""
     del labels
-    return losses.student_loss(z_p, z_q, rules.temperature)
+    return losses.disagreement_entropy_loss(z_p, z_q, constants.temperature)
 
 
-def _gdfq_generator_loss(z_p, z_q, labels, h_prime, rules: Any):
+def _gdfq_generator_loss(z_p, z_q, labels, h_prime, constants: Any):
     """CE(z_P, y): images that the teacher recognises; the student has no say."""
     del z_q, h_prime
     l_ce = losses.cross_entropy(z_p, labels)
     return l_ce, {"l_ce": l_ce}
 
 
-def _gdfq_student_loss(z_p, z_q, labels, rules: Any):
+def _gdfq_student_loss(z_p, z_q, labels, constants: Any):
     """L_Q = CE(z_Q, y) + T^2 KL(softmax(z_P / T) || softmax(z_Q / T))."""
-    distance = losses.distillation_loss(z_p, z_q, rules.temperature)  # mean over B
-    if rules.kl_reduction == "elements":
+    distance = losses.distillation_loss(z_p, z_q, constants.temperature)  # mean over B
+    if constants.kl_reduction == "elements":
         distance /= z_q.shape[-1]
     return losses.cross_entropy(z_q, labels) + distance
 

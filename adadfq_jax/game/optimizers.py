@@ -21,42 +21,42 @@ _RAMP = 0.05
 _RATED_BITS = 3
 
 
-def generator_optimizer(rules: ml_collections.ConfigDict) -> optax.GradientTransformation:
+def generator_optimizer(fields: ml_collections.ConfigDict) -> optax.GradientTransformation:
     """Returns Adam without its rate, of the fields of `config.generator`."""
-    return optax.scale_by_adam(b1=rules.beta1, b2=rules.beta2)
+    return optax.scale_by_adam(b1=fields.beta1, b2=fields.beta2)
 
 
-def falling_rate(rules: ml_collections.ConfigDict, steps_per_epoch: int) -> optax.Schedule:
+def falling_schedule(fields: ml_collections.ConfigDict, steps_per_epoch: int) -> optax.Schedule:
     """Returns the rate by global step: times `decay` at each milestone, in epochs."""
     return optax.piecewise_constant_schedule(
-        rules.learning_rate,
-        {milestone * steps_per_epoch: rules.decay for milestone in rules.milestones},
+        fields.learning_rate,
+        {milestone * steps_per_epoch: fields.decay for milestone in fields.milestones},
     )
 
 
-def student_optimizer(rules: ml_collections.ConfigDict) -> optax.GradientTransformation:
+def student_optimizer(fields: ml_collections.ConfigDict) -> optax.GradientTransformation:
     """Returns Q's optimizer without its rate.
 
     Args:
-      rules: the fields of `config.student`. "sgd" is the paper's, with Nesterov momentum and weight
+      fields: of `config.student`. "sgd" is the paper's, with Nesterov momentum and weight
         decay on every parameter. "adam" scales each tensor's step by its root mean square (as
         Adafactor, Shazeer & Stern, ICML 2018), so that one rate serves kernels, BatchNorms and
         ranges of any network.
     """
-    if rules.optimizer == "adam":
+    if fields.optimizer == "adam":
         return optax.chain(optax.scale_by_adam(), optax.scale_by_param_block_rms())
     return optax.chain(
-        optax.add_decayed_weights(rules.weight_decay),
-        optax.trace(rules.momentum, nesterov=True),
+        optax.add_decayed_weights(fields.weight_decay),
+        optax.trace(fields.momentum, nesterov=True),
     )
 
 
-def rate_field(rules: ml_collections.ConfigDict) -> str:
+def rate_field(fields: ml_collections.ConfigDict) -> str:
     """Returns the name of the field that holds Q's rate, of the fields of `config.student`."""
-    return "student.relative_rate" if rules.optimizer == "adam" else "student.learning_rate"
+    return "student.relative_rate" if fields.optimizer == "adam" else "student.learning_rate"
 
 
-def student_rate(rules: Any, fewest_bits: jax.Array) -> optax.Schedule:
+def student_schedule(rules: Any, fewest_bits: jax.Array) -> optax.Schedule:
     """Returns the rate of Q by global step.
 
     Args:
@@ -68,7 +68,7 @@ def student_rate(rules: Any, fewest_bits: jax.Array) -> optax.Schedule:
     """
     student = rules.student
     if student.optimizer == "sgd":
-        return falling_rate(student, rules.steps_per_epoch)
+        return falling_schedule(student, rules.steps_per_epoch)
     first = rules.warmup_epochs * rules.steps_per_epoch
     steps = max(rules.epochs * rules.steps_per_epoch - first, 1)
     ramp = round(_RAMP * steps)

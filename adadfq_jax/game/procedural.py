@@ -1,4 +1,4 @@
-"""Procedural images: drawn by a formula, of no data, for the student to learn from.
+"""Procedural images: computed from a formula, without data, for the student to learn from.
 
 Dead leaves: opaque ellipses, boxes and wedges of sizes with a power law cover each other and a
 background; each has a colour that is mostly luminance, a share of a 1/f^alpha texture, and stripes.

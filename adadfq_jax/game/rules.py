@@ -1,4 +1,4 @@
-"""What a step depends on."""
+"""What a step is compiled for: the part of a configuration that does not change while it runs."""
 
 import dataclasses
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import flax.struct
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
 import optax
 
@@ -57,6 +56,8 @@ class GameState:
 @flax.struct.dataclass
 class Responses:
     """What teacher and student make of a batch's images, with a leading axis of slices.
+
+    Before they are gathered over the devices there is one slice, and no such axis.
 
     Attributes:
       teacher_logits: z_P, (slices, B / slices, C).

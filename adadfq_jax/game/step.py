@@ -1,4 +1,4 @@
-"""The game: two players, three phases, and the step that trains both on one batch of images.
+"""The rules of a game, and one step of it, which trains both players on one batch of images.
 
 An image's way through one step: noise and labels are drawn (`draw`), the generator G makes images
 of them, teacher P and student Q judge the images, and from their logits and P's BatchNorm
@@ -11,10 +11,11 @@ like its other parameters. Both are off in the paper's methods.
 Q's parameters do not change between the two updates, so one forward pass of Q serves both: two
 cotangents are pulled back through the same linearization.
 
-Everything here runs inside a mapped axis `data` that holds one slice of the batch per device. What
-the networks make of the slices is gathered once; every device computes the same losses of the whole
-batch, but pulls back only what they say of its own slice. The parameters' gradient is then the sum
-over the devices (`sum_gradients`).
+`step` and what it calls run inside a mapped axis `data` that holds one slice of the batch per
+device. What the networks make of the slices is gathered once; every device computes the same losses
+of the whole batch, but pulls back only what they say of its own slice. The parameters' gradient is
+then the sum over the devices (`sum_gradients`); of the generator's BatchNorms, which normalise by
+the whole batch, the gathering of moments has been pulled back over the devices by then.
 """
 
 import dataclasses
@@ -252,7 +253,7 @@ class Game:
         extra, pull_extra = [], []
         for more in self.extra_images(state, images, device_index, phase):
             before = state.replace(ranges=ranges)
-            logits, pull, ranges = self._show(more, before, teacher_variables, phase)
+            logits, pull, ranges = self._ask_both(more, before, teacher_variables, phase)
             extra.append(logits)
             pull_extra.append(pull)
         responses = _gather(Responses(teacher_logits, student_logits, moments, extra))
@@ -262,9 +263,12 @@ class Game:
             responses, labels, stored_statistics(teacher_variables)
         )
         to_own_g = jax.tree.map(lambda leaf: leaf[device_index], to_responses_g)
+        # What Q's linearization says of parameters here, and of images below, nobody uses, and the
+        # compiler leaves it out.
         (through_teacher,) = pull_teacher((to_own_g.teacher_logits, to_own_g.moments))
         _, through_student = pull_student(to_own_g.student_logits)
-        gradients_g = sum_gradients(*pull_generator(through_teacher + through_student), DATA_AXIS)
+        gradients_g, factors_g = pull_generator(through_teacher + through_student)
+        gradients_g = sum_gradients(gradients_g, factors_g, DATA_AXIS)
         generator = _moved(
             state.generator,
             gradients_g,
@@ -318,13 +322,13 @@ class Game:
         Returns:
           (L_G, its terms and what else describes the batch), all scalars.
         """
-        rules = self.rules.game
+        constants = self.rules.game
         z_p, z_q = responses.logits()
         statistics = [unite_moments(*moments) for moments in responses.moments]
         h_prime = losses.normalized_entropy(z_p, z_q)
-        loss, terms = METHODS[rules.method].generator_loss(z_p, z_q, labels, h_prime, rules)
+        loss, terms = METHODS[constants.method].generator_loss(z_p, z_q, labels, h_prime, constants)
         l_bns = losses.batch_norm_statistics_loss(statistics, stored)
-        loss += rules.gamma * l_bns
+        loss += constants.gamma * l_bns
         return loss, terms | {
             "l_bns": l_bns,
             "h_prime": h_prime.mean(),
@@ -333,17 +337,18 @@ class Game:
 
     def student_loss(self, responses: Responses, labels: jax.Array) -> jax.Array:
         """L_Q of all images that Q learns from, as the method has it; labels y are (B,)."""
-        rules = self.rules.game
-        return METHODS[rules.method].student_loss(*responses.all_logits(), labels, rules)
+        constants = self.rules.game
+        method = METHODS[constants.method]
+        return method.student_loss(*responses.all_logits(), labels, constants)
 
     def generator_rate(self, step: jax.Array) -> jax.Array:
         """Returns G's learning rate."""
-        return optimizers.falling_rate(self.rules.generator, self.rules.steps_per_epoch)(step)
+        return optimizers.falling_schedule(self.rules.generator, self.rules.steps_per_epoch)(step)
 
     def student_rate(self, state: GameState) -> jax.Array:
         """Returns Q's learning rate."""
         fewest_bits = jnp.stack(jax.tree.leaves(state.bits)).min()
-        return optimizers.student_rate(self.rules, fewest_bits)(state.step)
+        return optimizers.student_schedule(self.rules, fewest_bits)(state.step)
 
     def _run_student(
         self,
@@ -360,12 +365,13 @@ class Game:
             "ranges": state.ranges,
         }
         if phase is Phase.CALIBRATE:
+            # Ranges follow the images here, and not a gradient; learned ends begin where they end.
             variables["params"] = learnt["params"]
             logits, written = self.network.apply(variables, images, mutable=["ranges"])
             return logits, written["ranges"]
         return self.network.apply(variables | learnt, images), state.ranges
 
-    def _show(self, images: jax.Array, state: GameState, teacher_variables: Any, phase: Phase):
+    def _ask_both(self, images: jax.Array, state: GameState, teacher_variables: Any, phase: Phase):
         """Returns P's and Q's logits of extra images, Q's linearization and its ranges after it."""
         student_logits, pull, ranges = jax.vjp(
             lambda learnt: self._run_student(learnt, images, state, teacher_variables, phase),

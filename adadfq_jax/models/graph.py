@@ -1,8 +1,10 @@
 """A classifier as a list of operations, read off its module: what every exported format is made of.
 
 The layers of `layers` become one operation each, by their names; what stands between them
-(additions, shortcuts, pooling) is read from the traced program, so that a new network needs nothing
-here. Arrays are (B, H, W, channels) throughout.
+(additions, shortcuts, pooling) is read from the traced program. A new network needs nothing here if
+it is made of those layers, additions, pools, `global_average` and one dense layer at its end; other
+operations go into `_glue`, and into what runs them: `exporting/numpy_reader.py` and
+`exporting/onnx_qdq.py`. Arrays are (B, H, W, channels) throughout.
 """
 
 import dataclasses

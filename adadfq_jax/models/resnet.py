@@ -12,7 +12,7 @@ import jax
 from adadfq_jax.models.layers import Calibration, FrozenBatchNorm, QuantConv, QuantDense, QuantReLU
 from adadfq_jax.models.resnet_cifar import BasicBlock, project
 from adadfq_jax.ops.moments import global_average
-from adadfq_jax.ops.pooling import max_pool
+from adadfq_jax.ops.pooling import max_pool_3x3
 
 EXPANSION = 4  # a bottleneck's output channels, in units of its inner ones
 
@@ -90,7 +90,7 @@ class ResNet(nn.Module):
         x = self.norm(name="stem_norm")(x)
         x = QuantReLU(name="stem_relu", calibration=self.calibration)(x)
         if self.pool:
-            x = max_pool(x)
+            x = max_pool_3x3(x)
         for stage, (size, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True), 1):
             for block in range(1, size + 1):
                 x = self._block(width, 2 if stage > 1 and block == 1 else 1, stage, block)(x)

@@ -27,7 +27,7 @@ def average_pool(x: jax.Array) -> jax.Array:
 
 
 @jax.custom_vjp
-def max_pool(x: jax.Array) -> jax.Array:
+def max_pool_3x3(x: jax.Array) -> jax.Array:
     """Takes the maximum of each 3x3 window, two pixels apart; padding of one pixel is never taken.
 
     Args:
@@ -40,14 +40,14 @@ def max_pool(x: jax.Array) -> jax.Array:
 
 
 def _forward(x):
-    return max_pool(x), x
+    return max_pool_3x3(x), x
 
 
 def _backward(x, cotangent):
     return jax.lax.platform_dependent(x, cotangent, cpu=_by_taps, default=_through_plain)
 
 
-max_pool.defvjp(_forward, _backward)
+max_pool_3x3.defvjp(_forward, _backward)
 
 
 def _plain(x: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""An independent PyTorch transcription of AdaDFQ, for parity tests and as a speed comparator.
+"""An independent PyTorch transcription of AdaDFQ and GDFQ, for parity tests and to time against.
 
-Needs the extra ``[torch]``.
+The twin of a method's losses goes here. Needs the extra ``[torch]``.
 """

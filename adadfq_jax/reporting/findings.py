@@ -67,7 +67,7 @@ class Facts:
       calibrated_agreement: the same before play; None unknown.
       teacher_top1, calibrated_top1, top1, best_top1: fractions; None where not measured.
       best_step: of best_top1.
-      health: of the newest student, 0 to 1, see `health.py`.
+      health: of the newest student, 0 to 1, see `evaluation/health.py`.
       healthiest, healthiest_step, healthiest_top1: the highest score of all evaluations, its step
         and the top-1 there; None unknown.
       statistics: how far procedural images are from the teacher's statistics, in nats.

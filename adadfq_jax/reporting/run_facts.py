@@ -14,7 +14,7 @@ from adadfq_jax.game.optimizers import rate_field
 from adadfq_jax.models.network import Student, Teacher
 from adadfq_jax.reporting import findings, history, layer_errors
 from adadfq_jax.reporting.run_figures import Schedule
-from adadfq_jax.training.generate import generate, scoring_batch_size
+from adadfq_jax.training.held_out import generate, scoring_batch_size
 from adadfq_jax.training.result import Result, read_result
 from adadfq_jax.training.student import load_state, student_of
 from adadfq_jax.training.workdir import CONFIG, DIVERGED, read_json

@@ -1,11 +1,4 @@
-"""The report of a run: what happened and whether it went well, on one page that needs no network.
-
-The verb is `adadfq report`. Behind it, each with one concept: `history` reads what was logged,
-`layers` measures the student on held-out generated images, `causes` says what keeps it from its
-teacher, `findings` says in words what is wrong,
-`figures` draws a run and `comparison` a sweep (`drawing` is what they share), `page` is the HTML,
-`events` are TensorBoard's, `run` and `games` put it together.
-"""
+"""The verb `adadfq report`: the files of a report of a run or a sweep, where they belong."""
 
 import warnings
 from collections.abc import Sequence

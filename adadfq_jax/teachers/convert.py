@@ -42,11 +42,11 @@ def convert(
     if output.suffix != ".safetensors":
         raise TeacherError(f"the output must be a .safetensors file, not {str(output)!r}.")
     refuse_existing(output, overwrite)
-    if not packages.is_name(str(source)) and _is_same(locate(source), output):
+    if not packages.is_package_name(str(source)) and _is_same(locate(source), output):
         raise TeacherError(
             f"the output {str(output)!r} is the input, which would be lost; name another file."
         )
-    if packages.is_name(str(source)):
+    if packages.is_package_name(str(source)):
         teacher = _load_pretrained(str(source), stated)
     else:
         teacher = read_teacher(source, stated)
@@ -62,7 +62,7 @@ def _is_same(one: Path, other: Path) -> bool:
 
 
 def _load_pretrained(name: str, stated: Stated) -> Teacher:
-    pretrained = packages.find(name)
+    pretrained = packages.find_pretrained(name)
     try:
         known = pretrained.architecture
     except TeacherError as error:

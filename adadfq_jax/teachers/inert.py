@@ -1,4 +1,4 @@
-"""A pickle without everything but tensors, numbers, texts and containers, and nothing executed.
+"""A pickle reduced to its tensors, numbers, texts and containers; nothing is executed.
 
 A training program saves its arguments, its clock or its scores along with the weights, as objects
 of classes of its own. torch reads none of such a file, because making an object runs its class.

@@ -1,8 +1,8 @@
-"""Teachers: full-precision classifiers, read from files and written to them.
+"""Reading a teacher from a file: the order in which the room's other modules are asked.
 
-A file's way in: `state_dicts` reads named arrays without executing anything (`pickles`),
-`recognition` tells which network they are and how it names them (`naming`), `to_flax` turns them
-into variables. This project's own files (`native`) say all of it themselves.
+`state_dicts` reads named arrays without executing anything (`pickles`), `recognition` tells which
+network they are and how it names them (`naming`), `to_flax` turns them into variables. This
+project's own files (`native`) say all of it themselves.
 """
 
 import hashlib

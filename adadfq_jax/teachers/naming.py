@@ -188,7 +188,7 @@ def by_code(code: str) -> Convention | None:
     return next((known for known in MOBILENETS.values() if known.code == code), None)
 
 
-def usual(architecture: str) -> Convention:
+def usual_convention(architecture: str) -> Convention:
     """Returns how the originals of a network name their variables."""
     if architecture.startswith("mobilenet"):
         pytorchcv = "pytorchcv" in architecture

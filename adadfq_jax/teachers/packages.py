@@ -84,12 +84,12 @@ def _without_width(architecture: str) -> str:
     return re.sub(r"_x[\d.]+$", "", architecture)
 
 
-def is_name(text: str) -> bool:
+def is_package_name(text: str) -> bool:
     """Tells whether a text names a package's network, `pytorchcv:resnet20_cifar10`."""
     return text.partition(":")[0] in _PACKAGES and ":" in text
 
 
-def find(text: str) -> Pretrained:
+def find_pretrained(text: str) -> Pretrained:
     """Looks a network up.
 
     Args:

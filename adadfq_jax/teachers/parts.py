@@ -1,4 +1,4 @@
-"""Which part of a state dict is the network: what stands before its names, and what is left."""
+"""Prefix, head and left-over keys of a state dict: which of its names are the network's."""
 
 import dataclasses
 import re
@@ -34,7 +34,7 @@ class Part:
     left_over: tuple[str, ...] = ()
 
 
-def find(shapes: Shapes, prefix: str | None = None) -> Part:
+def find_network(shapes: Shapes, prefix: str | None = None) -> Part:
     """Finds the network in a state dict.
 
     Args:

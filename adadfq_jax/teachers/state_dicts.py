@@ -95,7 +95,7 @@ def read_state(path: Path, entry: str | None = None, prefix: str | None = None) 
         _require_name(name, key)
     shapes = {key: tuple(value.shape) for key, value in tensors.items() if _is_array(value)}
     try:
-        part = parts.find(shapes, prefix)
+        part = parts.find_network(shapes, prefix)
     except TeacherError as error:
         raise TeacherError(f"{name} {error}") from error
     if not part.names:

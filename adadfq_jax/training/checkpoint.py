@@ -71,7 +71,7 @@ class Checkpoints:
           step: its number; one that exists already is left as it is.
           state: a tree of NumPy arrays.
           record: what else a resumed run must know, as JSON.
-          healthiest: step of the healthiest student so far, see `health.py`.
+          healthiest: step of the healthiest student so far, see `evaluation/health.py`.
 
         Raises:
           CheckpointError: this one, or the one before, cannot be written.

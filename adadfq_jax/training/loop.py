@@ -55,12 +55,12 @@ class Run:
       subset: those of the evaluations before, which may be fewer.
       devices: where it plays.
       state: of the game; on the devices while steps are played.
-      cost: what a step asks of them.
       workdir: where the run is kept, as its user wrote it; None where nothing is.
-      folder: the same, owned; None also in every process but the first of several.
       progress: what a person sees.
       should_stop: a signal's number once the run is to end with a checkpoint.
       began: `time.monotonic()` when the command began.
+      folder: the workdir, owned; None also in every process but the first of several.
+      cost: what a step asks of the devices.
       step: how many steps were played.
     """
 
@@ -71,12 +71,13 @@ class Run:
     subset: Dataset | None
     devices: list[jax.Device]
     state: GameState
-    cost: Cost | None = None
-    workdir: str | Path | None = None
+    workdir: str | Path | None
+    progress: Progress
+    should_stop: Callable[[], int | None]
+    began: float
+    # Known once the folder is taken.
     folder: Workdir | None = None
-    progress: Progress | None = None
-    should_stop: Callable[[], int | None] = lambda: None
-    began: float = 0.0
+    cost: Cost | None = None
     step: int = 0
 
     def __post_init__(self):
@@ -182,7 +183,7 @@ class Run:
         """
         interval, due = self.config.checkpoint.every_seconds, self.config.checkpoint.every_steps
         late = bool(interval) and time.monotonic() - self._saved > interval
-        # All processes save, or end, after the same step.
+        # All processes save, or end, after the same step; several wait here for their devices.
         agreed = processes.union((self.should_stop() or 0) << 1 | late)
         stop, late = agreed >> 1, agreed & 1
         if (

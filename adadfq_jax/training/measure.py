@@ -11,7 +11,7 @@ from adadfq_jax.game.state import GameState
 from adadfq_jax.game.step import Game
 from adadfq_jax.models.network import Teacher
 from adadfq_jax.training import pictures
-from adadfq_jax.training.generate import generate, generator_batch_size, scoring_batch_size
+from adadfq_jax.training.held_out import generate, generator_batch_size, scoring_batch_size
 from adadfq_jax.training.student import student_of
 from adadfq_jax.training.watch import Record
 

@@ -1,4 +1,4 @@
-"""Pictures of what the generator makes."""
+"""PNG pictures of what a generator makes, many images in one."""
 
 import io
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""One run, from a configuration to a measured student."""
+"""The way into a run: checks what was given, opens the folder, and plays the run or reads it."""
 
 import contextlib
 import errno
@@ -100,13 +100,13 @@ def quantize(
 
     # ---- Images, devices and players; the workdir, ours alone; and the run --------------------
     with processes.together():
-        run = _set_up(config, teacher)
+        run = _set_up(config, teacher, workdir, progress, should_stop, began)
     processes.check_equal("configuration", to_json(config))
     processes.check_equal("number of evaluation images", str(run.dataset and len(run.dataset)))
-    run.workdir, run.progress, run.should_stop, run.began = workdir, progress, should_stop, began
     with contextlib.ExitStack() as closing:
         with processes.together():
             run.folder = closing.enter_context(_owned(workdir, config))
+            # Compiles the steps of play, which `run.play` finds compiled.
             run.cost = estimate_cost(run.game, config, run.state, teacher, run.devices)
             progress.say(run.cost.to_text())
             progress.say(f"teacher: {check_statistics(teacher).to_text()}")
@@ -120,8 +120,15 @@ def quantize(
     return student
 
 
-def _set_up(config: ml_collections.ConfigDict, teacher: Teacher) -> Run:
-    """Returns a run without a workdir: images, devices, rules and the state before the first step.
+def _set_up(
+    config: ml_collections.ConfigDict,
+    teacher: Teacher,
+    workdir: str | Path | None,
+    progress: Progress,
+    should_stop: Callable[[], int | None],
+    began: float,
+) -> Run:
+    """Returns a run before its first step, whose folder is not taken yet and whose cost is unknown.
 
     Raises:
       ConfigError, DataError: as `quantize`.
@@ -140,6 +147,10 @@ def _set_up(config: ml_collections.ConfigDict, teacher: Teacher) -> Run:
         subset=dataset.stratified(few) if dataset is not None and few else dataset,
         devices=devices,
         state=game.init(config, teacher.variables),
+        workdir=workdir,
+        progress=progress,
+        should_stop=should_stop,
+        began=began,
     )
 
 

@@ -1,4 +1,4 @@
-"""What a run's generator makes, to keep: images with their labels and the teacher's logits."""
+"""The verb `adadfq sample`: images of a run's generator in files, with labels and P's logits."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from PIL import Image
 
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.storage.files import on_a_disk, written_whole
-from adadfq_jax.training.generate import generated_batches
+from adadfq_jax.training.held_out import generated_batches
 from adadfq_jax.training.pictures import pixels
 from adadfq_jax.training.student import load_state
 

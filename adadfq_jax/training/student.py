@@ -11,7 +11,7 @@ from adadfq_jax.models.network import Student, Teacher
 from adadfq_jax.storage.files import locate
 from adadfq_jax.teachers.load import load_teacher
 from adadfq_jax.training.checkpoint import Checkpoints
-from adadfq_jax.training.generate import generate
+from adadfq_jax.training.held_out import generate
 from adadfq_jax.training.result import Result, read_result
 from adadfq_jax.training.workdir import CONFIG, RESULT, TEACHER, read_json
 
@@ -40,7 +40,8 @@ def load_student(workdir: str | Path, checkpoint: int | str | None = None) -> St
     Args:
       workdir: the run's folder.
       checkpoint: which one: "last" or None for the newest that is whole, "best" for that of the
-        healthiest student (see `health.py`; chosen without data), or the number of a step.
+        healthiest student (chosen without data, see `evaluation/health.py`), or the number of a
+        step.
 
     Raises:
       ConfigError: `checkpoint` is something else.

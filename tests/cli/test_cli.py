@@ -23,7 +23,7 @@ from adadfq_jax.teachers.load import save_teacher
 from adadfq_jax.training import quantize as quantize_module
 from adadfq_jax.training.workdir import Workdir
 from tests import ROOT
-from tests.conftest import SIZE, make_result, make_teacher
+from tests.conftest import SIZE, make_result, make_teacher, one_sentence
 
 BASE = ROOT / "configs" / "base.py"
 
@@ -105,19 +105,9 @@ def quantize(files, tmp_path, monkeypatch, capfd):
         # What a test gives comes last and wins.
         code = main.run(["quantize", argv[0], teacher, "--cache=", *given, *argv[1:]])
         assert contents(tmp_path) == before
-        return said(code, *capfd.readouterr())
+        return one_sentence(code, *capfd.readouterr())
 
     return run
-
-
-def said(code, out, err):
-    """Returns the one sentence of a failed verb."""
-    assert code == 2
-    assert out == ""
-    assert err.startswith("adadfq ")
-    assert err.count("\n") == 1
-    assert "Traceback" not in err
-    return err
 
 
 def contents(folder):
@@ -225,7 +215,7 @@ def test_missing_workdir(quantize):
 def test_configuration_alone(files, tmp_path, capfd, argv, words):
     argv = [word.format(files=files) for word in argv]
     code = main.run(["quantize", *argv, f"--workdir={tmp_path / 'run'}", "--cache="])
-    assert words in said(code, *capfd.readouterr())
+    assert words in one_sentence(code, *capfd.readouterr())
     assert contents(tmp_path) == {}
 
 
@@ -272,7 +262,7 @@ def test_bad_input_of_the_program(tmp_path, argv, words):
     done = subprocess.run(
         [sys.executable, "-m", "adadfq_jax", *argv], cwd=ROOT, capture_output=True, text=True
     )
-    assert words in said(done.returncode, done.stdout, done.stderr)
+    assert words in one_sentence(done.returncode, done.stdout, done.stderr)
     assert contents(tmp_path) == {}
 
 
@@ -307,7 +297,7 @@ def test_help_of_a_verb_lists_its_flags(capfd, argv):
 
 def test_a_benchmark_of_a_configuration_that_lacks_a_field(files, capfd):
     code = main.run(["benchmark", f"--config={files / 'lacking.py'}"])
-    assert "batch_size" in said(code, *capfd.readouterr())
+    assert "batch_size" in one_sentence(code, *capfd.readouterr())
 
 
 @pytest.fixture

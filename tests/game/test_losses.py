@@ -43,7 +43,7 @@ def test_terms_are_their_definitions(logits):
             np.maximum(0.3 - normalized, 0).mean() + np.maximum(normalized - 0.6, 0).mean(),
         ),
         "l_q": (
-            losses.student_loss(z_p, z_q, 20.0),
+            losses.disagreement_entropy_loss(z_p, z_q, 20.0),
             -400 * entropy(softmax((z_p - z_q) / 20)).mean(),
         ),
     }
@@ -77,6 +77,6 @@ def test_h_prime_passes_a_gradient_through_the_smallest_entropy(logits):
 
 def test_student_loss_is_smallest_where_logits_differ_by_a_constant(logits):
     z_p, z_q, _ = logits
-    best = losses.student_loss(z_p, z_p + 3.0, 20.0)
+    best = losses.disagreement_entropy_loss(z_p, z_p + 3.0, 20.0)
     assert float(best) == pytest.approx(-400 * np.log(C), rel=1e-5)
-    assert float(losses.student_loss(z_p, z_q, 20.0)) > float(best)
+    assert float(losses.disagreement_entropy_loss(z_p, z_q, 20.0)) > float(best)

@@ -18,13 +18,15 @@ def make_config(**student):
 def test_a_falling_rate_counts_global_epochs():
     """Epoch e, from 0, has decayed once for every milestone below e + 1 (method of the paper)."""
     rules = make_config(learning_rate=1.0, milestones=(2, 3), decay=0.1, optimizer="sgd").student
-    rate = optimizers.falling_rate(rules, steps_per_epoch=10)
+    rate = optimizers.falling_schedule(rules, steps_per_epoch=10)
     rates = [float(rate(step)) for step in (0, 19, 20, 29, 30, 99)]
     np.testing.assert_allclose(rates, [1, 1, 0.1, 0.1, 0.01, 0.01], rtol=1e-6)
 
 
 def test_adams_rate_rises_and_falls_with_the_play():
-    rate = optimizers.student_rate(make_config(optimizer="adam", relative_rate=0.5), jnp.int32(3))
+    rate = optimizers.student_schedule(
+        make_config(optimizer="adam", relative_rate=0.5), jnp.int32(3)
+    )
     first, last = 20, 120  # of 100 steps of play, five rise
     np.testing.assert_allclose([rate(0), rate(first)], 0)
     np.testing.assert_allclose(rate(first + 5), 0.5)
@@ -37,7 +39,7 @@ def test_adams_rate_rises_and_falls_with_the_play():
 def test_adams_rate_falls_with_the_steps_of_the_quantizers():
     def highest(bits):
         config = make_config(optimizer="adam", relative_rate=0.5)
-        return float(optimizers.student_rate(config, jnp.int32(bits))(25))
+        return float(optimizers.student_schedule(config, jnp.int32(bits))(25))
 
     # 7, 15 and 255 steps; a student of fewer than three bits learns no faster than one of three.
     found = [highest(bits) for bits in (1, 2, 3, 4, 8)]

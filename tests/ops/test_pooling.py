@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adadfq_jax.ops.pooling import max_pool
+from adadfq_jax.ops.pooling import max_pool_3x3
 
 
 def plain(x):
@@ -24,7 +24,7 @@ def images(shape):
 def test_value_and_gradient(size, sign):
     x = jnp.array(sign * images((2, *size, 3)))
     expected, pull_expected = jax.vjp(plain, x)
-    value, pull = jax.vjp(max_pool, x)
+    value, pull = jax.vjp(max_pool_3x3, x)
     np.testing.assert_array_equal(value, expected)
     cotangent = jnp.array(np.random.default_rng(1).normal(size=value.shape))
     np.testing.assert_allclose(pull(cotangent)[0], pull_expected(cotangent)[0], atol=1e-15)
@@ -34,7 +34,7 @@ def test_each_window_gives_its_gradient_to_one_pixel_even_where_x_is_computed_an
     """A loss of no pixel's gradient would not show in any value, so it is counted."""
 
     def pooled(x):
-        return max_pool(jax.nn.relu(x * 1.1 + 0.3) * 0.7).sum()
+        return max_pool_3x3(jax.nn.relu(x * 1.1 + 0.3) * 0.7).sum()
 
     x = jnp.array(np.random.default_rng(0).normal(size=(4, 32, 32, 8)), jnp.float32)
     through = jax.jit(jax.grad(pooled))(x)
@@ -45,6 +45,6 @@ def test_each_window_gives_its_gradient_to_one_pixel_even_where_x_is_computed_an
 def test_other_platforms_get_their_own_gradient():
     x = jnp.zeros((1, 8, 8, 3))
     for platform, own in (("cpu", False), ("cuda", True), ("tpu", True)):
-        lowered = jax.jit(jax.grad(lambda x: max_pool(x).sum())).trace(x)
+        lowered = jax.jit(jax.grad(lambda x: max_pool_3x3(x).sum())).trace(x)
         text = lowered.lower(lowering_platforms=(platform,)).as_text()
         assert ("select_and_scatter" in text) == own

@@ -367,16 +367,13 @@ def test_the_jobs_have_ended_before_the_games(small_config, tmp_path):
         (["--grid=teacher.path=missing.th"], "no teacher file"),
     ],
 )
-def test_bad_input_is_one_sentence(command, tmp_path, capfd, monkeypatch, argv, words):
+def test_bad_input_is_one_sentence(command, tmp_path, sentence, monkeypatch, argv, words):
     monkeypatch.chdir(ROOT)
     (tmp_path / "file").write_text("mine")
     (tmp_path / "single").mkdir()
     (tmp_path / "single" / "config.json").write_text(to_json(make_small_config()))
     before = sorted(tmp_path.rglob("*"))
-    assert main.run([*command, *(word.format(folder=tmp_path) for word in argv)]) == 2
-    out, err = capfd.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
-    assert words in err
+    assert words in sentence([*command, *(word.format(folder=tmp_path) for word in argv)])
     assert sorted(tmp_path.rglob("*")) == before
 
 

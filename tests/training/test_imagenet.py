@@ -9,7 +9,7 @@ from PIL import Image
 
 from adadfq_jax.errors import DataError, StoppedError
 from adadfq_jax.game.step import Game
-from adadfq_jax.training import generate as student_module
+from adadfq_jax.training import held_out as student_module
 from adadfq_jax.training import quantize
 from adadfq_jax.training.student import load_student
 from tests.conftest import make_teacher, settled

@@ -1,4 +1,4 @@
-"""Images that no player was trained on, made by a run's generator."""
+"""Held-out images, which no player was trained on, made by a run's generator to measure with."""
 
 from collections.abc import Iterator
 
