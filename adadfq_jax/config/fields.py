@@ -15,12 +15,16 @@ from adadfq_jax.quantization.bits import parse_bits
 
 DATA_SOURCES = ("none", "npz", "folder", "tfds:NAME")
 
-# By format of exported students, the suffixes of its files; the first one is usual.
+# By format of exported students, the suffixes of its files; the first one is usual, and none is of
+# two formats.
 EXPORT_FORMATS = {
     "integers": (".safetensors",),
     "onnx": (".onnx",),
     "stablehlo": (".stablehlo",),
     "pytorch": (".pth", ".pt"),
+}
+FORMAT_BY_SUFFIX = {
+    suffix: name for name, suffixes in EXPORT_FORMATS.items() for suffix in suffixes
 }
 
 # What may be None until a teacher is known: `recipes` then fills in what its network wants.

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from adadfq_jax.config.fields import EXPORT_FORMATS as FORMATS
+from adadfq_jax.config.fields import FORMAT_BY_SUFFIX
 from adadfq_jax.errors import ConfigError, ExportError, VerificationError, nearest
 from adadfq_jax.exporting import integers
-from adadfq_jax.exporting.load import FORMAT_BY_SUFFIX, import_onnx, load_exported, require
+from adadfq_jax.exporting.load import import_onnx, load_exported, require
 from adadfq_jax.exporting.quantized import QuantizedNetwork, take_apart
 from adadfq_jax.exporting.verification import Report, compare
 from adadfq_jax.models.network import Student, Teacher

@@ -7,13 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from adadfq_jax.config.fields import EXPORT_FORMATS as FORMATS
+from adadfq_jax.config.fields import FORMAT_BY_SUFFIX
 from adadfq_jax.errors import ExportError, install_command
 from adadfq_jax.exporting import integers
 from adadfq_jax.models.network import Network, normalize
 from adadfq_jax.storage.files import on_a_disk
-
-FORMAT_BY_SUFFIX = {suffix: name for name, suffixes in FORMATS.items() for suffix in suffixes}
 
 
 def require(format: str) -> None:

@@ -36,6 +36,7 @@ from adadfq_jax.exporting import (
 )
 from adadfq_jax.exporting.description import read_about
 from adadfq_jax.models.network import flatten, unflatten
+from adadfq_jax.storage.digests import checksum
 from adadfq_jax.teachers.load import save_teacher
 from adadfq_jax.teachers.normalisation import NORMALISATIONS
 from adadfq_jax.training import quantize
@@ -463,7 +464,7 @@ def test_an_export_that_does_not_say_its_step_is_written_anew(run_folder, tmp_pa
         described = json.loads(file.metadata()["adadfq_integers"])
         arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     del described["about"]["step"], described["about"]["student"], described["checksum"]
-    described["checksum"] = integers._checksum(described, arrays)
+    described["checksum"] = checksum(described, arrays)
     metadata = {"adadfq_integers": json.dumps(described)}
     safetensors.numpy.save_file(arrays, path, metadata)
     adadfq_jax.load_exported(path)
