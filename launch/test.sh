@@ -16,4 +16,4 @@ prepare test
 cd "$root"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
-exec "$python" -m pytest -n "${ADADFQ_TEST_WORKERS:-2}" "$@"
+exec "$python" -m pytest -n "${ADADFQ_TEST_WORKERS:-2}" --dist=loadfile "$@"

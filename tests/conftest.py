@@ -1,9 +1,17 @@
-"""Four CPU devices for every test, small games, and a compilation cache shared by the workers."""
+"""Four CPU devices for every test, small games, and compiled programs that all processes share."""
 
 import dataclasses
 import functools
+import os
 import tempfile
 from pathlib import Path
+
+# Before JAX is imported, and for the processes that tests start. What one worker has compiled, no
+# other compiles again; and LLVM, which takes half of the time, does not optimise steps that are
+# played a few times. XLA's own passes, which tests look at, are the usual ones.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(tempfile.gettempdir(), "adadfq_jax_tests"))
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 
 import flax.linen
 import jax
@@ -19,7 +27,6 @@ from adadfq_jax.models.network import Teacher
 from adadfq_jax.training.result import Result
 
 jax.config.update("jax_num_cpu_devices", 4)
-jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir(), "adadfq_jax_tests")))
 
 SIZE = 8
 

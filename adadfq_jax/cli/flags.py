@@ -89,6 +89,8 @@ def one_line(error: Exception) -> str:
 def _without_traceback(error: Exception) -> str:
     """ml_collections puts the traceback of a configuration file into its message."""
     first, *rest = str(error).strip().splitlines()
+    whole = r"it must be a whole number, not \1"
+    first = re.sub(r"invalid literal for int\(\) with base 10: (.*)", whole, first)
     first = re.sub(r"\('(.*)', .*\)$", r"\1", first)  # an error of two parts, printed as a tuple
     return f"{first} {rest[-1]}" if rest else first
 

@@ -156,6 +156,11 @@ def from_arrays(images: np.ndarray, labels: np.ndarray, name: str = "arrays") ->
         )
     if not len(images):
         raise DataError(f"{name}: there are no images.")
+    if images.max() == 1:
+        raise DataError(
+            f"{name}: no pixel is above 1, so that all images are black; uint8 pixels are from 0 "
+            "to 255, so multiply by 255 before rounding."
+        )
     return Dataset(name, _ArrayRecords(images, labels), (int(labels.min()), int(labels.max())))
 
 

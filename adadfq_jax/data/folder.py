@@ -158,6 +158,18 @@ def _check_names(path: Path, folders: Sequence[str]) -> None:
             f"{str(path)!r} holds no class folders, but the parts of a data set "
             f"({shortened(folders)}): give one of them, such as {str(path / folders[-1])!r}."
         )
+    for index, (name, folded) in enumerate(
+        zip(folders, sorted(folders, key=str.lower), strict=True)
+    ):
+        if name != folded:
+            warnings.warn(
+                f"the class folders of {str(path)!r} are in the order of their names as text, "
+                f"capitals first as torchvision has them, so that {name!r} is class {index}, and "
+                f"not {folded!r}; if that is not the teacher's order, --labels=FILE (data.labels) "
+                "says which folder is which class.",
+                stacklevel=4,
+            )
+            return
     # Names with a number after the same beginning: `1` … `10`, `class_1` … `class_10`, `1_cat` ….
     numbered = [re.match(r"(\D*)(\d+)", name) for name in folders]
     if not all(numbered) or len({match[1] for match in numbered}) > 1:

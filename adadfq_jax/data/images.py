@@ -91,6 +91,9 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(255 - grey if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else grey)
 
 
+_WHOLE = 64  # pixels up to which networks learn from whole images
+
+
 @functools.cache  # once, however many images
 def _warn_of_transparency() -> None:
     warnings.warn(
@@ -101,12 +104,12 @@ def _warn_of_transparency() -> None:
 
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:
-    """Brings an image to a network's size, as is usual for ImageNet.
+    """Brings an image to a network's size.
 
-    The shorter side is resized to 256 / 224 of the network's size (bilinear, antialiased), then
-    the centre is cut out; sizes and offsets are rounded as torchvision rounds them. An image that
-    already has the network's size is taken as it is: CIFAR's always, ImageNet's when somebody has
-    cropped them before.
+    The shorter side is resized (bilinear, antialiased), then the centre is cut out; sizes and
+    offsets are rounded as torchvision rounds them. As is usual for ImageNet, it is resized to
+    256 / 224 of the network's size; for networks of up to 64 pixels, which learn from whole small
+    images, to that size itself. An image that already has the network's size is taken as it is.
 
     Args:
       image: uint8 (H, W, 3).
@@ -118,7 +121,7 @@ def fit(image: np.ndarray, size: int) -> np.ndarray:
     height, width, _ = image.shape
     if height == width == size:
         return image
-    shorter = round(size * 256 / 224)
+    shorter = size if size <= _WHOLE else round(size * 256 / 224)
     if height < width:
         height, width = shorter, int(shorter * width / height)
     else:

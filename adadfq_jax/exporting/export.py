@@ -9,12 +9,12 @@ from adadfq_jax.config.fields import EXPORT_FORMATS as FORMATS
 from adadfq_jax.config.fields import FORMAT_BY_SUFFIX
 from adadfq_jax.errors import ConfigError, ExportError, VerificationError, nearest
 from adadfq_jax.exporting import integers
+from adadfq_jax.exporting.description import read_about
 from adadfq_jax.exporting.load import import_onnx, load_exported, require
 from adadfq_jax.exporting.quantized import QuantizedNetwork, take_apart
 from adadfq_jax.exporting.verification import Report, compare
 from adadfq_jax.models.network import Student, Teacher
 from adadfq_jax.storage.files import on_a_disk, refuse_existing, written_whole
-from adadfq_jax.teachers import native
 
 _IMAGES = 256
 
@@ -102,10 +102,10 @@ def check_output(
     if (fold_norms or raw_pixels) and format != "onnx":
         raise ConfigError(f"folded BatchNorms and raw pixels are options of onnx, not of {format}.")
     refuse_existing(path, overwrite)
-    if path.is_file() and path.suffix == ".safetensors" and native.is_own(path):
+    if path.is_file() and not read_about(path):
         raise ConfigError(
-            f"{str(path)!r} is a teacher, which an exported student does not replace; name another "
-            "file."
+            f"{str(path)!r} is no exported student, and is not replaced by one, even with "
+            "--overwrite; move it away, or name another file."
         )
     if not path.parent.is_dir():
         raise ConfigError(f"there is no folder {str(path.parent)!r} to write {path.name} in.")

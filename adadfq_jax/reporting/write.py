@@ -61,6 +61,7 @@ def write_report(
     if target.exists() and not overwrite:
         raise ConfigError(f"{str(target)!r} exists; --overwrite replaces it.")
     require_packages()
+    _check_page(workdir)
     _check_parts(workdir)
     if single:
         return _report_run(workdir)
@@ -103,7 +104,7 @@ def _report_sweep(workdir: Path, games: bool) -> None:
 
 
 def _check_page(workdir: Path) -> None:
-    """Raises ConfigError where nobody has said that a page may be replaced, and it is not ours."""
+    """Raises ConfigError where a page would take the place of another's."""
     from adadfq_jax.reporting import page
 
     if (workdir / REPORT).exists() and not page.is_own(workdir / REPORT):

@@ -8,7 +8,7 @@ from adadfq_jax.errors import TeacherError
 from adadfq_jax.models.network import Teacher
 from adadfq_jax.models.size import measure_network
 from adadfq_jax.storage.files import absolute, locate, refuse_existing
-from adadfq_jax.teachers import packages
+from adadfq_jax.teachers import native, packages
 from adadfq_jax.teachers.load import load_foreign, read_teacher, save_teacher
 from adadfq_jax.teachers.stated import Stated
 
@@ -41,10 +41,15 @@ def convert(
     output = locate(output)
     if output.suffix != ".safetensors":
         raise TeacherError(f"the output must be a .safetensors file, not {str(output)!r}.")
-    refuse_existing(output, overwrite)
     if not packages.is_package_name(str(source)) and _is_same(locate(source), output):
         raise TeacherError(
             f"the output {str(output)!r} is the input, which would be lost; name another file."
+        )
+    refuse_existing(output, overwrite)
+    if output.exists() and not _is_ours(output):
+        raise TeacherError(
+            f"{str(output)!r} is no file of `adadfq convert`, and is not replaced by one, even "
+            "with --overwrite; move it away, or name another file."
         )
     if packages.is_package_name(str(source)):
         teacher = _load_pretrained(str(source), stated)
@@ -55,6 +60,13 @@ def convert(
             teacher = dataclasses.replace(teacher, source=digest)
     save_teacher(teacher, output)
     return teacher
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        return native.is_own(path)
+    except TeacherError:  # damaged, or of another kind
+        return False
 
 
 def _is_same(one: Path, other: Path) -> bool:

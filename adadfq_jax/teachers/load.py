@@ -156,6 +156,13 @@ def load_foreign(path: Path, stated: Stated) -> Teacher:
 
 
 def _warn_of_the_rest(name: str, state: state_dicts.State) -> None:
+    if state.others:
+        warnings.warn(
+            f"{name} holds more than one network: {state.entry!r} was taken, --entry="
+            f"{state.others[0]} takes another"
+            + (f" (there are {', '.join(state.others)})." if len(state.others) > 1 else "."),
+            stacklevel=4,
+        )
     for what, found in (
         ("keys outside of the network", state.left_over),
         ("objects, which were not read and not executed", state.skipped),

@@ -53,6 +53,7 @@ class State:
       head: the file's name of the classifier, where the network's convention has another.
       left_over: the file's other keys, which are not read.
       skipped: names of the classes of objects in the file that were neither read nor executed.
+      others: the entries of other state dicts in the file, which may be the network's too.
     """
 
     arrays: dict[str, np.ndarray]
@@ -61,6 +62,7 @@ class State:
     head: str = ""
     left_over: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
 
 def read_state(path: Path, entry: str | None = None, prefix: str | None = None) -> State:
@@ -76,7 +78,7 @@ def read_state(path: Path, entry: str | None = None, prefix: str | None = None) 
       TeacherError: torch is missing, or the file is damaged, unsafe, or holds something else.
     """
     name = repr(str(path))
-    skipped = ()
+    skipped = others = ()
     if kinds.kind_of(path) == kinds.SAFETENSORS:
         if entry is not None:
             raise TeacherError(f"{name} is a safetensors file and has no entry {entry!r}.")
@@ -89,7 +91,9 @@ def read_state(path: Path, entry: str | None = None, prefix: str | None = None) 
                 "well; `adadfq evaluate --model=FILE` measures it."
             )
         skipped = loaded.skipped
+        asked = entry is not None
         tensors, entry = _unwrap(loaded, name, entry)
+        others = () if asked else _others(loaded.content, entry, len(tensors))
     tensors = {key: value for key, value in tensors.items() if not _is_a_counter(key)}
     for key in tensors:
         _require_name(name, key)
@@ -102,7 +106,9 @@ def read_state(path: Path, entry: str | None = None, prefix: str | None = None) 
         raise TeacherError(f"{name} holds no weights: its state dict is empty.")
     arrays = {own: _to_numpy(name, key, tensors[key]) for own, key in part.names.items()}
     left_over = (*part.left_over, *(key for key in tensors if key not in shapes))
-    return State(_to_float32(name, arrays), entry, part.prefix, part.head, left_over, skipped)
+    return State(
+        _to_float32(name, arrays), entry, part.prefix, part.head, left_over, skipped, others
+    )
 
 
 def _is_a_counter(key: Any) -> bool:
@@ -173,6 +179,21 @@ def _unwrap(loaded: Loaded, name: str, entry: str | None) -> tuple[Mapping[Any, 
     return content, ".".join(trail)
 
 
+def _others(content: Mapping[Any, Any], entry: str, size: int) -> tuple[str, ...]:
+    """Returns the entries of other state dicts of about the size of the one that was taken.
+
+    Known entries are not among them: which goes before which is documented.
+    """
+    return tuple(
+        name
+        for name, value in _state_dicts(content)
+        if entry
+        and not set(name.split(".")) <= {*_ENTRIES, *entry.split(".")}
+        and not name.startswith(f"{entry}.")
+        and 2 * _count_tensors(value) > size
+    )
+
+
 def _in_words(content: Any) -> str:
     if isinstance(content, Skipped):
         return f"a whole {content.name}, which is a program's object,"
@@ -209,7 +230,9 @@ def _offer(content: Mapping[Any, Any], trail: list[str]) -> str:
     if held:
         said = " or ".join(f"--entry={key}" for key in held[:_OFFERED])
         return f"where it has tensors, give {said} to convert or evaluate"
-    objects = [value.name for value in content.values() if isinstance(value, Skipped)]
+    inside = (value for value in content.values() if isinstance(value, Mapping))
+    values = (*content.values(), *(value for mapping in inside for value in mapping.values()))
+    objects = [value.name for value in values if isinstance(value, Skipped)]
     if any(name.startswith("numpy") for name in objects):
         return (
             "it holds NumPy arrays, which only a program can read from it: there, write "

@@ -78,8 +78,16 @@ def _check_output(text: str, overwrite: bool) -> bool:
     if path.exists() and path.is_dir() == is_file:
         there = "a folder" if is_file else "a file"
         raise ConfigError(f"output {text!r} is {there} already; choose another name.")
-    if is_file and path.exists() and not overwrite:
-        raise ConfigError(f"output {text!r} exists; --overwrite replaces it.")
+    if not path.parent.is_dir() and (found := _file_above(path)) is not None:
+        raise ConfigError(f"output {text!r} cannot be written: {str(found)!r} is a file.")
+    if is_file and path.exists():
+        if not _holds_samples(path):
+            raise ConfigError(
+                f"output {text!r} is a file of something else, and is not replaced; choose another "
+                "name."
+            )
+        if not overwrite:
+            raise ConfigError(f"output {text!r} exists; --overwrite replaces it.")
     if not is_file and path.exists() and any(path.iterdir()):
         # A folder of anything else is never deleted.
         if not _is_of_samples(path):
@@ -87,6 +95,18 @@ def _check_output(text: str, overwrite: bool) -> bool:
         if not overwrite:
             raise ConfigError(f"output {text!r} exists; --overwrite replaces it.")
     return is_file
+
+
+def _file_above(path: Path) -> Path | None:
+    return next((folder for folder in path.parents if folder.is_file()), None)
+
+
+def _holds_samples(path: Path) -> bool:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return set(file.files) == {"x", "y", "logits"}
+    except Exception:  # a file of another kind fails in many ways
+        return False
 
 
 def _is_of_samples(folder: Path) -> bool:

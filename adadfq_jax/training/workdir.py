@@ -156,8 +156,7 @@ def check_run(path: Path, config: ml_collections.ConfigDict) -> None:
     result = read_json(path / RESULT)
     if result is not None and not isinstance(result.get("steps"), int):
         refuse_foreign(path / RESULT, "a result of a run")
-    # The picture comes right before the result.
-    if result is None and SAMPLES in there and not pictures.is_own(path / SAMPLES):
+    if SAMPLES in there and not pictures.is_own(path / SAMPLES):
         refuse_foreign(path / SAMPLES, "a picture of a run")
 
 

@@ -121,6 +121,14 @@ def numbered(tmp_path):
     return tmp_path / "images"
 
 
+def test_capitals_before_other_letters_are_said(tmp_path):
+    for name in ("bird", "Cat"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(RAMP).save(tmp_path / name / "a.png")
+    with pytest.warns(UserWarning, match="'Cat' is class 0, and not 'bird'"):
+        assert load_dataset("folder", tmp_path).class_names == ("Cat", "bird")
+
+
 def test_numbered_folders_in_the_order_of_text_are_said(numbered, tmp_path):
     with pytest.warns(UserWarning, match="'10' is class 1 and '2' class 2.*--labels=FILE"):
         assert labels_of(load_dataset("folder", numbered)) == [0] + [1] * 10 + [2] * 2

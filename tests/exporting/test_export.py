@@ -387,6 +387,19 @@ def test_bad_input(run_folder, tmp_path, sentence):
     assert there.read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["teacher.pth", "teacher.safetensors", "notes.onnx"])
+def test_what_is_no_exported_student_is_not_overwritten(run_folder, tmp_path, sentence, name):
+    path = tmp_path / name
+    if path.suffix == ".pth":
+        torch.save({"conv1.weight": torch.zeros(3)}, path)
+    else:
+        path.write_bytes(Path(DIGITS_TEACHER).read_bytes() if "teacher" in name else b"mine")
+    before = path.read_bytes()
+    argv = ["export", f"--workdir={run_folder}", f"--output={path}", "--overwrite", "--cache="]
+    assert "is no exported student" in sentence(argv)
+    assert path.read_bytes() == before
+
+
 def test_the_healthiest_student_is_exported(tmp_path, verb, monkeypatch):
     scores = iter([0.5, 0.9, 0.1])  # after steps 6, 9 and 12
     monkeypatch.setattr(Answers, "health", property(lambda _: next(scores)))

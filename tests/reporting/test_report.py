@@ -653,13 +653,17 @@ def test_a_run_that_is_not_finished(run):
     assert not any("not finished" in finding.text for finding in found)
 
 
-def test_overwriting_is_asked_for(run, capfd):
-    (run / "report.html").write_text("mine")
-    argv = ["report", f"--workdir={run}", "--cache="]
-    assert main.run(argv) == 2
-    assert "exists; --overwrite replaces it." in capfd.readouterr().err
-    assert (run / "report.html").read_text() == "mine"
-    assert not (run / "report").exists()
+def test_overwriting_is_asked_for(run, reported, sentence, capfd):
+    page, argv = run / "report.html", ["report", f"--workdir={run}", "--cache="]
+    page.write_text("mine")
+    for flags, words in (([], "exists; --overwrite"), (["--overwrite"], "is not a report that")):
+        assert words in sentence([*argv, *flags])
+        assert page.read_text() == "mine"
+        assert not (run / "report").exists()
+    shutil.copyfile(reported / "without" / "report.html", page)
+    before = page.read_bytes()
+    assert "exists; --overwrite replaces it." in sentence(argv)
+    assert page.read_bytes() == before
     assert main.run([*argv, "--overwrite"]) == 0
     assert capfd.readouterr().out.endswith(f"{run / 'report.html'}\n")
     assert (run / "report.html").read_text().startswith("<!doctype html>")

@@ -296,3 +296,19 @@ def test_numpy_arrays_are_no_tensors(path, state):
     torch.save({name: tensor.numpy() for name, tensor in state.items()}, path)
     with pytest.raises(TeacherError, match=r"NumPy arrays.*torch\.from_numpy"):
         load_teacher(path, **GIVEN)
+
+
+def test_numpy_arrays_in_an_entry(path, state):
+    arrays = {name: tensor.numpy() for name, tensor in state.items()}
+    with pytest.raises(TeacherError, match=r"NumPy arrays.*torch\.from_numpy"):
+        load(path, {"state_dict": arrays, "epoch": 1})
+
+
+def test_two_networks_under_entries(path, state):
+    best = {
+        name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in state.items()
+    }
+    content = {"net": state, "best_net": best}
+    with pytest.warns(UserWarning, match="'net' was taken, --entry=best_net takes another"):
+        assert same(load(path, content), state)
+    assert same(load(path, content, entry="best_net"), best)

@@ -76,15 +76,17 @@ def test_nothing_is_written_where_something_is_not_said(tmp_path, checkpoint, ca
     assert [file.name for file in tmp_path.iterdir()] == ["teacher.pth"]
 
 
-def test_a_file_that_exists_is_kept(tmp_path, checkpoint, capsys):
+def test_a_file_that_exists_is_kept(tmp_path, checkpoint, sentence):
     output = tmp_path / "teacher.safetensors"
     output.write_text("mine")
     arguments = ["convert", f"--input={checkpoint}", f"--output={output}", "--mean=imagenet"]
-    assert main.run(arguments) == 2
-    assert "exists; overwrite it with --overwrite" in capsys.readouterr().err
+    assert "exists; overwrite it with --overwrite" in sentence(arguments)
+    assert "no file of `adadfq convert`" in sentence([*arguments, "--overwrite"])
     assert output.read_text() == "mine"
-    assert main.run([*arguments, "--overwrite"]) == 0
-    assert load_teacher(output).classes == 100
+    output.unlink()
+    for flags in ([], ["--overwrite"]):
+        assert main.run([*arguments, *flags]) == 0
+        assert load_teacher(output).classes == 100
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="no real checkpoint at hand")

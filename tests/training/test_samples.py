@@ -126,7 +126,9 @@ def test_nothing_is_half_written(workdir, tmp_path, capfd, monkeypatch, name):
     ("argv", "words"),
     [
         (["--count=0"], "count must be at least 1, not 0."),
-        (["--count=many"], "many"),
+        (["--count=many"], "--count=many: it must be a whole number"),
+        (["--output={folder}/file.npz", "--overwrite"], "is a file of something else"),
+        (["--output={folder}/file.npz/x.npz"], "file.npz' is a file."),
         (["--workdir="], "--workdir is missing"),
         (["--output="], "--output is missing"),
         (["--workdir={folder}"], "holds no run"),

@@ -162,8 +162,10 @@ def test_what_was_put_into_a_run_later_is_refused_and_kept(workdir):
     with pytest.raises(ConfigError, match=r"result\.json' would be replaced, but is not a result"):
         workdir.claim(config)
     (workdir.path / "result.json").write_text('{"steps": 12}')
-    picture.write_bytes(b"of an earlier version")
     workdir.claim(config)
+    picture.write_bytes(b"mine")
+    with pytest.raises(ConfigError, match=r"samples\.png' would be replaced, but is not a picture"):
+        workdir.claim(config)
 
 
 def test_what_somebody_keeps_under_the_name_of_the_lock_stays(tmp_path):
