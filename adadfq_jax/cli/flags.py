@@ -56,6 +56,9 @@ def _check_config_flags(argv: Sequence[str]) -> None:
     """Checks the file of --config and the fields of --config.FIELD, before the file is executed."""
     from adadfq_jax.config.checks import check_field
 
+    given = [word for word in argv if word.lstrip("-").partition("=")[0] == "config"]
+    if len(given) > 1:
+        raise ConfigError(f"--config is given {len(given)} times: {' '.join(given)}; give one.")
     for word, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
         name, equals, value = word.partition("=")
         name = name.removeprefix("-").removeprefix("-") if word.startswith("-") else ""
@@ -63,9 +66,9 @@ def _check_config_flags(argv: Sequence[str]) -> None:
             path = Path((value if equals else following).partition(":")[0])
             if not path.is_file():
                 others = (str(other) for other in path.parent.glob("*.py"))
-                raise ConfigError(
-                    f"there is no configuration file {str(path)!r}; {nearest(str(path), others)}"
-                )
+                others = list(others)
+                hint = nearest(str(path), others) if others else "nor any other in its folder."
+                raise ConfigError(f"there is no configuration file {str(path)!r}; {hint}")
         elif name.startswith("config."):
             check_field(name.removeprefix("config."))
 

@@ -99,12 +99,14 @@ def load_folder(path: Path, labels: Path | None = None) -> Dataset:
     ]
     found = [label for _, label in files]
     return Dataset(
-        str(path),
+        str(path) if labels is None else f"{path} with the labels of {labels}",
         _Files(files),
         (min(found), max(found)),
         class_names,
         encoded=True,
-        advice="--labels=FILE, or data.labels, says which folder is which class",
+        advice=""
+        if labels is not None
+        else "--labels=FILE, or data.labels, says which folder is which class",
     )
 
 

@@ -66,9 +66,9 @@ def _require_same_keys(name: str, state, expected, architecture: str) -> None:
         return
     parts = []
     if missing:
-        parts.append(f"{_count(missing)} missing: {_list(missing, left_over or state)}")
+        parts.append(f"{_count(missing)} missing: {_list(missing, left_over)}")
     if left_over:
-        parts.append(f"{_count(left_over)} left over: {_list(left_over, missing or expected)}")
+        parts.append(f"{_count(left_over)} left over: {_list(left_over, missing)}")
     if any(key.endswith((".running_mean", ".running_var")) for key in missing):
         parts.append("data-free quantization needs every BatchNorm's statistics")
     raise TeacherError(f"{name} looks like {architecture} but does not fit it: {'; '.join(parts)}.")
@@ -78,8 +78,11 @@ def _count(found: list[str]) -> str:
     return f"{len(found)} {'key is' if len(found) == 1 else 'keys are'}"
 
 
-def _list(found: list[str], others) -> str:
-    shown = [f"{key!r} ({nearest(key, others).rstrip('.')})" for key in found[:_LISTED]]
+def _list(found: list[str], others: list[str]) -> str:
+    shown = [
+        f"{key!r} ({nearest(key, others).rstrip('.')})" if others else repr(key)
+        for key in found[:_LISTED]
+    ]
     return ", ".join(shown) + (", ..." if len(found) > _LISTED else "")
 
 

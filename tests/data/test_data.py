@@ -82,9 +82,7 @@ def test_arrays_of_another_form_are_refused(path, images, labels, message):
 @pytest.mark.parametrize("names", [{"images": IMAGES, "y": LABELS}, {"x": IMAGES}, {}])
 def test_missing_arrays_are_named(path, names):
     np.savez(path, **names)
-    with pytest.raises(
-        DataError, match="must hold an array x of images and an array y of labels"
-    ):
+    with pytest.raises(DataError, match="must hold an array x of images and an array y of labels"):
         load_dataset("npz", path)
 
 
