@@ -209,7 +209,7 @@ def test_missing_workdir(quantize):
         (["--config={files}/reading.py"], "'/no/such/file'"),
         ([f"--config={BASE}"], "there is no teacher: give one with"),
         (["--config={files}/lacking.py"], "batch_size"),
-        (["--config={files}/none/a.py"], "none/a.py'; there is none."),
+        (["--config={files}/none/a.py"], "none/a.py'; nor any other in its folder."),
     ],
 )
 def test_configuration_alone(files, tmp_path, capfd, argv, words):
