@@ -121,7 +121,7 @@ def measure(
       source, path, labels: of the evaluation set, as `load_dataset` takes them; it may be "none"
         only with bit-widths.
       bits, show_progress: see `calibrated.compare_bits`.
-      calibration, epochs: see there as well; only with bit-widths, by default 512 and 4.
+      calibration, epochs: see there as well; only with bit-widths.
       batch_size: images at a time.
 
     Raises:
@@ -135,12 +135,13 @@ def measure(
         raise ConfigError(f"--source={source} needs --path: where it lies.")
     if bits and not isinstance(network, Teacher):
         raise ConfigError(f"--bits asks about a teacher; a run's is the file {TEACHER} in it.")
-    for name, number in (("calibration", calibration), ("epochs", epochs)):
-        if number is not None and not bits:
-            raise ConfigError(
-                f"--{name} is about students that are not trained: give their --bits, such as "
-                "--bits=w4a4, or leave it out."
-            )
+    asked = {"calibration": calibration, "epochs": epochs}
+    asked = {name: number for name, number in asked.items() if number is not None}
+    if asked and not bits:
+        raise ConfigError(
+            f"--{next(iter(asked))} is about students that are not trained: give their --bits, "
+            "such as --bits=w4a4, or leave it out."
+        )
     for text in bits:
         parse_bits(text)
     dataset = load_dataset(source, path, labels)
@@ -154,10 +155,9 @@ def measure(
             network,
             bits,
             dataset,
-            calibration=512 if calibration is None else calibration,
-            epochs=4 if epochs is None else epochs,
             batch_size=batch_size,
             show_progress=show_progress,
+            **asked,
         )
     return Measured(network, dataset, result, rows)
 

@@ -65,8 +65,7 @@ def _check_config_flags(argv: Sequence[str]) -> None:
         if name == "config":
             path = Path((value if equals else following).partition(":")[0])
             if not path.is_file():
-                others = (str(other) for other in path.parent.glob("*.py"))
-                others = list(others)
+                others = [str(other) for other in path.parent.glob("*.py")]
                 hint = nearest(str(path), others) if others else "nor any other in its folder."
                 raise ConfigError(f"there is no configuration file {str(path)!r}; {hint}")
         elif name.startswith("config."):
