@@ -148,13 +148,13 @@ def _convert(argv: Sequence[str]) -> None:
         if not values[name].value:
             raise ConfigError(f"--{name}=FILE is missing: {texts[name]}.")
 
-    from adadfq_jax.evaluation.statistics import check_statistics
-    from adadfq_jax.teachers import convert
+    from adadfq_jax.evaluation.original import describe_teacher, prove
+    from adadfq_jax.teachers.convert import convert
 
-    teacher = convert.convert(
-        values.input, values.output, stated_by(values), overwrite=values.overwrite
+    teacher = convert(
+        values.input, values.output, stated_by(values), overwrite=values.overwrite, prove=prove
     )
-    print(convert.summary(teacher, check_statistics(teacher).to_text()))
+    print(describe_teacher(teacher))
     print(f"{'file':<22}{values.output}")
 
 

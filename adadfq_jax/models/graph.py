@@ -48,6 +48,11 @@ class Node:
     attributes: FrozenDict[str, Any]
 
 
+def is_network_name(name: str) -> bool:
+    """Tells whether a network that only its nodes define may be called so."""
+    return re.fullmatch(r"[\w\-.]{1,60}", name, re.ASCII) is not None
+
+
 def to_json(nodes: Iterable[Node]) -> list[list[Any]]:
     """Returns nodes as JSON holds them: [op, name, inputs, attributes] of each."""
     return [[node.op, node.name, list(node.inputs), dict(node.attributes)] for node in nodes]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from adadfq_jax.errors import ConfigError, nearest
-from adadfq_jax.models.graph import checked_network
+from adadfq_jax.models.graph import checked_network, is_network_name
 from adadfq_jax.models.mobilenet_v2 import STRIDES, MobileNetV2, rounded_widths, truncated_widths
 from adadfq_jax.models.resnet import ResNet
 from adadfq_jax.models.resnet_cifar import OptionA, ResNetCifar
@@ -207,6 +207,8 @@ def restore(architecture: str, classes: int, image_size: int, graph: Any = None)
     """
     if graph is None or is_registered(architecture):
         return build(architecture, classes)
+    if not is_network_name(architecture):
+        raise ConfigError(f"{architecture!r:.80} cannot be a network's name.")
     return checked_network(graph, classes, image_size)
 
 

@@ -237,11 +237,9 @@ def simplify(nodes: list[Node], last: str) -> tuple[Node, ...]:
     def alone(name: str, op: str, **settings: Any) -> Node | None:
         node = found.get(name)
         fits = node is not None and node.op == op and readers.count(name) == 1
-        return (
-            node
-            if fits and all(node.attributes[key] == settings[key] for key in settings)
-            else None
-        )
+        if fits and all(node.attributes[key] == value for key, value in settings.items()):
+            return node
+        return None
 
     for node in nodes:
         sixth = node.op == "scale" and abs(node.attributes["factor"] - 1 / 6) < 1e-6

@@ -16,7 +16,14 @@ import numpy as np
 
 from adadfq_jax.errors import ConfigError, TeacherError, install_command
 from adadfq_jax.models import registry
-from adadfq_jax.models.graph import INPUT, GraphNetwork, Node, checked_network, to_json
+from adadfq_jax.models.graph import (
+    INPUT,
+    GraphNetwork,
+    Node,
+    checked_network,
+    is_network_name,
+    to_json,
+)
 from adadfq_jax.models.network import Teacher
 from adadfq_jax.teachers import naming, to_flax
 from adadfq_jax.teachers.aten import READERS
@@ -25,7 +32,6 @@ from adadfq_jax.teachers.stated import Stated
 
 _BATCH = 2  # of the program; 1 could not be told from other sizes
 _COLOURS = 3
-_NAME = re.compile(r"[\w\-.]{1,60}", re.ASCII)
 
 
 def read_module(
@@ -55,11 +61,11 @@ def read_module(
     if not isinstance(module, torch.nn.Module):
         raise TeacherError(f"from_torch takes a torch.nn.Module, not {module!r:.60}.")
     label = name or type(module).__name__
-    if not _NAME.fullmatch(label) or registry.is_registered(label):
+    if not is_network_name(label) or registry.is_registered(label):
         raise ConfigError(
             f"{label!r} cannot be the network's name, or is one of this package: give another name."
         )
-    mean, std = ((*value,) * _COLOURS if len(value) == 1 else value for value in (mean, std))
+    mean, std = (tuple(value) * (_COLOURS if len(value) == 1 else 1) for value in (mean, std))
     stated = Stated(None, mean, std, image_size, pixel_units=pixel_units)
     if not stated.mean or not stated.std or not image_size:
         raise TeacherError(f"{label} does not say its images: give image_size, mean and std.")
@@ -128,7 +134,7 @@ def _logits(module: Any, images: np.ndarray) -> np.ndarray:
 def _input_channels(torch: Any, module: Any) -> int:
     convolutions = (part for part in module.modules() if isinstance(part, torch.nn.Conv2d))
     first = next(convolutions, None)
-    return _COLOURS if first is None or first.in_channels != 1 else 1
+    return _COLOURS if first is None else first.in_channels
 
 
 def _export(torch: Any, module: Any, label: str, shape: tuple[int, ...]) -> Any:

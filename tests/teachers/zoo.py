@@ -75,22 +75,23 @@ _TIMM = {
 }
 # Some that come with the extra `test`, by the module of pytorchcv.
 _PYTORCHCV = {
-    "resnet.resnet10": 32,
-    "preresnet.preresnet10": 32,
-    "seresnet.seresnet10": 32,
+    "resnet.resnet10": 224,
+    "preresnet.preresnet10": 224,
+    "seresnet.seresnet10": 224,
     "preresnet_cifar.preresnet20_cifar10": 32,
+    "seresnet_cifar.seresnet20_cifar10": 32,
     "densenet_cifar.densenet40_k12_cifar10": 32,
-    "mobilenetv3.mobilenetv3_small_w7d20": 32,
-    "shufflenetv2.shufflenetv2_wd2": 64,
-    "mobilenet.mobilenet_wd4": 32,
-    "squeezenext.sqnxt23_w1": 64,
+    "mobilenetv3.mobilenetv3_small_w7d20": 224,
+    "shufflenetv2.shufflenetv2_wd2": 224,
+    "mobilenet.mobilenet_wd4": 224,
+    "squeezenext.sqnxt23_w1": 224,
     "vgg.bn_vgg11b": 224,
 }
 # Of a few seconds each, with pytorchcv alone.
 FAST = (
     "pytorchcv:preresnet_cifar.preresnet20_cifar10",
     "pytorchcv:mobilenetv3.mobilenetv3_small_w7d20",
-    "pytorchcv:shufflenetv2.shufflenetv2_wd2",
+    "pytorchcv:seresnet_cifar.seresnet20_cifar10",
 )
 REFUSED = {
     "timm:convnext_tiny": "LayerNorm",
@@ -209,9 +210,8 @@ def main(chosen):
         except adadfq_jax.AdaDFQError as error:
             failed.append(network)
             print(f"{network}: {error}", flush=True)
-    print(
-        f"{len(rows)} read, {len(failed)} not: {failed}; {np.sum([r.seconds for r in rows]):.0f} s"
-    )
+    seconds = sum(row.seconds for row in rows)
+    print(f"{len(rows)} read, {len(failed)} not: {failed}; {seconds:.0f} s")
     if not chosen and not failed:
         before, _, rest = README.read_text().partition(BEGIN)
         after = rest.partition(END)[2]
