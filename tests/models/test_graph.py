@@ -22,11 +22,12 @@ from tests.conftest import SIZE, make_small_config, make_teacher
 random = np.random.default_rng(0)
 
 # One of every family and of every ending of a name.
-FEW = ("resnet8_cifar", "resnet50_stride1x1_x0.0625", "mobilenet_v2_pytorchcv_x0.1")
+FEW = ("resnet8_cifar", "resnet18_x0.125")
 OTHERS = (
+    *("resnet50_stride1x1_x0.0625", "mobilenet_v2_pytorchcv_x0.1"),
     *("resnet8_cifar_projection", "resnet8_cifar_padend", "resnet8_cifar_avgpool"),
     *("resnet8_cifar_avgpool_padend", "resnet11_cifar_stride1x1", "resnet11_cifar_stride3x3"),
-    *("resnet18_x0.125", "resnet18_3x3_x0.125", "resnet18_3x3_pool_x0.125", "resnet34_x0.125"),
+    *("resnet18_3x3_x0.125", "resnet18_3x3_pool_x0.125", "resnet34_x0.125"),
     *("resnet34_3x3_x0.125", "resnet34_3x3_pool_x0.125", "resnet50_stride3x3_x0.0625"),
     *("mobilenet_v2_x0.1", "mobilenet_v2_cifar_x0.1", "mobilenet_v2_cifar_stem_x0.1"),
     "mobilenet_v2b_pytorchcv_x0.1",
@@ -91,7 +92,7 @@ def test_remat_keeps_one_value_of_every_block():
         str(jax.make_jaxpr(jax.grad(loss), static_argnums=1)(teacher.variables["params"], remat))
         for remat in (False, True)
     ]
-    assert [program.count(" checkpoint[") > 3 for program in programs] == [False, True]
+    assert [program.count("remat") > 3 for program in programs] == [False, True]
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +125,7 @@ def test_a_game_on_a_graph_resumes(played, tmp_path):
     assert_same(resumed.variables, student.variables)
 
 
+@pytest.mark.slow
 def test_a_game_on_a_graph_with_several_devices(played):
     student, teacher, _ = played
     config = make_small_config()
@@ -193,6 +195,9 @@ CONV = {
 }
 
 
+HUGE = CONV | {"features": 2**20, "padding": [[99, 99], [99, 99]]}
+
+
 def a_graph(**changes):
     """Nodes as JSON holds them: a convolution, a mean, a dense layer; some of it changed."""
     written = {
@@ -226,7 +231,7 @@ def a_graph(**changes):
         (a_graph(conv=["conv", "conv", ["image"], CONV | {"strides": 1}]), "have strides=1"),
         (a_graph(conv=["conv", "conv", ["image"], CONV | {"padding": [[9e9, 0], [0, 0]]}]), "padd"),
         (a_graph(conv=["conv", "conv", ["image"], CONV | {"groups": 2}]), "cannot be computed"),
-        (a_graph(conv=["conv", "conv", ["image"], CONV | {"features": 2**20}]), "is too large"),
+        (a_graph(conv=["conv", "conv", ["image"], HUGE]), "is too large"),
         (
             a_graph(mean=["resample", "mean", ["conv"], {"method": "nearest", "size": [2048] * 2}]),
             "ends in the shape",
