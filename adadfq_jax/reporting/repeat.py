@@ -1,4 +1,4 @@
-"""The command that plays a run again."""
+"""The command that repeats a run."""
 
 import shlex
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 from adadfq_jax.config.fields import FROM_TEACHER, default_config, flatten
 from adadfq_jax.training.workdir import TEACHER
 
-# What the teacher's file says.
+# Fields that are read from the teacher's file.
 _FROM_FILE = (
     "teacher.path",
     "teacher.architecture",
@@ -21,11 +21,11 @@ _FROM_FILE = (
 
 
 def command_to_repeat(config: Mapping[str, Any], workdir: Path) -> str:
-    """Returns a command, from the repository's root, that plays the same game in a new folder.
+    """Returns a command that repeats a run in a new folder, for the root of the repository.
 
     Args:
-      config: a run's `config.json`.
-      workdir: its folder, which holds the teacher.
+      config: content of the run's `config.json`.
+      workdir: the run's folder, which holds the teacher.
     """
     flat = flatten(config)
     usual = flatten(default_config().to_dict())
@@ -41,7 +41,8 @@ def command_to_repeat(config: Mapping[str, Any], workdir: Path) -> str:
         if field in _FROM_FILE or field in ("quant.weight_bits", "quant.activation_bits"):
             continue
         value = tuple(value) if isinstance(value, list) else value
-        # Stated even where it is the default: configs/teacher.py leaves it to the network.
+        # Such a field is written even with its default value, because configs/teacher.py leaves it
+        # open for the network's recipe.
         open_there = field in FROM_TEACHER
         if value is not None and (open_there or value != usual.get(field)):
             words.append(f"--config.{field}={value}")

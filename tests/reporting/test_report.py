@@ -467,9 +467,9 @@ UNKNOWN = {
         (
             {"statistics": 0.2},
             NOTE,
-            "The teacher may not be what it was read as: procedural images",
+            "The teacher may have been read as another network than it is: procedural images",
         ),
-        ({"statistics": 0.2, **UNKNOWN}, PROBLEM, "may not be what it was read as"),
+        ({"statistics": 0.2, **UNKNOWN}, PROBLEM, "may have been read as another network"),
         ({"range_change": 0.12}, PROBLEM, "moved by 12% in the last calibration epoch: calibrate"),
         ({"range_change": None, "calibration_epochs": 1}, NOTE, "One epoch of calibration does"),
         ({"activations": [activation(clipped=0.031)]}, NOTE, "reach further than those of calib"),
@@ -543,8 +543,8 @@ def test_a_rule_speaks_when_it_should(changes, level, words):
         ({"activations": [activation(clipped=0.014)]}, "calibrate longer"),
         ({"agreement": 0.55, "calibrated_agreement": 0.6}, "did not raise"),
         ({"healthiest": 0.6, "healthiest_top1": 0.8}, "healthier"),
-        ({"top1": 0.85, "best_top1": 0.88}, "a longer game"),
-        ({"agreement": 0.3}, "play longer"),
+        ({"top1": 0.85, "best_top1": 0.88}, "longer training"),
+        ({"agreement": 0.3}, "train longer"),
         ({"h_prime": [0.9, 0.95]}, "too easy"),
     ],
 )
