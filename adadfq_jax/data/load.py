@@ -35,9 +35,7 @@ def load_dataset(
       ConfigError: the set is not on a disk.
     """
     if labels is not None and source != "folder":
-        raise DataError(
-            f"labels name the classes of image folders; the data source {source!r} takes none."
-        )
+        raise DataError(f"labels say which class a folder is, and {source!r} is no image folder.")
     if source == "none":
         return None
     # Each source is imported when it is used, since some of them import large libraries.

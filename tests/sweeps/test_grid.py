@@ -63,7 +63,7 @@ def test_values_have_their_fields_types(text, grid):
         ("seed=0;seed=1", "names seed twice"),
         ("bits=w3", "w4a4"),
         ("bits=w9a4", "between 1 and 8, not 9"),
-        ("bits=w3a3;quant.weight_bits=3", "and these"),
+        ("bits=w3a3;quant.weight_bits=3", "and one of these as well"),
     ],
 )
 def test_bad_grids_are_one_sentence(text, message):

@@ -125,7 +125,7 @@ def test_a_game_that_began_without_images(small_config, tmp_path, played, capfd,
         ("report/surface.png", "holds no sweep, but report,"),
         ("seed1/student.onnx", "seed1' holds no run, but student.onnx, which a run"),
         ("seed1/diverged.json", "seed1' holds no run, but diverged.json"),
-        ("seed1", "seed1' is a file, where the game seed1 goes"),
+        ("seed1", "seed1' is a file, but the game seed1 needs a folder"),
     ],
 )
 def test_what_no_sweep_wrote_is_refused_and_kept(small_config, tmp_path, played, name, words):
@@ -175,7 +175,7 @@ def test_a_longer_schedule_is_played_on_and_other_fields_are_refused(
     assert played == ["seed0", "seed1"] * 2
     small_config.game.gamma = 0.5
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ConfigError, match=r"played seed1 .*game.gamma was 1.0, is 0.5"):
+    with pytest.raises(ConfigError, match=r"has a game seed1 .*game.gamma was 1.0, is 0.5"):
         run(small_config, tmp_path, "seed=1..2")
     assert sorted(tmp_path.rglob("*")) == before
 
