@@ -137,12 +137,12 @@ def h_prime(rows: Sequence[Row]) -> Drawing | None:
     if len(curves) > _MOST_CURVES:
         curves.sort(key=lambda curve: curve[2][-1])
         curves = [curves[0], curves[len(curves) // 2], curves[-1]]
-        title += ": the lowest, the middle and the highest at the end"
+        title += ": the lowest, the middle and the highest in the end"
     figure, axes = one_panel(3.0)
     alt = []
     for (name, steps, values), colour in zip(curves, _COLOURS, strict=False):
         axes.plot(steps, values, color=colour, linewidth=1.2, label=name)
-        alt.append(f"{name}: {values[0]:.2f} at first, {values[-1]:.2f} at the end.")
+        alt.append(f"{name}: {values[0]:.2f} at first, {values[-1]:.2f} in the end.")
     axes.set_ylim(0, 1)
     axes.set_xlabel("step")
     axes.set_ylabel("H': 0 disagree, 1 agree")
