@@ -505,7 +505,7 @@ UNKNOWN = {
             NOTE,
             "agree on only 34.1% of the held-out images: these are harder",
         ),
-        ({"agreement": 0.341, **LOST}, PROBLEM, "agree on only 34.1% of the held-out images: train"),
+        ({"agreement": 0.341, **LOST}, PROBLEM, "34.1% of the held-out images: train"),
         ({"agreement": 0.341, **UNKNOWN}, PROBLEM, "agree on only 34.1%"),
         (
             {"agreement": 0.55, **UNKNOWN},
@@ -514,7 +514,7 @@ UNKNOWN = {
         ),
         (UNKNOWN, NOTE, "Accuracy is not measured"),
         ({"top1": 0.795, "best_top1": 0.795}, NOTE, "to 79.50%, no gain that these images"),
-        ({"top1": 0.7, "best_top1": 0.7}, PROBLEM, "80.00% (calibrated only) to 70.00%, so training made"),
+        ({"top1": 0.7, "best_top1": 0.7}, PROBLEM, "(calibrated only) to 70.00%, so training"),
         ({"top1": 0.85, "best_top1": 0.85}, NOTE, "8.0 points below the teacher's 93.00%"),
         ({"healthiest": 0.5}, NOTE, "healthier at step 800 (0.500, now 0.400): --checkpoint=best"),
         ({"best_top1": 0.93}, NOTE, "fell from 93.00% at step 900 to 91.00%"),
