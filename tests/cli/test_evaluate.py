@@ -249,7 +249,7 @@ def test_bits_on_the_command_line(evaluate, files):
     assert code == 0
     rows = [line.split() for line in out.splitlines() if line.startswith(("w8a8", "w2a2"))]
     assert [len(row) for row in rows] == [3, 3]
-    assert f"17 images\ntaken from {files / 'images.npz'} itself" in out
+    assert f"17 images\ndrawn at random from {files / 'images.npz'}" in out
 
     code, out, err = evaluate(teacher, *data, *widths, "--json")
     assert (code, err) == (0, "")
