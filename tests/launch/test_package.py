@@ -12,8 +12,8 @@ import pytest
 
 from tests import ROOT
 
-# All that is built from; a stray file elsewhere in the clone changes nothing.
-SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "adadfq_jax")
+# What is built from, with folders that must stay out of the wheel.
+SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "adadfq_jax", "configs", "tests")
 ASSETS = ("digits_resnet20.safetensors", "digits_validation.npz", "digits_test.npz")
 
 # The settings of configs/digits_resnet20.py, which is not installed, for one step of each player.
