@@ -24,7 +24,7 @@ from adadfq_jax.ops.moments import unite_moments
 
 # Of eight networks that were read correctly, six are below it (0.029 to 0.070) and two just above
 # (0.118, and 0.119 for the built-in grey digits). Of 37 wrong readings, 31 are above it; the six
-# below are presets near the right one, and 2x2 averages in shortcuts. The table is in README.md.
+# below are presets near the right one, and 2x2 averages in shortcuts. See configs/RESULTS.md.
 LARGEST_USUAL_DISTANCE = 0.1
 
 _SEED = 20
