@@ -39,7 +39,7 @@ class Method:
         are worth logging), all scalars.
       student_loss: gives L_Q, a scalar; only its gradient by z_Q is used.
       defaults: what fields are where a configuration leaves them open, all of
-        `fields.FROM_METHOD`; None for one that the losses do not have.
+        `fields.Filler.METHOD`; None for one that the losses do not have.
       overrides_recipe: those that no network's settings (`config/recipes.py`) change; a
         configuration still can.
       needs_labels: whether L_Q uses y, so that Q can learn from G's images alone.

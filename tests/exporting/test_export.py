@@ -369,7 +369,7 @@ def test_bad_input(run_folder, tmp_path, sentence):
     there.write_text("mine")
     good = f"--workdir={run_folder}"
     for argv, words in (
-        ([good], "--output is missing"),
+        ([good], "--output=FILE is missing"),
         (["--output=x.onnx"], "give either --workdir=DIR or --teacher=FILE"),
         ([good, f"--output={there}"], "exists; overwrite it with --overwrite"),
         ([good, "--output=x.bin"], "should end in .safetensors or .onnx"),
