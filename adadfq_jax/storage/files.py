@@ -12,8 +12,9 @@ import shutil
 import socket
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import etils.epath
 
@@ -130,14 +131,38 @@ def absolute(path: Path) -> Path:
     return path if is_remote(path) else path.absolute()
 
 
-def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raises ConfigError where there is a folder, or a file that may not be replaced."""
-    if path.is_dir():
-        raise ConfigError(f"{str(path)!r} is a folder; name a file.")
+def check_replaceable(
+    path: Path, what: str, is_own: Callable[[Path], bool], overwrite: bool
+) -> None:
+    """Checks that nothing of anybody's is lost where a file or a folder will be written.
+
+    Args:
+      path: the place.
+      what: what adadfq writes there, such as "a report".
+      is_own: tells whether something is that, and written by adadfq.
+      overwrite: whether an earlier one may be replaced.
+
+    Raises:
+      ConfigError: there is an earlier one, or something else.
+    """
+    if path.exists() and not is_own(path):
+        refuse_foreign(path, what)
     # A link to nothing would be replaced, too.
-    there = path.exists() or (not is_remote(path) and path.is_symlink())
-    if there and not overwrite:
-        raise ConfigError(f"{str(path)!r} exists; overwrite it with --overwrite, or name another.")
+    if not overwrite and (path.exists() or (not is_remote(path) and path.is_symlink())):
+        raise ConfigError(f"{str(path)!r} exists; --overwrite replaces it.")
+
+
+def refuse_foreign(path: Path, what: str) -> NoReturn:
+    """Raises ConfigError for a place where something is that adadfq did not write.
+
+    Args:
+      path: the place.
+      what: what it would be if adadfq had written it.
+    """
+    raise ConfigError(
+        f"{str(path)!r} would be replaced, but is not {what} that adadfq wrote; move it away, or "
+        "choose another place."
+    )
 
 
 def make_folder(path: Path) -> None:

@@ -127,7 +127,10 @@ def test_nothing_is_half_written(workdir, tmp_path, capfd, monkeypatch, name):
     [
         (["--count=0"], "count must be at least 1, not 0."),
         (["--count=many"], "--count=many: it must be an integer."),
-        (["--output={folder}/file.npz", "--overwrite"], "is a file of something else"),
+        (
+            ["--output={folder}/file.npz", "--overwrite"],
+            "is not a set of samples that adadfq wrote",
+        ),
         (["--output={folder}/file.npz/x.npz"], "file.npz' is a file."),
         (["--workdir="], "--workdir=DIR is missing"),
         (["--output="], "--output=PATH is missing"),
@@ -135,8 +138,8 @@ def test_nothing_is_half_written(workdir, tmp_path, capfd, monkeypatch, name):
         (["--output={folder}/images.zip"], "must be FILE.npz, or a folder"),
         (["--output={folder}/folder.npz"], "is a folder already"),
         (["--output={folder}/file.npz/"], "is a file already"),
-        (["--output={folder}", "--overwrite"], "is a folder of other files"),
-        (["--output={folder}/mine", "--overwrite"], "is a folder of other files"),
+        (["--output={folder}", "--overwrite"], "is not a set of samples that adadfq wrote"),
+        (["--output={folder}/mine", "--overwrite"], "is not a set of samples that adadfq wrote"),
     ],
 )
 def test_bad_input_is_one_sentence(workdir, tmp_path, sentence, argv, words):
