@@ -38,7 +38,7 @@ class Method:
       generator_loss: returns (L_G without gamma L_BNS, which the step adds for every method; terms
         to log by name), all scalars.
       student_loss: returns L_Q, a scalar; only its gradient by z_Q is used.
-      defaults: the value of each field in `fields.FROM_METHOD` where a configuration sets none;
+      defaults: the value of each field of `fields.Filler.METHOD` where a configuration sets none;
         None for a constant that the losses do not use.
       overrides_recipe: those defaults that a network's recipe (`config/recipes.py`) does not
         replace; a configuration still can.

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 from adadfq_jax.errors import CheckpointError, ConfigError, TeacherError, install_command
 from adadfq_jax.reporting.findings import Finding
-from adadfq_jax.storage.files import is_remote, locate, write_whole
+from adadfq_jax.storage.files import (
+    check_replaceable,
+    is_remote,
+    locate,
+    refuse_foreign,
+    write_whole,
+)
 from adadfq_jax.training.pictures import is_own
 from adadfq_jax.training.workdir import (
     CONFIG,
@@ -19,7 +25,6 @@ from adadfq_jax.training.workdir import (
     SWEEP,
     check_sweep,
     read_json,
-    refuse_foreign,
 )
 
 if TYPE_CHECKING:  # imports matplotlib, which may be missing
@@ -49,7 +54,6 @@ def write_report(
       TeacherError: the run's teacher cannot be read.
     """
     workdir = _on_a_disk(workdir)
-    target = workdir / REPORT
     single = (workdir / CONFIG).exists()
     if not single:
         check_sweep(workdir)
@@ -58,10 +62,8 @@ def write_report(
             f"{str(workdir)!r} holds neither a run nor a sweep: there is no {CONFIG} or {SWEEP} in "
             "it."
         )
-    if target.exists() and not overwrite:
-        raise ConfigError(f"{str(target)!r} exists; --overwrite replaces it.")
     require_packages()
-    _check_page(workdir)
+    _check_page(workdir, overwrite)
     _check_parts(workdir)
     if single:
         return _report_run(workdir)
@@ -95,7 +97,7 @@ def _report_sweep(workdir: Path, games: bool) -> None:
     for number, name in enumerate(missing, start=1):
         print(f"[{number}/{len(missing)}] {name}", flush=True)
         try:
-            _check_page(workdir / name)
+            _check_page(workdir / name, overwrite=True)
             _check_parts(workdir / name)
             _report_run(workdir / name)
         except (ConfigError, CheckpointError, TeacherError) as error:
@@ -103,20 +105,17 @@ def _report_sweep(workdir: Path, games: bool) -> None:
     _write(workdir, *report_sweep(workdir, REPORT))
 
 
-def _check_page(workdir: Path) -> None:
-    """Raises ConfigError where `report.html` is no page of ours."""
+def _check_page(workdir: Path, overwrite: bool) -> None:
+    """Raises ConfigError where a page would replace a file of others, or an earlier page."""
     from adadfq_jax.reporting import page
 
-    if (workdir / REPORT).exists() and not page.is_own(workdir / REPORT):
-        refuse_foreign(workdir / REPORT, "a report")
+    check_replaceable(workdir / REPORT, "a report", page.is_own, overwrite)
 
 
 def _check_parts(workdir: Path) -> None:
     """Raises ConfigError where figures or events would replace files that no report wrote."""
     from adadfq_jax.reporting.tensorboard import SUFFIX
 
-    if (workdir / REPORT).is_dir():
-        refuse_foreign(workdir / REPORT, "a report")
     for name in (FIGURES, EVENTS):
         if (workdir / name).exists() and not (workdir / name).is_dir():
             refuse_foreign(workdir / name, "a folder of a report")

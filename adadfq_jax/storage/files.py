@@ -12,8 +12,9 @@ import shutil
 import socket
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import etils.epath
 
@@ -137,22 +138,38 @@ def absolute(path: Path) -> Path:
     return path if is_remote(path) else path.absolute()
 
 
-def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Checks that a file may be written at a path.
+def check_replaceable(
+    path: Path, what: str, is_own: Callable[[Path], bool], overwrite: bool
+) -> None:
+    """Checks that nothing of anybody's is lost where a file or a folder will be written.
 
     Args:
-      path: the file's path.
-      overwrite: whether an existing file may be replaced.
+      path: the place.
+      what: what adadfq writes there, such as "a report".
+      is_own: tells whether something is that, and written by adadfq.
+      overwrite: whether an earlier one may be replaced.
 
     Raises:
-      ConfigError: the path is a folder, or a file that may not be replaced.
+      ConfigError: there is an earlier one, or something else.
     """
-    if path.is_dir():
-        raise ConfigError(f"{str(path)!r} is a folder; name a file.")
-    # `exists` is False for a link to nothing, which would be replaced as well.
-    there = path.exists() or (not is_remote(path) and path.is_symlink())
-    if there and not overwrite:
-        raise ConfigError(f"{str(path)!r} exists; overwrite it with --overwrite, or name another.")
+    if path.exists() and not is_own(path):
+        refuse_foreign(path, what)
+    # A link to nothing would be replaced, too.
+    if not overwrite and (path.exists() or (not is_remote(path) and path.is_symlink())):
+        raise ConfigError(f"{str(path)!r} exists; --overwrite replaces it.")
+
+
+def refuse_foreign(path: Path, what: str) -> NoReturn:
+    """Raises ConfigError for a place where something is that adadfq did not write.
+
+    Args:
+      path: the place.
+      what: what it would be if adadfq had written it.
+    """
+    raise ConfigError(
+        f"{str(path)!r} would be replaced, but is not {what} that adadfq wrote; move it away, or "
+        "choose another place."
+    )
 
 
 def make_folder(path: Path) -> None:

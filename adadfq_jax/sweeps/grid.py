@@ -11,8 +11,8 @@ from typing import Any
 
 import ml_collections
 
-from adadfq_jax.config.checks import check_field, validate
-from adadfq_jax.config.fields import FROM_METHOD, default_config, flatten
+from adadfq_jax.config.checks import validate
+from adadfq_jax.config.fields import find_field
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.quantization.bits import parse_bits
 
@@ -59,7 +59,7 @@ def parse_grid(text: str) -> dict[str, tuple[Any, ...]]:
         if key in grid:
             raise ConfigError(f"the grid names {key} twice; give it all its values at once.")
         if key != BITS:
-            check_field(key)
+            find_field(key)
         grid[key] = tuple(value for word in _split(values) for value in _values(key, word.strip()))
     check_grid(grid)
     return grid
@@ -75,7 +75,7 @@ def check_grid(grid: Mapping[str, Sequence[Any]]) -> None:
         raise ConfigError(f"the grid is empty; {_WRITTEN}.")
     for key, values in grid.items():
         if key != BITS:
-            check_field(key)
+            find_field(key)
         if not isinstance(values, list | tuple):
             raise ConfigError(f"the grid gives {key} {values!r}, not a list of values.")
         if not values:
@@ -108,8 +108,8 @@ def _values(key: str, word: str) -> list[Any]:
     if key == BITS:
         parse_bits(word)
         return [word]
-    default = flatten(default_config().to_dict())[key]
-    kind = FROM_METHOD.get(key, str if default is None else type(default))
+    known = find_field(key).kind
+    kind = known.type
     try:
         if kind is int and ".." in word:
             lowest, highest = map(int, word.split(".."))
@@ -128,14 +128,8 @@ def _values(key: str, word: str) -> list[Any]:
                 return [value]
     except (ValueError, SyntaxError):
         pass
-    right = {
-        int: "an integer, or a range such as 0..4",
-        float: "a finite number",
-        bool: "True or False",
-        str: "text",
-        tuple: "a tuple such as (1,2)",
-    }
-    raise ConfigError(f"the grid gives {key} the value {word!r}, which is not {right[kind]}.")
+    right = known.words + (", or a range such as 0..4" if kind is int else "")
+    raise ConfigError(f"the grid gives {key} the value {word!r}, which is not {right}.")
 
 
 def plan(config: ml_collections.ConfigDict, grid: str | Mapping[str, Sequence[Any]]) -> list[Point]:

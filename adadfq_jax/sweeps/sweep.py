@@ -30,7 +30,14 @@ from adadfq_jax.errors import (
     WorkdirInUseError,
 )
 from adadfq_jax.models.network import Teacher
-from adadfq_jax.storage.files import is_remote, locate, make_folder, translated, write_whole
+from adadfq_jax.storage.files import (
+    is_remote,
+    locate,
+    make_folder,
+    refuse_foreign,
+    translated,
+    write_whole,
+)
 from adadfq_jax.storage.ownership import Lock, is_leased
 from adadfq_jax.sweeps.grid import Point, plan
 from adadfq_jax.sweeps.table import NAMES, is_sweep_table, result_line, table_forms, table_rows
@@ -46,7 +53,6 @@ from adadfq_jax.training.workdir import (
     check_run,
     check_sweep,
     read_json,
-    refuse_foreign,
 )
 
 _CLAIM = ".claim"

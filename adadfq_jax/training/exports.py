@@ -10,8 +10,8 @@ from adadfq_jax.config.checks import export_formats
 from adadfq_jax.exporting.description import read_about
 from adadfq_jax.exporting.export import export
 from adadfq_jax.models.network import Student
-from adadfq_jax.storage.files import readable, writable
-from adadfq_jax.training.workdir import STUDENTS, Workdir, refuse_foreign
+from adadfq_jax.storage.files import readable, refuse_foreign, writable
+from adadfq_jax.training.workdir import STUDENTS, Workdir
 
 
 def check_exports(folder: Path, config: ml_collections.ConfigDict) -> None:

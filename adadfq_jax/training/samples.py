@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from adadfq_jax.errors import ConfigError
-from adadfq_jax.storage.files import on_a_disk, written_whole
+from adadfq_jax.storage.files import check_replaceable, on_a_disk, written_whole
 from adadfq_jax.training.held_out import generated_batches
 from adadfq_jax.training.pictures import pixels
 from adadfq_jax.training.student import load_state
@@ -80,20 +80,9 @@ def _check_output(text: str, overwrite: bool) -> bool:
         raise ConfigError(f"output {text!r} is {there} already; choose another name.")
     if not path.parent.is_dir() and (found := _file_above(path)) is not None:
         raise ConfigError(f"output {text!r} cannot be written: {str(found)!r} is a file.")
-    if is_file and path.exists():
-        if not _holds_samples(path):
-            raise ConfigError(
-                f"output {text!r} is a file of something else, and is not replaced; choose another "
-                "name."
-            )
-        if not overwrite:
-            raise ConfigError(f"output {text!r} exists; --overwrite replaces it.")
-    if not is_file and path.exists() and any(path.iterdir()):
-        # A folder of anything else is never deleted.
-        if not _is_of_samples(path):
-            raise ConfigError(f"output {text!r} is a folder of other files; choose another name.")
-        if not overwrite:
-            raise ConfigError(f"output {text!r} exists; --overwrite replaces it.")
+    if is_file or (path.is_dir() and any(path.iterdir())):
+        is_own = _holds_samples if is_file else _is_of_samples
+        check_replaceable(path, "a set of samples", is_own, overwrite)
     return is_file
 
 

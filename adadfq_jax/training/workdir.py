@@ -6,14 +6,21 @@ such a name that no verb wrote is refused before anything is computed.
 
 import json
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import ml_collections
 
 from adadfq_jax.config.fields import EXPORT_FORMATS
 from adadfq_jax.config.identity import differences, to_json
 from adadfq_jax.errors import ConfigError
-from adadfq_jax.storage.files import is_remote, locate, make_folder, translated, write_whole
+from adadfq_jax.storage.files import (
+    is_remote,
+    locate,
+    make_folder,
+    refuse_foreign,
+    translated,
+    write_whole,
+)
 from adadfq_jax.storage.ownership import own
 from adadfq_jax.training import pictures
 
@@ -193,22 +200,6 @@ def check_sweep(path: Path) -> None:
         _refuse_unowned(path, there & _OF_A_SWEEP, "sweep")
     elif not isinstance(old.get("games"), dict):
         refuse_foreign(path / SWEEP, "a list of a sweep's games")
-
-
-def refuse_foreign(path: Path, what: str) -> NoReturn:
-    """Refuses to replace a file that no verb wrote.
-
-    Args:
-      path: the file.
-      what: what the file would be if a verb had written it, such as "a picture of a run".
-
-    Raises:
-      ConfigError: always.
-    """
-    raise ConfigError(
-        f"{str(path)!r} would be replaced, but is not {what} that adadfq wrote; move it away, or "
-        "choose another workdir."
-    )
 
 
 def _refuse_unowned(path: Path, found: set[str], owner: str) -> None:

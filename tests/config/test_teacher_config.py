@@ -12,7 +12,7 @@ from ml_collections import config_flags
 from adadfq_jax.cli import main
 from adadfq_jax.config import recipes
 from adadfq_jax.config.checks import validate
-from adadfq_jax.config.fields import FROM_TEACHER, default_config, leave_to_teacher
+from adadfq_jax.config.fields import Filler, default_config, filled_by, leave_to_teacher
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.models import registry
 from adadfq_jax.models.network import flatten
@@ -165,7 +165,7 @@ def test_what_is_set_stays():
     assert isinstance(config.game.temperature, float)
 
 
-@pytest.mark.parametrize("field", FROM_TEACHER)
+@pytest.mark.parametrize("field", filled_by(Filler.NETWORK))
 def test_open_fields_are_still_checked_when_set(field):
     values = {
         "warmup_epochs": -1,

@@ -656,8 +656,8 @@ def test_a_run_that_is_not_finished(run):
 def test_overwriting_is_asked_for(run, reported, sentence, capfd):
     page, argv = run / "report.html", ["report", f"--workdir={run}", "--cache="]
     page.write_text("mine")
-    for flags, words in (([], "exists; --overwrite"), (["--overwrite"], "is not a report that")):
-        assert words in sentence([*argv, *flags])
+    for flags in ([], ["--overwrite"]):
+        assert "is not a report that adadfq wrote" in sentence([*argv, *flags])
         assert page.read_text() == "mine"
         assert not (run / "report").exists()
     shutil.copyfile(reported / "without" / "report.html", page)

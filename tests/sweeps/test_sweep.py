@@ -352,9 +352,9 @@ def test_the_jobs_have_ended_before_the_games(small_config, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--grid="], "--grid='FIELD=VALUE"),
+        (["--grid="], "--grid=GRID is missing: fields and their values, 'FIELD=VALUE"),
         (["--grid=seed"], "the grid has an entry 'seed'"),
-        ([], "--grid='FIELD=VALUE"),
+        ([], "--grid=GRID is missing: fields and their values, 'FIELD=VALUE"),
         (["--grid=sed=0"], "unknown field 'sed': did you mean seed"),
         (["--grid=seed=0,0"], "value 0 twice"),
         (["--grid=seed=3..1"], "'3..1'"),
