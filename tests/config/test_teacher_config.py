@@ -23,10 +23,12 @@ from tests import ROOT
 from tests.conftest import make_teacher
 
 FILE = ROOT / "configs" / "teacher.py"
+# As `make_small_config`, whose compiled steps these runs share.
 SHORT = (
     "--config.epochs=4",
-    "--config.steps_per_epoch=2",
-    "--config.calibration_epochs=2",
+    "--config.steps_per_epoch=3",
+    "--config.calibration_epochs=1",
+    "--config.warmup_epochs=2",
     "--config.batch_size=8",
     "--config.devices=1",
     "--config.evaluation.generated_images=40",

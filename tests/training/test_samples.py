@@ -14,9 +14,8 @@ TEACHER = make_teacher()
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A run of two steps."""
+    """A run."""
     config = make_small_config()
-    config.steps_per_epoch, config.epochs, config.warmup_epochs = 1, 2, 2
     folder = tmp_path_factory.mktemp("run")
     quantize.quantize(config, TEACHER, folder, show_progress=False)
     return folder
