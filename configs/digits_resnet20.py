@@ -2,8 +2,9 @@
 
   ./launch/local.sh configs/digits_resnet20.py
 
-Expected (seeds 0 to 2, 360 test images): see the README. The first and the last layer keep 8 bits,
-as is common; without that, w4a2 still works but ends about a point lower on validation images.
+Expected (seeds 0 to 2, 360 test images): see configs/RESULTS.md. The first and the last layer keep
+8 bits, as is common; without that, w4a2 still works but ends about a point lower on validation
+images.
 
 The schedule was chosen on the validation images. The generator's learning rate falls early so that
 it, and with it the ranges, has settled when calibration ends; what is left to repair then is the

@@ -1,3 +1,3 @@
-"""How fast a step is, here (`benchmark`, its `parts`, beside PyTorch's `torch_opponent`, in a
-`table`) and on devices that are not here (`precompile`).
+"""The speed of a training step on this machine (`benchmark`, with its `parts`, its `timing`, the
+`torch_opponent` and the `table`), and forecasts for TPUs that are not here (`precompile`).
 """

@@ -1,4 +1,4 @@
-"""How fast the game is played, and how fast the device would let it."""
+"""Measures the speed of training steps, and the share of the device's peak that they use."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ from adadfq_jax.models.network import Teacher
 from adadfq_jax.storage.files import on_a_disk
 from adadfq_jax.teachers.random_weights import teacher_or_random
 
-# The fields that change the work of a step of play, as the reference plays it.
+# The reference implements only these values of the fields that change the work of a step of play.
 _PLAYED_BY_PYTORCH = {
     "samples.procedural": 0,
     "quant.learned_ranges": False,
@@ -51,26 +51,26 @@ def benchmark(
     against: str | None = None,
     profile: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Times the steps of a game.
+    """Times training steps.
 
-    All contestants (our three phases, the parts of a step, PyTorch's games) take turns for some
-    rounds, so that a machine that slows down slows all of them. As in a run, a step is
-    called while the one before is computed; its time is from the end of that one to its own.
+    All contestants (steps of our three phases, parts of a step, PyTorch's steps) take turns for
+    some rounds, so that a machine that slows down slows all of them. As in a run, a step is
+    dispatched while the one before is computed; its time is from the end of that one to its own.
 
     Args:
       config: the run's configuration; without `teacher.path`, the teacher is `teacher.architecture`
         (by default ResNet-20) with random weights.
-      steps: how many each contestant plays in a round; one more before them is not counted.
-      rounds: how many turns each has.
+      steps: steps of each contestant in a round; one more step before them is not timed.
+      rounds: number of rounds.
       parts: whether to time the parts of a step, too.
-      against: "torch" for the two procedures of `reference/`.
-      profile: a new or empty folder for a trace of one round of play.
+      against: "torch" to time the two procedures of `reference/`; None not to.
+      profile: a new or empty folder for a profiler trace of one round of play.
 
     Returns:
-      The measurements, as `adadfq benchmark --json` prints them; seconds, bytes, FLOP.
+      The measurements, as `adadfq benchmark --json` prints them; in seconds, bytes and FLOP.
 
     Raises:
-      ConfigError: something given cannot be used, or PyTorch or its network is missing.
+      ConfigError: an argument cannot be used, or PyTorch is missing, or has no such network.
     """
     config = config.copy_and_resolve_references()
     validate(config)
@@ -128,13 +128,13 @@ def benchmark(
     return result if against is None else result | _against_torch(result["versions"], turns, times)
 
 
-# Plays some steps, and returns the seconds of each.
+# Takes a number of steps, and returns the seconds of each.
 Contestant = Callable[[int], list[float]]
 
 
 @dataclasses.dataclass
 class _Bench:
-    """The compiled steps of a game, and the state that they hand on to each other."""
+    """The compiled steps, and the state that each passes to the next."""
 
     game: Game
     devices: list[jax.Device]
@@ -151,6 +151,7 @@ class _Bench:
         teacher: Teacher,
         devices: list[jax.Device],
     ) -> "_Bench":
+        """Compiles a step of each phase, and times the compilation."""
         variables = pmap.replicate(teacher.variables, devices)
         state = pmap.replicate(game.init(config, teacher.variables), devices)
         compiled, compile_s = {}, {}
@@ -161,7 +162,7 @@ class _Bench:
         return cls(game, devices, variables, state, compiled, compile_s)
 
     def phases(self) -> dict[str, Contestant]:
-        """Returns the three phases of a game, whose ranges are set."""
+        """Returns a contestant for each phase; first takes a step of calibration to set ranges."""
         indices = pmap.device_indices(self.devices)
 
         def start(phase: Phase) -> Any:
@@ -177,8 +178,12 @@ class _Bench:
         }
 
     def parts(self, evaluated: int) -> dict[str, Contestant]:
-        """Returns the parts of a step; `evaluated` are the images of one of evaluation."""
-        # The steps take over the memory of their state, the parts keep a copy.
+        """Returns a contestant for each part of a step.
+
+        Args:
+          evaluated: images of an evaluation's batch on each device.
+        """
+        # A copy, because the steps reuse the memory of the state that they are given.
         kept = jax.tree.map(jnp.copy, self.state)
         found = part_programs(self.game, kept, self.variables, self.devices, evaluated)
         return {
@@ -206,7 +211,7 @@ def _against_torch(
     turns: list[dict[str, list[float]]],
     times: dict[str, list[float]],
 ) -> dict[str, Any]:
-    """Returns what is known of PyTorch's games: their times, and medians of the ratios to ours."""
+    """Returns the part of the result on PyTorch: times, and medians of the ratios to ours."""
     import torch
 
     def ratio(name: str) -> float:
@@ -237,8 +242,8 @@ def _check(
     for field, value in _PLAYED_BY_PYTORCH.items():
         if flat[field] != value:
             raise ConfigError(
-                f"--against=torch plays with {field}={value!r}, not {flat[field]!r} (game.method "
-                f"is {config.game.method!r}): set that, or leave --against out to time ours alone."
+                f"--against=torch has only {field}={value!r}, not {flat[field]!r} (game.method is "
+                f"{config.game.method!r}): set that, or leave --against out to time ours alone."
             )
     if importlib.util.find_spec("torch") is None:
         raise ConfigError(f"--against=torch needs PyTorch: {install_command('torch')}.")
@@ -261,7 +266,7 @@ def _check(
 
 
 def _make_empty_folder(path: Path) -> None:
-    # Before anything is measured, since a trace that cannot be written would lose the rest.
+    # Made before anything is measured, since a failure later would lose the measurements.
     try:
         path.mkdir(parents=True, exist_ok=True)
         if any(path.iterdir()):

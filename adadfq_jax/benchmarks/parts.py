@@ -1,4 +1,4 @@
-"""What the parts of a step cost, each compiled and timed alone."""
+"""The times of the parts of a step, each of which is compiled and timed alone."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from adadfq_jax.devices.pmap import DATA_AXIS
 from adadfq_jax.game.state import GameState, Phase
 from adadfq_jax.game.step import Game
 
-# Part: the timed program, less those that it contains.
+# The time of a part is that of its first program less those of the others, which it contains.
 _DIFFERENCES = {
     "generator forward": ("generator",),
     "generator backward": ("generator, gradient", "generator"),
@@ -34,14 +34,14 @@ def part_programs(
     """Compiles the parts of a step.
 
     Args:
-      game: the rules.
+      game: the step and its rules.
       state: a state whose ranges are set, with a device axis.
-      teacher_variables: P's, with a device axis.
-      devices: where they lie.
+      teacher_variables: P's variables, with a device axis.
+      devices: the devices of these arrays.
       evaluated: images of an evaluation's batch on each device.
 
     Returns:
-      By name, what to call and wait for.
+      By name, a function without arguments that starts the part and returns its results.
     """
     network = game.network
 
@@ -70,8 +70,8 @@ def part_programs(
     functions = {
         "generator": lambda s, t, x: generate(s.generator.params, s),
         "generator, gradient": lambda s, t, x: pull(lambda p: generate(p, s), s.generator.params),
-        "teacher": lambda s, t, x: game.ask_teacher(t, x),
-        "teacher, gradient": lambda s, t, x: pull(lambda x: game.ask_teacher(t, x), x),
+        "teacher": lambda s, t, x: game.run_teacher(t, x),
+        "teacher, gradient": lambda s, t, x: pull(lambda x: game.run_teacher(t, x), x),
         "student": lambda s, t, x: answer(s.student.params, x, s, t),
         "student, not quantized": lambda s, t, x: network.apply(
             t | {"params": s.student.params["params"]}, x
@@ -91,7 +91,7 @@ def part_programs(
         )
         learn = compiled(
             lambda s, t, x: (
-                game.ask_teacher(t, x)[0],
+                game.run_teacher(t, x)[0],
                 pull(lambda q: answer(q, x, s, t), s.student.params),
             )
         )
@@ -102,7 +102,11 @@ def part_programs(
 
 
 def part_times(times: dict[str, float]) -> dict[str, float]:
-    """Returns the time of each part, from those of `part_programs`."""
+    """Returns the time of each part in seconds.
+
+    Args:
+      times: seconds of each program of `part_programs`, by name.
+    """
     return {
         part: times[names[0]] - sum(times[name] for name in names[1:])
         for part, names in _DIFFERENCES.items()

@@ -1,4 +1,4 @@
-"""What a game would ask of a TPU slice that is not there: one step of it, compiled for it."""
+"""Forecasts of memory and work on TPU slices that are not here, by compiling a step for them."""
 
 import collections
 import dataclasses
@@ -28,8 +28,8 @@ class _Chip:
     """A generation of TPU, from its public description.
 
     Attributes:
-      memory: of a chip, in bytes.
-      shapes: of its slices.
+      memory: memory of a chip in bytes.
+      shapes: shapes of the slices that there are.
     """
 
     memory: int
@@ -59,17 +59,17 @@ def precompile(config: ml_collections.ConfigDict, topologies: Sequence[str]) -> 
     Args:
       config: the run's configuration; without `teacher.path`, the teacher is `teacher.architecture`
         with random weights.
-      topologies: of `TOPOLOGIES`, such as `v5e:4x4`.
+      topologies: names in `TOPOLOGIES`, such as `v5e:4x4`.
 
     Returns:
-      `network`, `bits`, `batch_size`, and of each slice in `slices`: `topology`, `chips`,
-      `compile_s`; bytes of each chip: `arguments`, `outputs` (without those that take an argument's
-      place), `temporaries`, `program`, their sum `needed`, and `memory`, what it has; `flops` of
-      each chip; `collectives` by kind as (count, bytes of results on each chip); `seconds`, the
-      compiler's own estimate of a step, None where it makes none.
+      `network`, `bits`, `batch_size` and `slices`, a list with a dict for each slice: `topology`,
+      `chips`, `compile_s`; in bytes on each chip, `arguments`, `outputs` (without those that reuse
+      an argument's memory), `temporaries`, `program`, their sum `needed`, and `memory`, the chip's
+      size; `flops` of each chip; `collectives`, (count, bytes of results on each chip) by kind;
+      `seconds`, the compiler's estimate of a step, None where it makes none.
 
     Raises:
-      ConfigError: a slice is unknown or does not fit the batch, or the compiler is not installed.
+      ConfigError: a slice is unknown or cannot share the batch evenly, or the compiler is missing.
     """
     config = config.copy_and_resolve_references()
     validate(config)
@@ -83,7 +83,7 @@ def precompile(config: ml_collections.ConfigDict, topologies: Sequence[str]) -> 
         if config.batch_size % chips:
             raise ConfigError(
                 f"batch_size={config.batch_size} does not divide evenly over the {chips} chips of "
-                f"{topology}; a chip plays at least one image of every batch."
+                f"{topology}; every chip needs the same number of images."
             )
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError(
@@ -115,11 +115,11 @@ def _measure(game: Game, state: Any, variables: Any, topology: str) -> dict[str,
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise ConfigError(
-            f"it does not fit {topology}: {str(error).splitlines()[0].rstrip('.')}."
+            f"a step does not fit {topology}: {str(error).splitlines()[0].rstrip('.')}."
         ) from error
     seconds = time.perf_counter() - began
     plan, cost = program.memory_analysis(), program.cost_analysis()
-    estimate = cost.get("optimal_seconds", 0)  # negative where it does not know a part
+    estimate = cost.get("optimal_seconds", 0)  # negative where XLA cannot estimate a part
     return {
         "topology": topology,
         "chips": len(devices),
@@ -137,7 +137,7 @@ def _measure(game: Game, state: Any, variables: Any, topology: str) -> dict[str,
 
 
 def _devices(topology: str) -> list[jax.Device]:
-    """Returns devices that can be compiled for, and nothing else."""
+    """Returns the devices of a slice that is not here; programs can only be compiled for them."""
     from jax.experimental import topologies
 
     try:
@@ -149,10 +149,10 @@ def _devices(topology: str) -> list[jax.Device]:
 
 
 def collectives(text: str) -> dict[str, tuple[int, int]]:
-    """Returns by kind how many collectives a compiled program has, and the bytes of their results.
+    """Returns (number, bytes of results) of a compiled program's collectives, by kind.
 
     Args:
-      text: of `jax.stages.Compiled.as_text`.
+      text: the program, from `jax.stages.Compiled.as_text`.
     """
     counts: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
     for found in _INSTRUCTION.finditer(text):
@@ -161,7 +161,7 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
             for one in _TYPE.finditer(found["types"])
         ]
         if found["start"] and found["kind"] != "all-reduce":
-            # Operands, results and, for some, what tells of the end.
+            # The tuple holds operands, results and, for some kinds, semaphores: results are kept.
             sizes = sizes[len(sizes) // 2 :] if found["kind"] == "all-gather" else sizes[1:2]
         counts[found["kind"]][0] += 1
         counts[found["kind"]][1] += sum(sizes)
@@ -169,13 +169,13 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
 
 
 def _width(name: str) -> int:
-    """Returns the bytes of a number of an HLO type, such as `bf16`."""
+    """Returns the size in bytes of a number of an HLO type, such as `bf16`."""
     digits = re.search(r"\d+", name)
     return max(int(digits[0]) // 8, 1) if digits else 1  # pred
 
 
 def precompile_table(result: dict[str, Any]) -> str:
-    """Returns what `precompile` returned as a plain table."""
+    """Formats a result of `precompile` as a plain table."""
     lines = [
         f"{result['network']}, {result['bits']}, batch {result['batch_size']}, a step of play",
         "",
@@ -197,4 +197,4 @@ def precompile_table(result: dict[str, Any]) -> str:
         )
         if row["needed"] > row["memory"]:
             lines.append(f"{'':<10}does not fit: {row['needed'] / 1e9:.1f} GB a chip")
-    return "\n".join([*lines, "", "MB, FLOP and collectives are of each chip."])
+    return "\n".join([*lines, "", "MB, FLOP and collectives are per chip."])

@@ -1,12 +1,12 @@
-"""The measurements of `benchmark` for people."""
+"""The measurements of `benchmark` as a table for people."""
 
 from typing import Any
 
-_BUSY = 0.5  # other processes, on average over the minute before
+_BUSY = 0.5  # load average of the last minute above which times are doubtful
 
 
 def benchmark_table(result: dict[str, Any]) -> str:
-    """Returns the measurements of `benchmark` as a plain table."""
+    """Formats a result of `benchmark` as a plain table."""
     phases, used = result["phases"], result["flops_per_s"]
     ceiling = result["matmul_flops_per_s"]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())

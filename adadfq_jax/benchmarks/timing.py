@@ -1,4 +1,4 @@
-"""What the machine has and can do, and what a compiled program asks of it."""
+"""Timing of compiled programs, and the speed of a matrix product to compare them with."""
 
 import time
 from collections.abc import Callable
@@ -13,7 +13,15 @@ _MATRIX_SIDE_ELSEWHERE = 8192
 
 
 def seconds(play: Callable[[], Any], steps: int) -> list[float]:
-    """Times a function, until its results are there, after one call that is not counted."""
+    """Times calls of a function until their results are ready.
+
+    Args:
+      play: the function, which returns arrays.
+      steps: number of calls to time; one more call before them is not timed.
+
+    Returns:
+      Seconds of each call.
+    """
     jax.block_until_ready(play())
     times = []
     for _ in range(steps):
@@ -24,15 +32,15 @@ def seconds(play: Callable[[], Any], steps: int) -> list[float]:
 
 
 def seconds_in_flight(start: Callable[[], Any], steps: int) -> list[float]:
-    """Times steps that are called, as in a run, while the one before is computed.
+    """Times steps that are dispatched, as in a run, while the step before is computed.
 
     Args:
-      start: starts a step and returns results of it, which may not be there yet.
-      steps: how many to time. One before them is not counted, nor is the one that is computed
-        while the last one's end is waited for; none is left in flight.
+      start: dispatches a step and returns its results, which need not be ready.
+      steps: number of steps to time. One step before them, and one after them that keeps the device
+        busy, are not timed.
 
     Returns:
-      Of each, the seconds from the end of the one before to its own.
+      For each step, the seconds from the end of the step before to its end.
     """
     jax.block_until_ready(start())
     times, began = [], time.perf_counter()
@@ -48,11 +56,11 @@ def seconds_in_flight(start: Callable[[], Any], steps: int) -> list[float]:
 
 
 def matrix_product(devices: list[jax.Device]) -> float:
-    """Measures the FLOP/s of devices in a large float32 matrix product, as a ceiling."""
+    """Measures the FLOP/s of devices in a large float32 matrix product, as an upper bound."""
     platform = devices[0].platform
     side = _MATRIX_SIDE.get(platform, _MATRIX_SIDE_ELSEWHERE)
     matrix = jax.device_put(jnp.ones((side, side)), devices[0])
     product = jax.jit(jnp.matmul)
     fastest = min(seconds(lambda: product(matrix, matrix), 10))
-    # A product on one CPU device has all cores already.
+    # A product on one CPU device uses all cores already, so that devices do not multiply.
     return 2 * side**3 / fastest * (1 if platform == "cpu" else len(devices))

@@ -1,4 +1,4 @@
-"""The comparators of `adadfq benchmark`: our game's networks, played by PyTorch."""
+"""The opponents of `adadfq benchmark`: the training step of `reference/` in PyTorch."""
 
 import dataclasses
 from collections.abc import Callable
@@ -22,16 +22,16 @@ _WARM_UP = 2
 
 
 def serves(module: Any) -> bool:
-    """Tells whether there is a PyTorch twin of a classifier."""
+    """Tells whether `reference/` has a PyTorch twin of a classifier."""
     return isinstance(module, ResNetCifar | ResNet) or (
         isinstance(module, MobileNetV2) and module.dense_classifier
     )
 
 
 def reference_method(method: str) -> str | None:
-    """Returns the method of `reference` that does a method's work; None where none does.
+    """Returns the method of `reference` with the same losses as a method; None if there is none.
 
-    AdaSG and the ablations are AdaDFQ's losses with other constants: their work is the same.
+    AdaSG and the ablations have AdaDFQ's losses with other constants, so a step costs the same.
     """
     losses = METHODS[method].generator_loss, METHODS[method].student_loss
     for known in reference.METHODS:
@@ -41,7 +41,7 @@ def reference_method(method: str) -> str | None:
 
 
 def twin(module: Any) -> networks.Classifier:
-    """Returns the PyTorch twin of a classifier that `serves` knows, with weights of its own."""
+    """Returns the PyTorch twin, with random weights, of a classifier that `serves` accepts."""
     if isinstance(module, MobileNetV2):
         return networks.MobileNetV2(module.widths, module.classes, expand_first=module.expand_first)
     own = {"stem_size": 3, "pool": False, "stride_first": None}
@@ -54,16 +54,16 @@ def twin(module: Any) -> networks.Classifier:
 def opponents(
     game: Game, config: ml_collections.ConfigDict, variables: Any, platform: str
 ) -> dict[str, Callable[[], None]]:
-    """Sets up one game for each procedure of the reference, ready to play.
+    """Sets up a calibrated training step for each procedure of the reference.
 
     Args:
-      game: our game, whose networks, batch and image size they share.
-      config: the run's configuration, for the bit-widths.
-      variables: the teacher's, which they share too.
-      platform: where JAX runs; on "gpu" PyTorch plays there as well.
+      game: our game; PyTorch's networks and images have the same shapes.
+      config: the run's configuration, for method, batch size and bit-widths.
+      variables: the teacher's variables, which PyTorch's teacher takes over.
+      platform: where JAX runs; on "gpu" PyTorch runs there as well.
 
     Returns:
-      By procedure, a function that plays one step and waits for its end.
+      By procedure, a function that takes one step of play and waits for its end.
     """
     device = "cuda" if platform == "gpu" else "cpu"
     bits = config.quant.weight_bits, config.quant.activation_bits
@@ -100,7 +100,7 @@ def opponents(
 
 
 def _key(name: str) -> str:
-    """`params/stage1_block2/conv1/kernel` is PyTorch's `layer1.1.conv1.weight`."""
+    """Returns PyTorch's name: `layer1.1.conv1.weight` for `params/stage1_block2/conv1/kernel`."""
     *layers, leaf = name.split("/")[1:]
     prefix = ""
     if len(layers) == 2:
@@ -113,6 +113,6 @@ def _key(name: str) -> str:
 
 
 def _to_torch(array: np.ndarray) -> torch.Tensor:
-    """HWIO kernels become OIHW, dense ones (out, in)."""
+    """Converts an array; HWIO kernels become OIHW, dense kernels (out, in)."""
     axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(array.ndim, range(array.ndim))
     return torch.from_numpy(array.transpose(axes).copy())

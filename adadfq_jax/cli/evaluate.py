@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adadfq_jax.config.checks import check_source
+from adadfq_jax.config.bounds import check_source
 from adadfq_jax.data.dataset import Dataset, check_fits
 from adadfq_jax.data.load import load_dataset
 from adadfq_jax.errors import ConfigError

@@ -1,75 +1,66 @@
-"""The flags of the verbs: their definition, their help, and what is wrong with them."""
+"""What is made of a verb's flags in `table.py`: their definition, their help, and what is wrong."""
 
+import dataclasses
 import itertools
-import os
 import re
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
+from adadfq_jax.config.kinds import INTEGER, SWITCH, TEXT, Kind
 from adadfq_jax.errors import AdaDFQError, ConfigError, nearest
 
 
-def define_config(values: flags.FlagValues, verb: str, argv: Sequence[str]) -> None:
-    """Defines --config, the configuration file with its fields."""
-    from ml_collections import config_flags
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """One flag of a verb.
 
-    config_flags.DEFINE_config_file(
-        "config",
-        help_string="configuration file, with bit-widths: configs/digits_resnet20.py:w4a4; "
-        "--config.FIELD=VALUE sets a field",
-        flag_values=values,
-        sys_argv=[verb, *argv],
-    )
+    Attributes:
+      name: of the flag, and of its value in what `parse` returns.
+      written: how its value is written, such as FILE; nothing of a switch.
+      help: what it is.
+      kind: the type of its value.
+      default: its value where it is not given.
+      least: the least number that it can be.
+      required: whether it must be given.
+    """
 
+    name: str
+    written: str
+    help: str
+    kind: Kind = TEXT
+    default: Any = None
+    least: int | None = None
+    required: bool = False
 
-def parse_config(values: flags.FlagValues, verb: str, argv: Sequence[str]) -> Any:
-    """Parses the flags of a verb that has --config; returns the configuration."""
-    _check_config_flags(argv)
-    parse(values, verb, argv)
-    if not values["config"].present:
-        raise ConfigError("--config=FILE is missing, such as --config=configs/digits_resnet20.py.")
-    if not hasattr(values.config, "to_dict"):
-        raise ConfigError(f"the configuration file returned {values.config!r}, not a ConfigDict.")
-    return values.config
+    @property
+    def right(self) -> str:
+        """What its values must be, for a person."""
+        return self.kind.words + (f", at least {self.least}" if self.least is not None else "")
 
-
-def parse(values: flags.FlagValues, verb: str, argv: Sequence[str]) -> None:
-    """Parses a verb's flags; anything wrong becomes a ConfigError."""
-    try:
-        left_over = values([verb, *argv])[1:]
-    except AdaDFQError:
-        raise
-    except flags.Error as error:
-        raise ConfigError(_without_traceback(error)) from error
-    except Exception as error:  # the configuration file is a program, which may fail in any way
-        raise ConfigError(
-            f"the configuration file fails with {type(error).__name__}: {one_line(error)}"
-        ) from error
-    if left_over:
-        raise ConfigError(f"{left_over[0]!r} is not a flag; flags are written --name=value.")
+    @property
+    def usage(self) -> str:
+        """How it is given, such as --workdir=DIR."""
+        if self.kind is SWITCH:
+            return f"--[no]{self.name}" if self.default else f"--{self.name}"
+        return f"--{self.name}={self.written}"
 
 
-def _check_config_flags(argv: Sequence[str]) -> None:
-    """Checks the file of --config and the fields of --config.FIELD, before the file is executed."""
-    from adadfq_jax.config.checks import check_field
+NAMES = Kind(list, "names with commas between", lambda value: isinstance(value, list))
 
-    given = [word for word in argv if word.lstrip("-").partition("=")[0] == "config"]
-    if len(given) > 1:
-        raise ConfigError(f"--config is given {len(given)} times: {' '.join(given)}; give one.")
-    for word, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
-        name, equals, value = word.partition("=")
-        name = name.removeprefix("-").removeprefix("-") if word.startswith("-") else ""
-        if name == "config":
-            path = Path((value if equals else following).partition(":")[0])
-            if not path.is_file():
-                others = [str(other) for other in path.parent.glob("*.py")]
-                hint = nearest(str(path), others) if others else "nor any other in its folder."
-                raise ConfigError(f"there is no configuration file {str(path)!r}; {hint}")
-        elif name.startswith("config."):
-            check_field(name.removeprefix("config."))
+# The value of this one is a configuration; its fields are flags, too: --config.FIELD=VALUE.
+CONFIG = Flag(
+    "config",
+    "FILE",
+    "configuration file, with bit-widths, such as configs/digits_resnet20.py:w4a4; "
+    "--config.FIELD=VALUE sets a field",
+    required=True,
+)
+_FIELD = f"{CONFIG.name}."
+_NOTHING = (None, "", [])
 
 
 def asks_for_help(argv: Sequence[str]) -> bool:
@@ -77,66 +68,137 @@ def asks_for_help(argv: Sequence[str]) -> bool:
     return any(word in ("-h", "--help", "-help") for word in argv)
 
 
-def describe(values: flags.FlagValues, verb: str, what: str, names: Sequence[str]) -> str:
-    """Returns the help of a verb: what it does, and its flags of these names."""
-    described = "\n".join(f"  --{name:<14}{values[name].help}" for name in names)
-    return f"usage: adadfq {verb} --flag=value …: {what}\n\n{described}"
+def describe(verb: str, what: str, table: Sequence[Flag]) -> str:
+    """Returns the help of a verb: what it does, its flags, and the fields of its configuration."""
+    width = max(len(flag.usage) for flag in table) + 2
+    lines = [f"usage: adadfq {verb} --flag=value …: {what}", ""]
+    for flag in table:
+        note = " (needed)" if flag.required else ""
+        if flag.kind is not SWITCH and flag.default not in _NOTHING:
+            note = f" (default {flag.default})"
+        lines.append(f"  {flag.usage:<{width}}{flag.help}{note}")
+    if CONFIG in table:
+        from adadfq_jax.config.reference import fields_help
+
+        lines += ["", "The fields that --config.FIELD=VALUE sets:", "", fields_help()]
+    return "\n".join(lines)
+
+
+def parse(verb: str, table: Sequence[Flag], argv: Sequence[str]) -> types.SimpleNamespace:
+    """Reads a verb's command line.
+
+    Args:
+      verb: its name.
+      table: its flags.
+      argv: what follows the verb.
+
+    Returns:
+      The value of each flag by its name, and `argv` itself.
+
+    Raises:
+      ConfigError: a flag is unknown or missing, or its value cannot be used.
+    """
+    if CONFIG in table:
+        _check_config(_given(argv))
+    values = _define(verb, table, argv)
+    try:
+        left_over = values([verb, *argv])[1:]
+    except AdaDFQError:
+        raise
+    except flags.UnrecognizedFlagError as error:
+        hint = nearest(error.flagname, [flag.name for flag in table])
+        raise ConfigError(f"unknown flag {error.flagname!r}: {hint}") from error
+    except flags.Error as error:
+        raise ConfigError(_in_our_words(error, table, argv)) from error
+    except Exception as error:  # the configuration file is a program, which may fail in any way
+        raise ConfigError(
+            f"the configuration file fails with {type(error).__name__}: {one_line(error)}"
+        ) from error
+    if left_over:
+        raise ConfigError(f"{left_over[0]!r} is not a flag; flags are written --name=value.")
+    found = {flag.name: values[flag.name].value for flag in table}
+    for flag in table:
+        if flag.required and found[flag.name] in _NOTHING:
+            raise ConfigError(f"{flag.usage} is missing: {flag.help}.")
+    if CONFIG in table and not hasattr(found[CONFIG.name], "to_dict"):
+        raise ConfigError(
+            f"the configuration file returned {found[CONFIG.name]!r}, not a ConfigDict."
+        )
+    return types.SimpleNamespace(**found, argv=argv)
+
+
+def _define(verb: str, table: Sequence[Flag], argv: Sequence[str]) -> flags.FlagValues:
+    """Defines a verb's flags; those of a configuration's fields are the ones in `argv`."""
+    values = flags.FlagValues()
+    for flag in table:
+        common = {"name": flag.name, "default": flag.default, "flag_values": values}
+        if flag is CONFIG:
+            from ml_collections import config_flags
+
+            config_flags.DEFINE_config_file(**common, sys_argv=[verb, *argv])
+        elif flag.kind is INTEGER:
+            flags.DEFINE_integer(**common, help=flag.help, lower_bound=flag.least)
+        elif flag.kind is SWITCH:
+            flags.DEFINE_bool(**common, help=flag.help)
+        elif flag.kind is NAMES:
+            flags.DEFINE_list(**common, help=flag.help)
+        else:
+            flags.DEFINE_string(**common, help=flag.help)
+    return values
+
+
+def _given(argv: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns the names of the flags on a command line with their values.
+
+    A value is what follows "=", or the next word.
+    """
+    found = []
+    for word, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
+        if word.startswith("-"):
+            name, equals, value = word.lstrip("-").partition("=")
+            found.append((name, value if equals else following))
+    return found
+
+
+def _check_config(given: Sequence[tuple[str, str]]) -> None:
+    """Checks the file of --config and the fields of --config.FIELD, before the file is executed."""
+    from adadfq_jax.config.fields import find_field
+
+    files = [value for name, value in given if name == CONFIG.name]
+    if len(files) > 1:
+        raise ConfigError(f"--config is given {len(files)} times: {', '.join(files)}; give one.")
+    for file in files:
+        path = Path(file.partition(":")[0])
+        if not path.is_file():
+            others = [str(other) for other in path.parent.glob("*.py")]
+            hint = nearest(str(path), others) if others else "nor any other in its folder."
+            raise ConfigError(f"there is no configuration file {str(path)!r}; {hint}")
+    for name, _ in given:
+        name = name.removeprefix("no")  # of a switch: --noconfig.remat
+        if name.startswith(_FIELD):
+            find_field(name.removeprefix(_FIELD))
+
+
+def _in_our_words(error: flags.Error, table: Sequence[Flag], argv: Sequence[str]) -> str:
+    """Returns what is wrong with a flag's value: absl's words are about its parsers."""
+    message = str(error).strip()
+    named = re.match(r"(?:flag|Missing value for flag) --([\w.]+)", message)
+    known = {flag.name: flag for flag in table if flag is not CONFIG}
+    if named and named[1].startswith(_FIELD):
+        from adadfq_jax.config.fields import find_field
+
+        known[named[1]] = find_field(named[1].removeprefix(_FIELD))
+    if named and named[1] in known:
+        right = known[named[1]].right
+        if message.startswith("Missing"):
+            return f"--{named[1]} has no value, which must be {right}."
+        return f"--{named[1]}={dict(_given(argv))[named[1]]}: it must be {right}."
+    # ml_collections puts the traceback of a configuration file into its message.
+    first, *rest = message.splitlines()
+    first = re.sub(r"\('(.*)', .*\)$", r"\1", first)  # an error of two parts, printed as a tuple
+    return f"{first} {rest[-1]}" if rest else first
 
 
 def one_line(error: Exception) -> str:
     """Returns what an error says in one line."""
     return " ".join(str(error).split())
-
-
-def _without_traceback(error: Exception) -> str:
-    """ml_collections puts the traceback of a configuration file into its message."""
-    first, *rest = str(error).strip().splitlines()
-    whole = r"it must be a whole number, not \1"
-    first = re.sub(r"invalid literal for int\(\) with base 10: (.*)", whole, first)
-    first = re.sub(r"\('(.*)', .*\)$", r"\1", first)  # an error of two parts, printed as a tuple
-    return f"{first} {rest[-1]}" if rest else first
-
-
-_STATED = {
-    "architecture": "name of the network, where the file leaves two open",
-    "mean": "normalisation, three numbers with commas between, or a preset: imagenet, cifar10, "
-    "cifar10-pytorchcv; by default the file's",
-    "std": "the same; a preset given for one of both stands for both",
-    "entry": "which entry of a PyTorch checkpoint holds the weights",
-    "prefix": "what stands before the names of the network's weights, such as backbone",
-}
-
-
-def define_stated(values: flags.FlagValues) -> tuple[str, ...]:
-    """Defines the flags of what a user states of a teacher, and returns their names."""
-    for name, help_text in _STATED.items():
-        flags.DEFINE_string(name, None, help_text, flag_values=values)
-    flags.DEFINE_integer("image_size", None, "side of the images in pixels", flag_values=values)
-    flags.DEFINE_integer(
-        "pixel_units",
-        1,
-        "what a white pixel is in the units of --mean and --std: 1, or 255, which divides both by "
-        "255",
-        flag_values=values,
-    )
-    return (*_STATED, "image_size", "pixel_units")
-
-
-def stated_by(values: flags.FlagValues) -> Any:
-    """Returns what the flags of `define_stated` state, as a `Stated`."""
-    from adadfq_jax.teachers.normalisation import parse_normalisation
-    from adadfq_jax.teachers.stated import Stated
-
-    mean, std = parse_normalisation(values.mean, values.std)
-    given = values.architecture, mean, std, values.image_size, values.entry, values.prefix
-    return Stated(*given, values.pixel_units)
-
-
-def define_cache(values: flags.FlagValues) -> None:
-    """Defines --cache, the folder of compiled programs."""
-    flags.DEFINE_string(
-        "cache",
-        str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "adadfq_jax").expanduser()),
-        "folder of compiled programs, empty for none",
-        flag_values=values,
-    )

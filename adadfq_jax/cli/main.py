@@ -11,9 +11,10 @@ import sys
 from collections.abc import Sequence
 
 from adadfq_jax import __version__
-from adadfq_jax.cli.flags import one_line
+from adadfq_jax.cli.flags import asks_for_help, describe, one_line, parse
 from adadfq_jax.cli.process import plain_speech, show_unraisable
 from adadfq_jax.cli.streams import finish_output, make_output_safe
+from adadfq_jax.cli.table import FLAGS
 from adadfq_jax.cli.verbs import VERBS
 from adadfq_jax.devices import memory
 from adadfq_jax.errors import (
@@ -59,10 +60,12 @@ def run(argv: Sequence[str]) -> int:
     try:
         if verb not in VERBS:
             raise ConfigError(f"unknown verb {verb!r}: {nearest(verb, VERBS)}")
-        function, _ = VERBS[verb]
+        if asks_for_help(rest):
+            print(describe(verb, VERBS[verb].__doc__, FLAGS[verb]))
+            return _COMPLETE
         memory.keep()
         with plain_speech():
-            function(rest)
+            VERBS[verb](parse(verb, FLAGS[verb], rest))
     except AdaDFQError as error:
         print(f"adadfq {verb}: {one_line(error)}", file=sys.stderr)
         return _exit_code(error)
@@ -88,5 +91,5 @@ def _exit_code(error: AdaDFQError) -> int:
 
 
 def _usage() -> str:
-    verbs = "\n".join(f"  {name:<12}{text}" for name, (_, text) in VERBS.items())
+    verbs = "\n".join(f"  {name:<12}{function.__doc__}" for name, function in VERBS.items())
     return f"usage: adadfq VERB [--flag=value …]\n\n{verbs}\n\nadadfq VERB --help tells its flags."

@@ -40,10 +40,10 @@ def keep_compiled_programs(folder: str) -> None:
 
 def divide_cpu_for(config: Any) -> None:
     """Divides the CPU for a game, before it checks its configuration and JAX looks for devices."""
-    from adadfq_jax.config.checks import validate
+    from adadfq_jax.config.checks import check_alone
     from adadfq_jax.devices import machine
 
-    validate(config.copy_and_resolve_references())
+    check_alone(config.to_dict(), "batch_size")
     machine.divide_cpu(config.batch_size)
 
 

@@ -1,19 +1,30 @@
-"""Every constant of a run: its field, its default, its meaning, its check.
+"""Every field of a run's configuration, described once.
 
-The defaults are the paper's for ResNet-20 on CIFAR (Qian et al., CVPR 2023, and the authors'
-program). `IDENTITY_EXEMPT` lists the fields that may change when a run is resumed; all others make
-up its identity.
+The defaults, the checks of one field alone, what makes up a run's identity, the fields in `--help`
+and the reference in configs/README.md are all made from `FIELDS`: to add a field, add its entry.
+Checks between fields are in `checks.py`. The defaults are the paper's for ResNet-20 on CIFAR (Qian
+et al., CVPR 2023, and the authors' program).
 """
 
+import dataclasses
+import enum
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
 
+from adadfq_jax.config import bounds
+from adadfq_jax.config.bounds import Bound, at_least, between, one_of
+from adadfq_jax.config.kinds import INTEGER, NUMBER, NUMBERS, SWITCH, TEXT, TEXTS, Kind
+from adadfq_jax.errors import ConfigError, nearest
+from adadfq_jax.game.methods import KL_REDUCTIONS, METHODS
+from adadfq_jax.game.optimizers import STUDENT_OPTIMIZERS
+from adadfq_jax.models.generator import CONDITIONINGS
+from adadfq_jax.models.layers import PRECISIONS
 from adadfq_jax.quantization.bits import parse_bits
-
-DATA_SOURCES = ("none", "npz", "folder", "tfds:NAME")
+from adadfq_jax.quantization.codes import MAX_BITS
+from adadfq_jax.quantization.ranges import RANGE_RULES
 
 # By format of exported students, the suffixes of its files; the first one is usual, and none is of
 # two formats.
@@ -27,40 +38,231 @@ FORMAT_BY_SUFFIX = {
     suffix: name for name, suffixes in EXPORT_FORMATS.items() for suffix in suffixes
 }
 
-# What may be None until a teacher is known: `recipes` then fills in what its network wants.
-FROM_TEACHER = {
-    "warmup_epochs": int,
-    "game.temperature": float,
-    "generator.conditioning": str,
-    "generator.milestones": tuple,
-    "student.learning_rate": float,
-    "student.milestones": tuple,
-}
 
-# What is None until then, unless it is set: the method has its own, by network for some.
-FROM_METHOD = {
-    "game.alpha_ds": float,
-    "game.alpha_as": float,
-    "game.lambda_l": float,
-    "game.lambda_u": float,
-    "game.gamma": float,
-    "quant.ranges": str,
-    "quant.learned_ranges": bool,
-    "samples.procedural": int,
-    "samples.cutmix": float,
-    "student.optimizer": str,
-}
+class Filler(enum.Enum):
+    """Who fills in a field that is left open."""
+
+    TEACHER = "the teacher"  # its file says it, or its weights
+    NETWORK = "the network"  # `recipes.py`, where the field is None
+    METHOD = "the method"  # `game/methods.py` and `recipes.py`, where the field is None
+
+
+class Resume(enum.Enum):
+    """Whether a field may change when a run is resumed; where not, it is part of its identity."""
+
+    FIXED = "fixed"
+    FREE = "may change"
+    FIXED_BY_ADAM = "may change with sgd"  # Adam's rate falls over the whole schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One field of the configuration.
+
+    Attributes:
+      name: dotted, with its section before it.
+      kind: the type of its values.
+      default: of `default_config`; None where it is left open, or stands for nothing.
+      meaning: what it is, in words.
+      bound: what it must be besides its type, where it is not None.
+      filled_by: who fills it in where it is left open; None for nobody.
+      resume: whether it may change when a run is resumed.
+    """
+
+    name: str
+    kind: Kind
+    default: Any
+    meaning: str
+    bound: Bound = bounds.ANYTHING
+    filled_by: Filler | None = None
+    resume: Resume = Resume.FIXED
+
+    @property
+    def right(self) -> str:
+        """What its values must be, type and bound, for a person."""
+        if self.kind is TEXT and self.bound.words:
+            return self.bound.words
+        return ", ".join(filter(None, (self.kind.words, self.bound.words)))
+
+    def check(self, value: Any) -> None:
+        """Raises ConfigError, naming field and value, where it cannot have this value."""
+        optional = self.default is None
+        if value is None and (optional or self.filled_by is Filler.NETWORK):
+            return
+        words = self.kind.words + (" or None" if optional else "")
+        bounds.require(self.kind.holds(value), self.name, value, words)
+        self.bound.check(self.name, value)
+
+
+_TEACHER, _NETWORK, _METHOD = Filler.TEACHER, Filler.NETWORK, Filler.METHOD
+_FREE, _FIXED_BY_ADAM = Resume.FREE, Resume.FIXED_BY_ADAM
+_BITS = between(1, MAX_BITS)
+_SHARE = between(0, 1)
+_PRECISION = one_of(PRECISIONS)
+_ONLY_FLOAT32 = bounds.only(
+    "float32",
+    "the student's quantizers, ranges and updates stay in float32; precision.teacher and "
+    "precision.generator can be 'bfloat16'",
+)
+
+# Wrapped by hand, so that an entry takes two lines and not nine.
+# fmt: off
+_TABLE = (
+    Field("seed", INTEGER, 0, "seed of every random draw", bounds.SEED),
+    Field("batch_size", INTEGER, 16, "images of a step, over all devices", at_least(2)),
+    Field("epochs", INTEGER, 400, "length of the run, calibration and warm-up included",
+          at_least(1), resume=_FIXED_BY_ADAM),
+    Field("steps_per_epoch", INTEGER, 200, "steps of an epoch", at_least(1)),
+    Field("calibration_epochs", INTEGER, 4,
+          "first epochs, in which the ranges of activations follow the generated images",
+          at_least(1)),
+    Field("warmup_epochs", INTEGER, 4, "epochs before the student learns, calibration included",
+          at_least(1), _NETWORK),
+    Field("devices", INTEGER, 0, "devices to train on; 0: all there are", at_least(0),
+          resume=_FREE),
+    Field("remat", SWITCH, False,
+          "whether activations inside of blocks are computed again for gradients, to save memory",
+          resume=_FREE),
+    Field("steps_per_dispatch", INTEGER, 0,
+          "steps in one call of the device; 0: 1 on CPUs, 50 elsewhere", at_least(0), resume=_FREE),
+    Field("export", TEXT, "",
+          "formats in which a finished run leaves its student, such as integers,onnx",
+          bounds.some_of(EXPORT_FORMATS), resume=_FREE),
+    Field("log_every_steps", INTEGER, 50, "steps between logged metrics", at_least(1),
+          resume=_FREE),
+    # ---- The teacher and the evaluation set ---------------------------------------------------
+    Field("teacher.path", TEXT, None, "file of the teacher; not needed for a teacher in memory",
+          resume=_FREE),
+    Field("teacher.architecture", TEXT, None,
+          "name of the teacher's network, needed where its file leaves two open",
+          filled_by=_TEACHER),
+    Field("teacher.image_size", INTEGER, 0,
+          "side of the teacher's images in pixels; 0: as its file says", at_least(0), _TEACHER),
+    Field("teacher.classes", INTEGER, 0, "number of the teacher's classes; 0: as its file says",
+          at_least(0), _TEACHER),
+    Field("teacher.digest", TEXT, None, "SHA-256 of the teacher's variables", filled_by=_TEACHER),
+    Field("data.source", TEXT, "none", "kind of the evaluation set, which only measures",
+          bounds.SOURCE, resume=_FREE),
+    Field("data.path", TEXT, None,
+          "file or folder of the evaluation set, or tensorflow-datasets' data_dir", resume=_FREE),
+    Field("data.labels", TEXT, None,
+          "of a folder: the file that says which class each of its folders is", resume=_FREE),
+    Field("data.mean", NUMBERS, (),
+          "mean of the teacher's images by channel, pixels in [0, 1]; empty: as its file says",
+          filled_by=_TEACHER),
+    Field("data.std", NUMBERS, (),
+          "standard deviation of the teacher's images, likewise", bounds.ALL_POSITIVE, _TEACHER),
+    # ---- How students are quantized -----------------------------------------------------------
+    Field("precision.teacher", TEXT, "float32",
+          "floating-point type of the teacher and of its gradient to the images", _PRECISION),
+    Field("precision.generator", TEXT, "float32",
+          "floating-point type of the generator's convolutions", _PRECISION),
+    Field("precision.student", TEXT, "float32",
+          "floating-point type of the student, whose codes must be those of its exports",
+          _ONLY_FLOAT32),
+    Field("quant.weight_bits", INTEGER, 4, "bits of every convolution and dense layer", _BITS),
+    Field("quant.activation_bits", INTEGER, 4, "bits of every quantized activation", _BITS),
+    Field("quant.overrides", TEXTS, (), "exceptions by layer name, of which a later one wins",
+          bounds.OVERRIDES),
+    Field("quant.ranges", TEXT, None,
+          "how ranges follow from values: by their extremes, or with the least quantization error",
+          one_of(RANGE_RULES), _METHOD),
+    Field("quant.learned_ranges", SWITCH, None,
+          "whether adam learns the ranges of activations and kernels with the student",
+          filled_by=_METHOD),
+    # ---- What the student sees besides generated images ---------------------------------------
+    Field("samples.procedural", INTEGER, None,
+          "procedural images for each generated one, which the student alone sees", at_least(0),
+          _METHOD),
+    Field("samples.cutmix", NUMBER, None,
+          "share of the procedural images that are cut together with a generated one", _SHARE,
+          _METHOD),
+    # ---- The game -----------------------------------------------------------------------------
+    Field("game.method", TEXT, "adadfq", "losses and constants of the two players",
+          one_of(METHODS)),
+    Field("game.alpha_ds", NUMBER, None, "weight of the disagreement loss", at_least(0), _METHOD),
+    Field("game.alpha_as", NUMBER, None, "weight of the agreement loss", at_least(0), _METHOD),
+    Field("game.lambda_l", NUMBER, None, "H' below which samples are too hard", _SHARE, _METHOD),
+    Field("game.lambda_u", NUMBER, None, "H' above which samples are too easy", _SHARE, _METHOD),
+    Field("game.gamma", NUMBER, None, "weight of the BatchNorm-statistics loss", at_least(0),
+          _METHOD),
+    Field("game.margin_weight", NUMBER, 1.0, "weight of the margin loss; 0: no margin",
+          at_least(0)),
+    Field("game.beta", NUMBER, 1.0, "weight of the balance loss", at_least(0)),
+    Field("game.temperature", NUMBER, 20.0, "temperature T of the student's loss", bounds.POSITIVE,
+          _NETWORK),
+    Field("game.kl_reduction", TEXT, "elements",
+          "what gdfq's divergence is a mean over: elements in its program, batch in its paper",
+          one_of(KL_REDUCTIONS)),
+    # ---- The players' optimizers --------------------------------------------------------------
+    Field("generator.conditioning", TEXT, "embedding",
+          "where labels enter the generator; batch_norm is for images of ImageNet's size",
+          one_of(CONDITIONINGS), _NETWORK),
+    Field("generator.learning_rate", NUMBER, 1e-3, "learning rate of Adam", bounds.POSITIVE),
+    Field("generator.beta1", NUMBER, 0.5, "Adam's decay of the first moment", bounds.BELOW_ONE),
+    Field("generator.beta2", NUMBER, 0.999, "Adam's decay of the second moment", bounds.BELOW_ONE),
+    Field("generator.milestones", NUMBERS, (100, 200, 300),
+          "epochs at which the learning rate falls, counted from the first step of calibration",
+          bounds.EPOCHS, _NETWORK),
+    Field("generator.decay", NUMBER, 0.1, "factor on the learning rate at a milestone",
+          bounds.POSITIVE),
+    Field("student.optimizer", TEXT, None, "the student's optimizer", one_of(STUDENT_OPTIMIZERS),
+          _METHOD),
+    Field("student.learning_rate", NUMBER, 1e-4, "learning rate of sgd", bounds.POSITIVE, _NETWORK),
+    Field("student.momentum", NUMBER, 0.9, "Nesterov momentum of sgd", bounds.BELOW_ONE),
+    Field("student.weight_decay", NUMBER, 1e-4, "weight decay of sgd, on every parameter",
+          at_least(0)),
+    Field("student.milestones", NUMBERS, (100, 200, 300),
+          "epochs at which sgd's learning rate falls, counted as the generator's", bounds.EPOCHS,
+          _NETWORK),
+    Field("student.decay", NUMBER, 0.1, "factor on sgd's learning rate at a milestone",
+          bounds.POSITIVE),
+    Field("student.relative_rate", NUMBER, 5e-3,
+          "highest step of adam at 3 bits, relative to a tensor's RMS; less at more bits",
+          bounds.POSITIVE, resume=_FIXED_BY_ADAM),
+    # ---- Measurements and checkpoints ---------------------------------------------------------
+    Field("evaluation.every_epochs", INTEGER, 1, "epochs between measurements", at_least(1),
+          resume=_FREE),
+    Field("evaluation.subset", INTEGER, 0, "images of the measurements before the last one; 0: all",
+          at_least(0), resume=_FREE),
+    Field("evaluation.batch_size", INTEGER, 256, "images at a time", at_least(1), resume=_FREE),
+    Field("evaluation.generated_images", INTEGER, 1024,
+          "held-out generated images on which teacher and student are compared", at_least(1),
+          resume=_FREE),
+    Field("checkpoint.every_seconds", NUMBER, 60.0, "seconds between checkpoints; 0: never by time",
+          at_least(0), resume=_FREE),
+    Field("checkpoint.every_steps", INTEGER, 0, "steps between checkpoints; 0: never by steps",
+          at_least(0), resume=_FREE),
+)
+# fmt: on
+FIELDS: dict[str, Field] = {field.name: field for field in _TABLE}
+
+
+def find_field(name: str) -> Field:
+    """Returns a field by its dotted name.
+
+    Raises:
+      ConfigError: no configuration has it; the nearest ones are named.
+    """
+    if name not in FIELDS:
+        raise ConfigError(f"unknown field {name!r}: {nearest(name, FIELDS)}")
+    return FIELDS[name]
+
+
+def filled_by(*fillers: Filler) -> tuple[str, ...]:
+    """Returns the names of the fields that one of these fills in where they are left open."""
+    return tuple(name for name, field in FIELDS.items() if field.filled_by in fillers)
 
 
 def default_config(
-    bits: str | None = None, *, weight_bits: int = 4, activation_bits: int = 4
+    bits: str | None = None, *, weight_bits: int | None = None, activation_bits: int | None = None
 ) -> ml_collections.ConfigDict:
     """Returns the complete configuration, locked: fields can be set but not added.
 
     Args:
       bits: both bit-widths as one word, `w4a4`; empty or None for the next two.
-      weight_bits: of every convolution and dense layer, 1 to 8.
-      activation_bits: of every quantized ReLU, 1 to 8.
+      weight_bits: of every convolution and dense layer, 1 to 8; by default the field's.
+      activation_bits: of every quantized activation, 1 to 8; by default the field's.
 
     Raises:
       ConfigError: a bit-width is malformed or out of range.
@@ -68,95 +270,21 @@ def default_config(
     if bits:
         weight_bits, activation_bits = parse_bits(bits)
     config = ml_collections.ConfigDict()
-
-    config.seed = 0  # of every random draw
-    config.batch_size = 16  # images a step, over all devices
-    config.epochs = 400  # in all, calibration and warm-up included
-    config.steps_per_epoch = 200
-    config.calibration_epochs = 4  # first epochs, in which activation ranges follow the images
-    config.warmup_epochs = 4  # epochs (calibration included) before the student learns
-    config.devices = 0  # 0: all there are
-    config.remat = False  # make the activations inside of blocks again, instead of keeping them
-    config.steps_per_dispatch = 0  # steps per call of the device; 0: 1 on CPU, else 50
-    config.export = ""  # formats in which a finished run leaves its student: "integers,onnx"
-    config.log_every_steps = 50
-
-    config.teacher = teacher = ml_collections.ConfigDict()
-    teacher.path = config_dict.placeholder(str)  # a checkpoint; not needed for one in memory
-    teacher.architecture = config_dict.placeholder(str)  # needed where the file does not say
-    teacher.image_size = 0  # pixels; 0: as its file says
-    teacher.classes = 0  # 0: as its file says
-    teacher.digest = config_dict.placeholder(str)  # SHA-256 of its variables; filled in by the run
-
-    config.data = data = ml_collections.ConfigDict()
-    data.source = "none"  # the evaluation set: "none", "npz", "folder" or "tfds:NAME"
-    data.path = config_dict.placeholder(str)  # file, folder, or tensorflow-datasets' data_dir
-    data.labels = config_dict.placeholder(str)  # of a folder: a file with the class of each folder
-    data.mean = ()  # per channel, of pixels in [0, 1]; empty: as the teacher's file says
-    data.std = ()
-
-    config.precision = precision = ml_collections.ConfigDict()
-    precision.teacher = "float32"  # or "bfloat16", as its gradient to the images
-    precision.generator = "float32"  # or "bfloat16": its convolutions
-    precision.student = "float32"  # nothing else: its codes would not be those of its exports
-
-    config.quant = quant = ml_collections.ConfigDict()
-    quant.weight_bits = weight_bits
-    quant.activation_bits = activation_bits
-    quant.overrides = ()  # exceptions by layer name: ("stem_*=w8a8", "classifier=w8")
-
-    # None here as well: the method's own; for adadfq "minmax", False, 0, 0.0 and "sgd".
-    quant.ranges = config_dict.placeholder(str)  # or "least_error"
-    quant.learned_ranges = config_dict.placeholder(bool)  # kernels' too, by the student's optimizer
-    config.samples = samples = ml_collections.ConfigDict()
-    samples.procedural = config_dict.placeholder(int)  # images of a formula for each of G's
-    samples.cutmix = config_dict.placeholder(float)  # share of those cut together with one of G's
-
-    config.game = game = ml_collections.ConfigDict()
-    game.method = "adadfq"  # or "adadfq_plus", "adasg", "gdfq", an ablation: see `methods.py`
-    # None: the method's own; for adadfq 0.2, 0.1, 0.1, 0.8 and 1 (`methods.py`, `recipes.py`).
-    game.alpha_ds = config_dict.placeholder(float)  # weight of the disagreement loss
-    game.alpha_as = config_dict.placeholder(float)  # weight of the agreement loss
-    game.lambda_l = config_dict.placeholder(float)  # of H', below which samples are too hard
-    game.lambda_u = config_dict.placeholder(float)  # of H', above which samples are too easy
-    game.gamma = config_dict.placeholder(float)  # weight of the BatchNorm statistics loss
-    game.margin_weight = 1.0  # weight of the margin loss; 0: no margin
-    game.beta = 1.0  # weight of the balance loss
-    game.temperature = 20.0  # T of the student's loss
-    game.kl_reduction = "elements"  # of gdfq: mean over "elements" (released) or "batch" (printed)
-
-    config.generator = generator = ml_collections.ConfigDict()
-    generator.conditioning = "embedding"  # of the class; or "batch_norm", for ImageNet-size images
-    generator.learning_rate = 1e-3  # Adam
-    generator.beta1 = 0.5
-    generator.beta2 = 0.999
-    generator.milestones = (100, 200, 300)  # epochs, counted from the first calibration step
-    generator.decay = 0.1  # factor on the learning rate at each milestone
-
-    config.student = student = ml_collections.ConfigDict()
-    student.optimizer = config_dict.placeholder(str)  # None: the method's; "sgd" or "adam"
-    student.learning_rate = 1e-4  # of SGD, as are the next four
-    student.momentum = 0.9  # Nesterov
-    student.weight_decay = 1e-4  # on every parameter
-    student.milestones = (100, 200, 300)
-    student.decay = 0.1
-    # Of Adam: highest step at 3 bits, relative to a tensor's root mean square; less at more bits.
-    student.relative_rate = 5e-3
-
-    config.evaluation = evaluation = ml_collections.ConfigDict()
-    evaluation.every_epochs = 1
-    evaluation.subset = 0  # images of the measurements before the last one; 0: all
-    evaluation.batch_size = 256
-    evaluation.generated_images = 1024  # held-out generated images for teacher agreement
-
-    config.checkpoint = checkpoint = ml_collections.ConfigDict()
-    checkpoint.every_seconds = 60.0  # 0: never by time
-    checkpoint.every_steps = 0  # 0: never by steps
+    for name, field in FIELDS.items():
+        section, _, last = name.rpartition(".")
+        if section and section not in config:
+            config[section] = ml_collections.ConfigDict()
+        part = config[section] if section else config
+        part[last] = _open(field) if field.default is None else field.default
+    if weight_bits is not None:
+        config.quant.weight_bits = weight_bits
+    if activation_bits is not None:
+        config.quant.activation_bits = activation_bits
     return config.lock()
 
 
 def leave_to_teacher(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Empties the fields of `FROM_TEACHER`, so that they follow from the teacher's network.
+    """Empties the fields that follow from the teacher's network, where it is known.
 
     Args:
       config: of `default_config`.
@@ -165,9 +293,14 @@ def leave_to_teacher(config: ml_collections.ConfigDict) -> ml_collections.Config
       The same configuration, in which each of those fields can still be set.
     """
     with config.unlocked():
-        for field, kind in FROM_TEACHER.items():
-            config.update_from_flattened_dict({field: config_dict.placeholder(kind)})
+        for name in filled_by(Filler.NETWORK):
+            config.update_from_flattened_dict({name: _open(FIELDS[name])})
     return config
+
+
+def _open(field: Field) -> config_dict.FieldReference:
+    """Returns None that knows the type of what takes its place."""
+    return config_dict.placeholder(field.kind.type)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -6,26 +6,7 @@ from typing import Any
 
 import ml_collections
 
-from adadfq_jax.config.fields import default_config, flatten
-
-# Where things lie, how often they are written, on how many devices it runs, how long it goes on.
-IDENTITY_EXEMPT = (
-    "epochs",
-    "devices",
-    "remat",
-    "steps_per_dispatch",
-    "teacher.path",
-    "data.source",
-    "data.path",
-    "data.labels",
-    "evaluation",
-    "checkpoint",
-    "log_every_steps",
-    "export",
-)
-
-# Part of a run's identity where its student moves by Adam, whose rate falls over the whole game.
-_OF_ADAM = ("epochs", "student.relative_rate")
+from adadfq_jax.config.fields import FIELDS, Resume, default_config, flatten
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,15 +16,15 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
       config: a configuration, or a `config.json` read back.
     """
     flat = flatten(json.loads(to_json(config)))
+    fixed = [Resume.FIXED]
+    if flat["student.optimizer"] == "adam":
+        fixed.append(Resume.FIXED_BY_ADAM)
+    return {name: value for name, value in flat.items() if _resume(name) in fixed}
 
-    def counts(name: str) -> bool:
-        if name in _OF_ADAM:
-            return flat["student.optimizer"] == "adam"
-        return not any(
-            name == exempt or name.startswith(exempt + ".") for exempt in IDENTITY_EXEMPT
-        )
 
-    return {name: value for name, value in flat.items() if counts(name)}
+def _resume(name: str) -> Resume:
+    # A field that an earlier version had may have mattered.
+    return FIELDS[name].resume if name in FIELDS else Resume.FIXED
 
 
 def read_back(written: Mapping[str, Any]) -> ml_collections.ConfigDict:
@@ -57,13 +38,10 @@ def read_back(written: Mapping[str, Any]) -> ml_collections.ConfigDict:
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Returns in words how the identities of two runs differ; nothing where they do not."""
     old, new = identity(before), identity(now)
-    # That the optimizer is another says all that follows from it.
-    implied = _OF_ADAM if old["student.optimizer"] != new["student.optimizer"] else ()
-    return "; ".join(
-        f"{name} was {old.get(name)!r}, is {new.get(name)!r}"
-        for name in sorted(old | new)
-        if old.get(name) != new.get(name) and name not in implied
-    )
+    changed = [name for name in sorted(old | new) if old.get(name) != new.get(name)]
+    if "student.optimizer" in changed:  # which says all that follows from it
+        changed = [name for name in changed if _resume(name) is not Resume.FIXED_BY_ADAM]
+    return "; ".join(f"{name} was {old.get(name)!r}, is {new.get(name)!r}" for name in changed)
 
 
 def to_json(config: Mapping[str, Any]) -> str:

@@ -1,9 +1,10 @@
 """Settings of the game by network: the paper's, as far as it gives them, for any teacher.
 
-They fill the fields that a configuration leaves open (`fields.FROM_TEACHER` in
-`configs/teacher.py`, `fields.FROM_METHOD` everywhere). Where a field is given several times, this
-counts, first of all: what the configuration says; what the method sets over any network
-(`overrides_recipe` in `game/methods.py`); the network's settings here; the method's `defaults`.
+They fill the fields that a configuration leaves open: those of `fields.Filler.NETWORK` in
+`configs/teacher.py` and the files for ImageNet, those of `Filler.METHOD` everywhere. Where a field
+is given several times, this counts, first of all: what the configuration says; what the method sets
+over any network (`overrides_recipe` in `game/methods.py`); the network's settings here; the
+method's `defaults`.
 Qian et al., CVPR 2023, and the authors' program: 400 epochs of 200 steps. A shorter schedule is the
 beginning of theirs: the warm-up is shortened with it, so that something is left to play, but the
 learning rates do not fall before their epochs, since a student that has just begun to learn would
@@ -14,7 +15,7 @@ from typing import Any
 
 import ml_collections
 
-from adadfq_jax.config.fields import FROM_METHOD, FROM_TEACHER
+from adadfq_jax.config.fields import Filler, filled_by
 from adadfq_jax.game.methods import METHODS
 
 _EPOCHS = 400
@@ -97,7 +98,7 @@ def fill_in(config: ml_collections.ConfigDict, architecture: str, image_size: in
     found["generator.milestones"] = found["student.milestones"] = found.pop("milestones")
     warmup = round(found["warmup_epochs"] * min(1, config.epochs / _EPOCHS))
     found["warmup_epochs"] = max(config.calibration_epochs, warmup)
-    for field in (*FROM_TEACHER, *FROM_METHOD):
+    for field in filled_by(Filler.NETWORK, Filler.METHOD):
         section, _, name = field.rpartition(".")
         part = config[section] if section else config
         if part[name] is None:

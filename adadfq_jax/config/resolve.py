@@ -4,6 +4,8 @@ import ml_collections
 
 from adadfq_jax.config import recipes
 from adadfq_jax.config.checks import validate
+from adadfq_jax.config.fields import FIELDS, Filler, filled_by
+from adadfq_jax.config.kinds import NUMBERS
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.models.network import Teacher
 
@@ -11,11 +13,14 @@ from adadfq_jax.models.network import Teacher
 def resolve(config: ml_collections.ConfigDict, teacher: Teacher) -> ml_collections.ConfigDict:
     """Returns a run's whole configuration: as given, with all that follows from its teacher.
 
+    Args:
+      config: as given, checked by `validate`.
+      teacher: the run's.
+
     Raises:
-      ConfigError: a field cannot be used, or contradicts the teacher.
+      ConfigError: a field contradicts the teacher, or cannot be used with what follows from it.
     """
     config = config.copy_and_resolve_references()
-    validate(config)
     _take_over(config, teacher)
     recipes.fill_in(config, teacher.architecture, teacher.image_size)
     validate(config)
@@ -28,15 +33,10 @@ def _take_over(config: ml_collections.ConfigDict, teacher: Teacher) -> None:
     Raises:
       ConfigError: the configuration states something else.
     """
-    for section, name, true in (
-        ("teacher", "architecture", teacher.architecture),
-        ("teacher", "image_size", teacher.image_size),
-        ("teacher", "classes", teacher.classes),
-        ("teacher", "digest", teacher.digest),
-        ("data", "mean", tuple(teacher.mean)),
-        ("data", "std", tuple(teacher.std)),
-    ):
-        stated = config[section][name]
+    for field in filled_by(Filler.TEACHER):
+        section, _, name = field.rpartition(".")
+        stated, true = config[section][name], getattr(teacher, name)
+        true = tuple(true) if FIELDS[field].kind is NUMBERS else true
         if stated and stated != true:
-            raise ConfigError(f"{section}.{name} says {stated}, but the teacher has {true}.")
+            raise ConfigError(f"{field} says {stated}, but the teacher has {true}.")
         config[section][name] = true

@@ -1,6 +1,6 @@
-"""Evaluation sets: real images that measure a network and never train one.
+"""Evaluation sets: labelled images that measure a network and never train one.
 
-`load` opens one of any source (`npz`, `folder`, `tfds`), `dataset` is what it gives; `images`
-become pixels, `labels` tell which class folder is which class, and `prepare` fetches
-tensorflow-datasets.
+`load` opens a set from any source (`npz`, `folder`, `tfds`) as a `dataset`. `images` decodes and
+resizes image files, `labels` reads which class folder is which class, and `prepare` downloads sets
+of tensorflow-datasets.
 """

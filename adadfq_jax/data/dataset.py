@@ -1,4 +1,4 @@
-"""What an evaluation set is, and the one pipeline that reads it in batches."""
+"""An evaluation set, the pipeline that reads it in batches, and checks that it fits a network."""
 
 import dataclasses
 import os
@@ -12,7 +12,7 @@ from adadfq_jax.data.images import fit
 from adadfq_jax.errors import DataError
 
 _LARGEST_POOL = 16
-_TOGETHER = 64  # images at a time, where all are wanted
+_AT_A_TIME = 64  # images of a batch when all images are read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,14 +20,14 @@ class Dataset:
     """Labelled images in random access.
 
     Attributes:
-      name: for people.
-      records: `records[i]` is (image, label): uint8 (H, W, 3) and an int. Those whose images are
-        decoded also have `label(i)`, which decodes none.
-      labels: smallest and largest label, where they are known without reading every image.
-      class_names: what the labels stand for, where the set tells.
-      encoded: whether a record is decoded when it is read, and may have any size; `batches` then
-        brings it to the network's. Other images must have the network's size.
-      advice: what helps where classes are not those of a network, as part of a sentence.
+      name: name of the set in messages.
+      records: `records[i]` is (image, label): uint8 (H, W, 3) and an int. Records of encoded images
+        also have a method `label(i)`, which decodes no image.
+      labels: smallest and largest label; None where every image would have to be read for them.
+      class_names: names of the classes in the order of the labels; None where they are unknown.
+      encoded: whether images are decoded when they are read. These may have any size, and `batches`
+        resizes them; other images must have the network's size.
+      advice: what to do if the classes are not those of a network, as the end of a sentence.
     """
 
     name: str
@@ -41,19 +41,19 @@ class Dataset:
         return len(self.records)
 
     def sample(self, count: int, seed: int = 0) -> "Dataset":
-        """Returns a set of so many of the images (or all), drawn evenly over the whole set."""
+        """Returns a set of `count` images (or all, if there are fewer), drawn at random."""
         order = np.random.default_rng(seed).permutation(len(self))[:count]
         return dataclasses.replace(self, records=_Chosen(self.records, order))
 
     def stratified(self, count: int, seed: int = 0) -> "Dataset":
-        """Returns a set of so many of the images, with the classes' shares of the whole set.
+        """Returns a set of `count` images in which classes have the same shares as in this set.
 
         Args:
-          count: how many.
-          seed: of the choice within each class.
+          count: number of images.
+          seed: seed of the choice within each class.
 
         Raises:
-          DataError: there are fewer.
+          DataError: this set has fewer images.
         """
         if count > len(self):
             raise DataError(
@@ -63,13 +63,20 @@ class Dataset:
         label = getattr(self.records, "label", lambda index: self.records[index][1])
         labels = [label(index) for index in range(len(self))]
         by_class = np.lexsort((np.random.default_rng(seed).random(len(self)), labels))
-        # Evenly spaced, so that none gets one more than its share.
+        # Evenly spaced over the classes, so that each gets its share, rounded up or down.
         chosen = by_class[np.arange(count) * len(self) // count]
         return dataclasses.replace(self, records=_Chosen(self.records, chosen))
 
     def images(self, image_size: int | None = None) -> np.ndarray:
-        """Returns all images at once, uint8 (N, H, W, 3); `image_size` is that of `batches`."""
-        return np.concatenate([images for images, _ in self.batches(_TOGETHER, image_size)])
+        """Returns all images as one array.
+
+        Args:
+          image_size: side of the network's images in pixels; needed where images are encoded.
+
+        Returns:
+          uint8 (N, H, W, 3).
+        """
+        return np.concatenate([images for images, _ in self.batches(_AT_A_TIME, image_size)])
 
     def batches(
         self,
@@ -84,13 +91,14 @@ class Dataset:
 
         Args:
           batch_size: images at a time; the last batch may be short.
-          image_size: side of the network's images in pixels; needed where they are encoded.
-          shard, shards: which part of the set, of how many: the images shard, shard + shards, …
-          workers: threads that read, decode and resize; by default one for each core where
-            images are encoded, and none where they lie in memory.
+          image_size: side of the network's images in pixels; needed where images are encoded.
+          shard, shards: index of the part to read, and number of parts. A part consists of the
+            images shard, shard + shards, …
+          workers: threads that read, decode and resize; by default one for each core where images
+            are encoded, and none where they are in memory.
 
         Yields:
-          uint8 (b, H, W, 3) and int32 (b,).
+          Images, uint8 (b, H, W, 3), and labels, int32 (b,).
         """
         if shard >= len(self):
             return
@@ -99,7 +107,7 @@ class Dataset:
         pipeline = grain.MapDataset.source(self.records)[shard::shards]
         if self.encoded:
             pipeline = pipeline.map(lambda record: (fit(record[0], image_size), record[1]))
-        # No more than a batch is made ahead of need, however large the images.
+        # At most a batch is read ahead, so that large images do not fill the memory.
         ahead = max(workers, batch_size) if workers else 0
         options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=ahead)
         for images, labels in pipeline.to_iter_dataset(options).batch(batch_size):
@@ -120,7 +128,7 @@ class _Chosen:
 
 
 class _ArrayRecords:
-    """Random access to two arrays; what `Dataset.records` is for data in memory."""
+    """Random access to two arrays: the `Dataset.records` of images in memory."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray):
         self._images, self._labels = images, labels
@@ -138,7 +146,7 @@ def from_arrays(images: np.ndarray, labels: np.ndarray, name: str = "arrays") ->
     Args:
       images: uint8 (N, H, W, 3).
       labels: integers (N,).
-      name: for people.
+      name: name of the set in messages.
 
     Raises:
       DataError: the arrays are not of this form, or empty.
@@ -191,7 +199,15 @@ def _hint_of_labels(labels: np.ndarray) -> str:
 
 
 def check_fits(dataset: Dataset, network: Any) -> None:
-    """Raises DataError where what a set tells of its images and labels does not fit a network."""
+    """Checks that a set has a network's classes and image size, without reading all images.
+
+    Args:
+      dataset: the evaluation set.
+      network: a network, or an exported one, with `classes` and `image_size`.
+
+    Raises:
+      DataError: the set does not fit the network.
+    """
     names = dataset.class_names
     if names is not None and len(names) != network.classes:
         raise DataError(
@@ -212,12 +228,21 @@ def check_fits(dataset: Dataset, network: Any) -> None:
 
 
 def shortened(names: Sequence[str]) -> str:
-    """Returns some names, with a mark where there are more of them."""
+    """Returns names in one line: all of up to four, else the first three, … and the last."""
     return ", ".join(names if len(names) <= 4 else [*names[:3], "…", names[-1]])
 
 
 def check_labels(dataset: Dataset, labels: Sequence[int] | np.ndarray, network: Any) -> None:
-    """Raises DataError where one of a set's labels is none of a network's classes."""
+    """Checks that labels are classes of a network.
+
+    Args:
+      dataset: the set that the labels are of, for the message.
+      labels: some or all labels of the set.
+      network: a network, or an exported one, with `classes`.
+
+    Raises:
+      DataError: a label is no class of the network.
+    """
     for label in (min(labels), max(labels)):
         if not 0 <= label < network.classes:
             raise DataError(

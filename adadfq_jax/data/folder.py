@@ -1,4 +1,4 @@
-"""Evaluation sets of image files, one folder a class."""
+"""Evaluation sets of image files, with one folder for each class."""
 
 import collections
 import itertools
@@ -15,7 +15,7 @@ from adadfq_jax.data.images import SUFFIXES, decode
 from adadfq_jax.data.labels import read_labels
 from adadfq_jax.errors import DataError
 
-# What systems leave in folders, besides hidden files; no images, and no classes.
+# Files and folders that operating systems leave behind; neither images nor classes.
 _OF_SYSTEMS = ("__macosx", "@eadir", "$recycle.bin", "thumbs.db", "desktop.ini")
 _SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
 
@@ -42,16 +42,17 @@ class _Files:
 
 
 def load_folder(path: Path, labels: Path | None = None) -> Dataset:
-    """Finds the images in class folders, and in folders below these.
+    """Opens the images in class folders, and in the folders below these, as an evaluation set.
 
-    An image is a file with a suffix of `images.SUFFIXES`, in any case. Hidden files are left aside;
-    a warning says how many others in class folders are no images, or are in no class folder.
+    An image is a file with a suffix of `images.SUFFIXES`, in upper or lower case. Hidden files are
+    ignored. Other files in class folders, and images outside class folders, are left out with a
+    warning.
 
     Args:
       path: the folder of class folders.
-      labels: a file that says which folder is which class, as `read_labels` takes it. By default
-        classes are numbered in the order of their folders' names, of which each counts, empty or
-        not. Names are compared as text: `10` comes before `2`, with a warning.
+      labels: a file that says which folder is which class, as `read_labels` takes it. Without it,
+        classes are numbered in the order of the folders' names, empty folders included. Names are
+        compared as text, so `10` comes before `2`; a warning says so.
 
     Raises:
       DataError: there is no such folder or no image in it, or a folder or the file of labels cannot
@@ -126,7 +127,12 @@ def _identity(folder: str) -> tuple[int, int]:
 
 
 def _files_below(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
-    """Yields the paths of all files; `above` identifies the folders that this one lies in."""
+    """Yields the paths of all files in a folder and below.
+
+    Args:
+      folder: the folder.
+      above: device and inode of each folder that contains this one, to find a circle of links.
+    """
     identity = _identity(folder)
     if identity in above:
         raise DataError(
@@ -154,7 +160,7 @@ def _is_image(file: str) -> bool:
 
 
 def _check_names(path: Path, folders: Sequence[str]) -> None:
-    """Refuses the folders of a whole data set; warns where order as text is hardly meant."""
+    """Refuses the splits of a data set as classes; warns of an order that is probably not meant."""
     if all(name.lower() in _SPLITS for name in folders):
         raise DataError(
             f"{str(path)!r} holds no class folders, but the parts of a data set "
@@ -172,7 +178,7 @@ def _check_names(path: Path, folders: Sequence[str]) -> None:
                 stacklevel=4,
             )
             return
-    # Names with a number after the same beginning: `1` … `10`, `class_1` … `class_10`, `1_cat` ….
+    # Names with a number after a common prefix: `1` … `10`, `class_1` … `class_10`, `1_cat` ….
     numbered = [re.match(r"(\D*)(\d+)", name) for name in folders]
     if not all(numbered) or len({match[1] for match in numbered}) > 1:
         return

@@ -1,4 +1,4 @@
-"""From an image file to the pixels that a network sees."""
+"""Decodes image files, and resizes images to a network's size."""
 
 import contextlib
 import functools
@@ -10,30 +10,30 @@ from PIL import Image, ImageOps
 
 from adadfq_jax.errors import DataError
 
-# What PIL lists and does not decode by its own means: containers and films of which it only knows
-# the header, formats that it only writes, and those for which it starts another program.
+# Formats that PIL lists but does not decode itself: containers and films of which it reads only the
+# header, formats that it only writes, and formats for which it starts another program.
 _NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PALM", "PDF", "WMF")
 
-# Of files that are images, in lower case, with the dot.
+# Suffixes of image files, in lower case, with the dot.
 SUFFIXES = frozenset(
     suffix for suffix, kind in Image.registered_extensions().items() if kind not in _NOT_DECODED
 )
-# A file's content decides, not its suffix.
+# Formats that are tried on a file's content, whatever its suffix is.
 _FORMATS = [kind for kind in Image.ID if kind not in _NOT_DECODED]
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # of TIFF
 
 
 def decode(content: bytes, name: str) -> np.ndarray:
-    """Decodes an image file, as a person sees it.
+    """Decodes an image file to the pixels that an image viewer shows.
 
     16-bit grey is scaled to 8 bits; an EXIF orientation is applied; transparent pixels are put on
-    white, with a warning, since hidden colours say nothing; of several frames or pages the first
-    one counts. Colour profiles are left aside.
+    white, with a warning, since the colours below them are arbitrary; of several frames or pages,
+    the first is taken. Colour profiles are ignored.
 
     Args:
       content: the file's bytes, in any format that PIL decodes.
-      name: whose they are, for the message.
+      name: the file's name, for the message.
 
     Returns:
       uint8 (H, W, 3).
@@ -44,20 +44,20 @@ def decode(content: bytes, name: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             image.load()
-            # Damaged metadata do not spoil the pixels.
+            # Damaged metadata are ignored, since the pixels can still be right.
             with contextlib.suppress(Exception):
                 ImageOps.exif_transpose(image, in_place=True)
             return np.asarray(_to_rgb(image))
-    # Any: a damaged file can make the decoder raise whatever Python can.
+    # Of any type, since PIL's decoders raise many kinds for a damaged file.
     except Exception as error:
         reason = str(error).rstrip(".")
-        if "cannot identify image file" in reason:  # names the buffer's address
+        if "cannot identify image file" in reason:  # PIL's sentence names a buffer's address
             reason = "it is no image that PIL reads, or its beginning is damaged"
         raise DataError(f"{name} cannot be decoded: {reason or type(error).__name__}.") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    # PIL cuts these off at 255 instead of scaling them.
+    # PIL would cut 16-bit values off at 255 instead of scaling them.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return _from_16_bits(image).convert("RGB")
     if image.mode in ("I", "F"):
@@ -77,7 +77,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
-    """Returns an image of 8-bit grey."""
+    """Scales an image of 16-bit grey (in TIFF, of up to 16 bits) to 8 bits."""
     values = np.asarray(image)
     tags = getattr(image, "tag_v2", {})  # of a TIFF file
     white = 2 ** tags.get(_BITS_PER_SAMPLE, (16,))[0] - 1
@@ -91,10 +91,10 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(255 - grey if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else grey)
 
 
-_WHOLE = 64  # pixels up to which networks learn from whole images
+_WHOLE = 64  # side in pixels up to which networks are trained on whole images, without a crop
 
 
-@functools.cache  # once, however many images
+@functools.cache  # so that it warns once
 def _warn_of_transparency() -> None:
     warnings.warn(
         "images with transparent pixels are put on white; the readers of torchvision and "
@@ -104,12 +104,12 @@ def _warn_of_transparency() -> None:
 
 
 def fit(image: np.ndarray, size: int) -> np.ndarray:
-    """Brings an image to a network's size.
+    """Resizes and crops an image to a network's size.
 
     The shorter side is resized (bilinear, antialiased), then the centre is cut out; sizes and
-    offsets are rounded as torchvision rounds them. As is usual for ImageNet, it is resized to
-    256 / 224 of the network's size; for networks of up to 64 pixels, which learn from whole small
-    images, to that size itself. An image that already has the network's size is taken as it is.
+    offsets are rounded as in torchvision. The shorter side becomes 256 / 224 of the network's size,
+    as is usual for ImageNet; for networks of up to 64 pixels, which are trained on whole images, it
+    becomes that size itself. An image that has the network's size already is returned unchanged.
 
     Args:
       image: uint8 (H, W, 3).

@@ -1,4 +1,4 @@
-"""Which class folder is which class, where the order of the names does not say it."""
+"""Reads which class folder is which class, where the names' order does not tell."""
 
 import collections
 import json
@@ -16,17 +16,17 @@ _FORMS = (
 
 
 def read_labels(path: Path, folders: Sequence[str]) -> tuple[dict[str, int], tuple | None]:
-    """Reads the class of every class folder.
+    """Reads the class of every class folder from a file.
 
     Args:
       path: a file, in UTF-8, of one of these forms: a JSON object of class numbers from 0 by folder
         (torchvision's `class_to_idx`); a JSON array of all classes' folders in the order of the
         classes; lines `FOLDER CLASS`; lines `FOLDER`, in the order of the classes. It may name
-        folders that are not there.
-      folders: those that are there.
+        folders that do not exist.
+      folders: the class folders that exist.
 
     Returns:
-      (class number by folder, the names of all classes in their order where the file lists them).
+      (class number by folder; names of all classes in their order, None if the file gives numbers).
 
     Raises:
       DataError: the file cannot be read, is of another form, or lacks a folder.
@@ -54,7 +54,7 @@ def read_labels(path: Path, folders: Sequence[str]) -> tuple[dict[str, int], tup
 
 
 def _parse(text: str, path: str) -> tuple[list[tuple[str, int]], list[str] | None]:
-    """Returns pairs of folder and class, or the folders in the order of the classes."""
+    """Returns (pairs of folder and class, None), or ([], folders in the order of the classes)."""
     try:
         content = json.loads(text, object_pairs_hook=_Pairs)
     except ValueError:
@@ -67,7 +67,7 @@ def _parse(text: str, path: str) -> tuple[list[tuple[str, int]], list[str] | Non
 
 
 class _Pairs(list):
-    """The pairs of a JSON object, of which a dict would drop a repeated name."""
+    """The pairs of a JSON object; a dict would hide a repeated name."""
 
 
 def _parse_lines(text: str, path: str) -> tuple[list[tuple[str, int]], list[str] | None]:

@@ -1,9 +1,9 @@
-"""Opening an evaluation set by its source.
+"""Opens an evaluation set by its source.
 
-none         there are none
+none         no evaluation set
 npz          a file with `x`, uint8 (N, H, W, 3), and `y`, integers (N,)
-folder       `class/name.jpg`, any format that Pillow reads, also in folders below; classes are
-             numbered in the order of their names, or as a file of labels says
+folder       image files CLASS/NAME.jpg, of any format that Pillow decodes, also in folders below;
+             classes are numbered in the order of their names, or as a file of labels says
 tfds:NAME    a data set of tensorflow-datasets, prepared once with launch/prepare_data.sh
 """
 
@@ -22,22 +22,23 @@ def load_dataset(
     """Opens an evaluation set.
 
     Args:
-      source: one of the above; NAME as tensorflow-datasets takes it (`cifar10`, `name/config`).
-      path: the file, the folder, or tensorflow-datasets' `data_dir` (its own default if None).
-      labels: of a folder, a file that says which class folder is which class.
+      source: "none", "npz", "folder" or "tfds:NAME", with NAME as tensorflow-datasets takes it
+        (`cifar10`, `name/config`).
+      path: the file, the folder, or tensorflow-datasets' `data_dir` (None for its default).
+      labels: for a folder, a file that says which class folder is which class.
 
     Returns:
       The set, or None for "none".
 
     Raises:
-      DataError: it cannot be read.
-      ConfigError: it is not on a disk.
+      DataError: the set cannot be read.
+      ConfigError: the set is not on a disk.
     """
     if labels is not None and source != "folder":
         raise DataError(f"labels say which class a folder is, and {source!r} is no image folder.")
     if source == "none":
         return None
-    # What a source needs is imported with it.
+    # Each source is imported when it is used, since some of them import large libraries.
     if source.startswith(_TFDS):
         from adadfq_jax.data.tfds import load_tfds
 

@@ -13,10 +13,13 @@ _SHOWN = 8
 
 
 def load_npz(path: Path) -> Dataset:
-    """Reads `x`, uint8 (N, H, W, 3), and `y`, integers (N,).
+    """Reads an evaluation set from an .npz file.
+
+    Args:
+      path: a file with the arrays `x`, uint8 (N, H, W, 3), and `y`, integers (N,).
 
     Raises:
-      DataError: the file cannot be read, or holds something else.
+      DataError: the file cannot be read, or lacks such arrays.
     """
     if path.is_dir():
         raise DataError(f"{str(path)!r} is a folder, not an .npz file; source folder reads those.")

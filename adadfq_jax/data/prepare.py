@@ -1,6 +1,6 @@
-"""Prepares a data set of tensorflow-datasets; what launch/prepare_data.sh runs.
+"""Prepares a data set of tensorflow-datasets; launch/prepare_data.sh runs this module.
 
-Not by tensorflow-datasets' own command line, which needs Apache Beam besides TensorFlow.
+The command line of tensorflow-datasets is not used, because it needs Apache Beam as well.
 """
 
 import argparse
@@ -13,18 +13,18 @@ from adadfq_jax.errors import DataError
 
 
 def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = None) -> Path:
-    """Downloads a data set where it has to, and writes it as array_record.
+    """Downloads a data set if needed, and writes it as array_record.
 
     Args:
-      name: as `tfds.builder` takes it.
-      data_dir: where it goes; tensorflow-datasets' own default if None.
-      manual_dir: a folder of archives that were downloaded before, under their own names.
+      name: the set's name, as `tfds.builder` takes it.
+      data_dir: where to write the set; None for the default of tensorflow-datasets.
+      manual_dir: a folder of archives that were downloaded by hand, under their original names.
 
     Returns:
       The folder of the prepared set.
 
     Raises:
-      DataError: the set is unknown, an archive is missing or another, or the disk is full.
+      DataError: the set is unknown, an archive is missing or wrong, or the disk is full.
     """
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
@@ -33,7 +33,7 @@ def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = Non
                 manual_dir=manual_dir and Path(manual_dir).expanduser()
             )
         )
-    except Exception as error:  # tensorflow-datasets and what it calls raise many kinds
+    except Exception as error:  # tensorflow-datasets and the libraries below raise many kinds
         reason = " ".join(str(error).split())[:300] or "no reason given"
         raise DataError(f"{name} was not prepared: {type(error).__name__}: {reason}") from error
     return Path(builder.data_dir)

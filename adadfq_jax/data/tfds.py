@@ -1,4 +1,4 @@
-"""Data sets of tensorflow-datasets, prepared as array_record and read without TensorFlow."""
+"""Evaluation sets of tensorflow-datasets, prepared as array_record and read without TensorFlow."""
 
 import contextlib
 import shlex
@@ -44,14 +44,14 @@ class _Examples:
 
 
 def load_tfds(name: str, data_dir: str | Path | None = None) -> Dataset:
-    """Opens the split "test" of a prepared data set with `image` and `label`.
+    """Opens the split "test" of a prepared data set that has the features `image` and `label`.
 
-    Where there is no such split, or its labels are withheld (as ImageNet's are), it is
-    "validation", and the only split where there is but one.
+    If there is no such split, or it has no labels (as ImageNet's), the split "validation" is
+    opened. If the set has only one split, that is opened.
 
     Args:
-      name: as `tfds.builder` takes it.
-      data_dir: where data sets were prepared; tensorflow-datasets' own default if None.
+      name: the set's name, as `tfds.builder` takes it.
+      data_dir: where data sets were prepared; None for the default of tensorflow-datasets.
 
     Raises:
       DataError: the data set is unknown, not prepared, or of another form.
@@ -98,7 +98,7 @@ def _splits(name: str, builder: tfds.core.DatasetBuilder) -> list[str]:
     usable = [split for split in _SPLITS if split in known]
     if known and not usable:
         raise DataError(f"tfds:{name} has no split 'test' or 'validation', but {', '.join(known)}.")
-    return usable or list(_SPLITS)  # none are known of a set that is not prepared
+    return usable or list(_SPLITS)  # a set that is not prepared lists no splits
 
 
 def _open(name: str, builder, split: str, data_dir) -> Sequence[dict[str, Any]]:
@@ -117,14 +117,15 @@ def _open(name: str, builder, split: str, data_dir) -> Sequence[dict[str, Any]]:
             f"tfds:{name} is {state} in {str(builder.data_dir)!r}; prepare it once with: "
             f"{shlex.join(command)}"
         ) from error
-    # Images stay encoded, because tensorflow-datasets takes a palette's numbers for shades of grey.
+    # Images are decoded by `images.decode`: tensorflow-datasets would decode the indices of a
+    # palette as shades of grey.
     source.decoders = {"image": tfds.decode.SkipDecoding()}
     return source
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps tensorflow-datasets from logging what becomes an error's sentence here."""
+    """Keeps tensorflow-datasets from logging errors that are raised here as a DataError."""
     before = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:

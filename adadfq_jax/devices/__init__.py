@@ -1,3 +1,3 @@
-"""Where arrays lie and programs run: `pmap` (its only user), the `machine` and its `memory`, and
-several `processes`, which meet by `rendezvous`.
+"""Devices: programs over several of them (`pmap`), this `machine` and its `memory`, and runs in
+several `processes`, which find each other by `rendezvous`.
 """

@@ -1,4 +1,4 @@
-"""This machine's cores and accelerators, and which of them play one run."""
+"""This machine's cores and accelerators, and which of them a run uses."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ import jax
 
 from adadfq_jax.errors import ConfigError
 
-# Where Linux shows what is plugged in, TPU chips by their maker's and their own numbers, and GPUs.
+# Where Linux lists PCI devices and GPUs, and the vendor and device numbers of TPU chips.
 _PLUGGED_IN = Path("/sys/bus/pci/devices")
 
 _GOOGLE, _TPU_CHIPS = "0x1ae0", ("0x0027", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")
@@ -18,21 +18,25 @@ _GPUS = Path("/proc/driver/nvidia/gpus")
 
 _TPU_PORT = 8476
 
-# Images of a batch that a CPU device should have at least.
+# Fewest images of a batch that a CPU device should have.
 _SMALLEST_SHARE = 4
 
 
 def cores() -> int:
-    """Returns how many CPU cores this process may use."""
+    """Returns the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 @contextlib.contextmanager
 def share_cores(index: int, count: int) -> Iterator[None]:
-    """Gives the processes that are started meanwhile one of `count` equal shares of the cores.
+    """Restricts processes that start inside the context to one of several shares of the cores.
 
-    They keep it for life. Does nothing where there are more shares than cores, or where the system
-    has no such thing.
+    They keep the restriction until they end. Does nothing where there are more shares than cores,
+    or where the system cannot restrict a process.
+
+    Args:
+      index: which share, from 0.
+      count: number of equal shares.
     """
     if not hasattr(os, "sched_setaffinity") or count > cores():
         yield
@@ -46,19 +50,19 @@ def share_cores(index: int, count: int) -> Iterator[None]:
 
 
 def shares_of_accelerators(count: int) -> list[dict[str, str]]:
-    """Divides this machine's accelerators among processes, by what their environment says.
+    """Divides this machine's accelerators among processes, by environment variables.
 
-    A TPU chip serves one process, a GPU several, which divide its memory. Asks no runtime, which
-    would take them all.
+    A TPU chip serves one process; a GPU can serve several, which divide its memory. Accelerators
+    are counted without JAX, which would take all of them for this process.
 
     Args:
-      count: how many processes; 0 for one for each accelerator, or core where there is none.
+      count: number of processes; 0 for one per accelerator, or per core where there is none.
 
     Returns:
-      Of each process, the variables to set; none where the machine has no accelerator.
+      For each process, the environment variables to set; empty without an accelerator.
 
     Raises:
-      ConfigError: there are fewer TPU chips.
+      ConfigError: there are fewer TPU chips than processes.
     """
     on_cpu = os.environ.get("JAX_PLATFORMS", "").startswith("cpu")
     chips = 0 if on_cpu else _tpu_chips()
@@ -85,11 +89,11 @@ def shares_of_accelerators(count: int) -> list[dict[str, str]]:
     count = count or len(gpus) or cores()
     if not gpus:
         return [{}] * count
-    together = -(-count // len(gpus))
+    per_gpu = -(-count // len(gpus))
     shares = [{"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} for index in range(count)]
-    if together > 1:
+    if per_gpu > 1:
         for share in shares:
-            share["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / together:.2f}"
+            share["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / per_gpu:.2f}"
     return shares
 
 
@@ -102,11 +106,14 @@ def _tpu_chips() -> int:
 
 
 def divide_cpu(batch_size: int) -> None:
-    """Makes JAX see one CPU device a core, as far as a batch divides among them.
+    """Makes JAX see one CPU device per core, or as many as divide a batch evenly.
 
     XLA's CPU backend runs convolutions of less than 128 channels on one core, one after another: a
-    play step of ResNet-20, batch 16, takes 0.93 times as long on two devices of a core each. To be
-    called before JAX looks for devices; does nothing after that, or where their number is set.
+    play step of ResNet-20, batch 16, takes 0.93 times as long on two devices of a core each. Call
+    this before JAX looks for devices; it does nothing later, or where their number is set already.
+
+    Args:
+      batch_size: images of a step, on all devices.
     """
     if jax.config.jax_num_cpu_devices != -1 or "host_platform_device_count" in os.environ.get(
         "XLA_FLAGS", ""
@@ -122,14 +129,15 @@ def divide_cpu(batch_size: int) -> None:
 
 
 def choose_devices(count: int, batch_size: int) -> list[jax.Device]:
-    """Picks the devices that play one game.
+    """Picks the devices of a run.
 
     Args:
-      count: how many; 0 for all there are.
-      batch_size: the global batch, which must divide evenly over them.
+      count: number of devices; 0 for all.
+      batch_size: images of a step, which must divide evenly over the devices.
 
     Raises:
-      ConfigError: there are fewer devices, or the batch does not divide.
+      ConfigError: there are fewer devices, the batch does not divide, or the processes would have
+        different numbers of devices.
     """
     found = jax.devices()
     count = count or len(found)
@@ -138,8 +146,8 @@ def choose_devices(count: int, batch_size: int) -> list[jax.Device]:
         raise ConfigError(f"devices={count}, but {where} {len(found)}.")
     if count > batch_size:
         raise ConfigError(
-            f"a game of batch_size={batch_size} is played by at most as many devices, not {count}: "
-            "name fewer with --config.devices, or fill them with many games (`adadfq sweep`)."
+            f"batch_size={batch_size} can be spread over at most as many devices, not {count}: "
+            "name fewer with --config.devices, or use them for several runs (`adadfq sweep`)."
         )
     if batch_size % count:
         raise ConfigError(
@@ -152,14 +160,21 @@ def choose_devices(count: int, batch_size: int) -> list[jax.Device]:
         shares[device.process_index] += 1
     if len(set(shares.values())) > 1:
         raise ConfigError(
-            f"devices={count} are not the same number in each of {len(shares)} processes; choose "
-            f"all {len(found)} (--config.devices=0)."
+            f"devices={count} would give the {len(shares)} processes different numbers of devices; "
+            f"choose all {len(found)} (--config.devices=0)."
         )
     return chosen
 
 
 def part_of_process(devices: list[jax.Device]) -> tuple[list[jax.Device], int, int]:
-    """Returns this process's devices among those given, its index and the number of processes."""
+    """Returns the part that this process has in a list of devices.
+
+    Args:
+      devices: devices of any number of processes.
+
+    Returns:
+      (this process's devices, its index among the processes that have some, their number).
+    """
     processes = sorted({device.process_index for device in devices})
     own = jax.process_index()
     mine = [device for device in devices if device.process_index == own]

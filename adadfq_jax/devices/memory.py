@@ -1,4 +1,4 @@
-"""How much memory a device has and a program asks for; and freed memory, kept between steps."""
+"""Memory of devices and of compiled programs; and how freed memory is kept between steps."""
 
 import contextlib
 import ctypes
@@ -12,13 +12,19 @@ _CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def peak_bytes(program: Any, device: jax.Device) -> int:
-    """Returns the most memory in use on a device; on CPU, what a compiled program asks for."""
+    """Returns the peak of memory in use on a device, in bytes.
+
+    Args:
+      program: the compiled program that runs there; its memory is returned for a CPU device,
+        which does not measure the peak.
+      device: the device.
+    """
     measured = device.memory_stats()
     return measured["peak_bytes_in_use"] if measured else program_bytes(program)
 
 
 def program_bytes(program: jax.stages.Compiled) -> int:
-    """Returns the memory that a compiled program asks of each of its devices."""
+    """Returns the memory that a compiled program needs on each of its devices, in bytes."""
     plan = program.memory_analysis()
     return (
         plan.argument_size_in_bytes
@@ -29,11 +35,11 @@ def program_bytes(program: jax.stages.Compiled) -> int:
 
 
 def memory_bytes(device: jax.Device, sharing: int) -> int | None:
-    """Returns a device's memory, None where it does not tell.
+    """Returns a device's memory in bytes; None where it is not known.
 
     Args:
-      device: one of this process's.
-      sharing: how many are in use; CPU devices share the machine's memory.
+      device: a device of this process.
+      sharing: number of devices in use, since CPU devices share the machine's memory.
     """
     known = device.memory_stats() or {}
     if "bytes_limit" in known:
@@ -41,7 +47,7 @@ def memory_bytes(device: jax.Device, sharing: int) -> int | None:
     if device.platform != "cpu" or "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
         return None
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    # In a container, what it was given.
+    # In a container, its limit.
     with contextlib.suppress(OSError, ValueError):  # no such file; "max"
         machine = min(machine, int(_CONTAINER_LIMIT.read_text()))
     return machine // sharing
@@ -52,14 +58,14 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
 def keep() -> None:
-    """Lets the C library keep freed memory for the next allocation, for this whole process.
+    """Lets the C library keep freed memory for the next allocation, in the whole process.
 
-    XLA's CPU backend allocates its buffers anew for every step, and glibc returns such large ones
-    to the system at once: a step of ResNet-20, batch 16, then starts with 77 MB of fresh pages,
-    whose faults are a sixth of its processor time. No size is excepted: a step of ResNet-18 at 224
-    pixels frees 1.6 GB, and took a third longer while free memory beyond 1 GiB was returned. Call
-    it before JAX starts its threads, which would get arenas of their own. Does nothing where the C
-    library is another.
+    XLA's CPU backend allocates new buffers for every step, and glibc returns large freed ones to
+    the system at once. A step of ResNet-20, batch 16, then starts with 77 MB of fresh pages, whose
+    faults take a sixth of its processor time. Memory of any size is kept, since a step of ResNet-18
+    at 224 pixels frees 1.6 GB, and took a third longer while free memory beyond 1 GiB was returned.
+    Call this before JAX starts its threads, because each of them would get a separate arena. Does
+    nothing where the C library is not glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -1,8 +1,8 @@
-"""Devices: where arrays lie, and the only user of `jax.pmap`.
+"""Functions and arrays over several devices; the only module that uses `jax.pmap`.
 
-State is kept once per device, with a leading device axis, as `jax.pmap` wants it. A data-free step
-has no batch to map over, so the devices' indices are mapped instead; each device takes its slice
-of a batch that is drawn whole, and so the number of devices does not change the game.
+Each device has a copy of the state, along a leading device axis, as `jax.pmap` expects. A data-free
+step has no batch to map over, so the devices' indices are mapped instead: every device draws the
+whole batch and takes its slice, so the number of devices does not change the result.
 """
 
 import contextlib
@@ -25,15 +25,15 @@ def map_over_devices(
     """Maps a function over devices, with collectives over the axis `data`; compiled when called.
 
     Args:
-      function: what one device does, on arguments without the device axis.
+      function: what one device computes, on arguments without the device axis.
       devices: where to run.
-      donate: indices of arguments whose memory the results may take over.
+      donate: indices of arguments whose memory the results may reuse.
 
     Returns:
-      The compiled function, whose results have a leading device axis.
+      The mapped function, whose arguments and results have a leading device axis.
     """
     if devices[0].platform == "tpu":
-        # By default, a TPU would round what it multiplies to bfloat16.
+        # By default, a TPU rounds the factors of a product to bfloat16.
         function = jax.default_matmul_precision("float32")(function)
     mapped = jax.pmap(function, axis_name=DATA_AXIS, devices=devices, donate_argnums=donate)
     if jax.process_count() == 1:
@@ -42,19 +42,19 @@ def map_over_devices(
 
 
 class _OverProcesses:
-    """A mapped function whose arrays have rows of all processes' devices.
+    """A mapped function on arrays that have a row for each device of all processes.
 
-    `jax.pmap` itself takes and returns the rows of one process, and copies what it takes over. What
-    it compiles does neither.
+    The function of `jax.pmap` takes and returns only this process's rows, and copies its donated
+    arguments. The program that it compiles takes whole arrays and does not copy, so that is called.
     """
 
     def __init__(self, mapped: Callable[..., Any], own: int):
-        """Takes a function of `jax.pmap`, and how many of its devices are this process's."""
+        """Wraps a function of `jax.pmap`; `own` of its devices are this process's."""
         self._mapped, self._own = mapped, own
         self._compiled: dict[Any, jax.stages.Compiled] = {}
 
     def lower(self, *arguments: Any) -> jax.stages.Lowered:
-        """As of `jax.pmap`; needs shapes and types only."""
+        """Lowers the function, as that of `jax.pmap` does; only shapes and types are used."""
         rows = jax.tree.map(
             lambda leaf: np.zeros((self._own, *leaf.shape[1:]), leaf.dtype), arguments
         )
@@ -69,18 +69,26 @@ class _OverProcesses:
 
 
 def device_indices(devices: list[jax.Device]) -> jax.Array:
-    """Returns 0, 1, …: one index a device, on it."""
+    """Returns 0, 1, …: an int32 array with each device's index on that device."""
     return _put([np.int32(index) for index in range(len(devices))], devices)
 
 
 def spread(rows: np.ndarray, devices: list[jax.Device]) -> jax.Array:
-    """Puts one row on each of this process's devices; the array has those of all processes."""
+    """Puts one row on each of this process's devices.
+
+    Args:
+      rows: one row for each of this process's devices.
+      devices: the devices of all processes.
+
+    Returns:
+      An array with the rows of all processes.
+    """
     with _meant():
         return jax.make_array_from_process_local_data(_sharding(devices), rows)
 
 
 def replicated_types(tree: Any, devices: int) -> Any:
-    """Returns shapes and types of what `replicate` would make for so many devices."""
+    """Returns the shapes and types of what `replicate` returns for this number of devices."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((devices, *np.shape(leaf)), jax.dtypes.result_type(leaf)),
         tree,
@@ -93,7 +101,7 @@ def replicate(tree: Any, devices: list[jax.Device]) -> Any:
 
 
 def _put(values: list[np.ndarray], devices: list[jax.Device]) -> jax.Array:
-    """Makes one array whose i-th row lies on the i-th device."""
+    """Makes one array whose i-th row is on the i-th device."""
     shape = (len(values), *values[0].shape)
     with _meant():
         return jax.make_array_from_callback(
@@ -102,12 +110,12 @@ def _put(values: list[np.ndarray], devices: list[jax.Device]) -> jax.Array:
 
 
 def _meant() -> contextlib.AbstractContextManager:
-    """Tells JAX's transfer guard that arrays go to the devices on purpose."""
+    """Allows copies to devices where JAX's transfer guard forbids unintended ones."""
     return jax.transfer_guard_host_to_device("allow")
 
 
 def _sharding(devices: list[jax.Device]) -> jax.sharding.Sharding:
-    """The layout that pmap expects."""
+    """Returns the sharding that `jax.pmap` expects."""
     mesh = jax.sharding.Mesh(np.array(devices), (DATA_AXIS,))
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(DATA_AXIS))
 

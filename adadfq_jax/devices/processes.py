@@ -1,9 +1,8 @@
-"""Several processes that play one game: how they start, agree, and share what one of them knows.
+"""One run in several processes: how they start, agree, and share what only one of them knows.
 
-All run the same program on the same configuration; process 0 alone writes the workdir, and reads
-what is in it while the game is played.
-Whatever only one process can know (a signal, a file that it cannot read, a checkpoint) is made
-known to all here, so that they go on or end together. With one process, nothing here does anything.
+All processes run the same program on the same configuration. Process 0 alone writes the workdir,
+and alone reads it during the run. What only one process can know (a signal, an error, a checkpoint)
+is sent to all here, so that all go on or all end. With one process, these functions do nothing.
 """
 
 import contextlib
@@ -35,21 +34,21 @@ def start(
     index: int | None = None,
     seconds: int = _SECONDS_TO_START,
 ) -> str:
-    """Joins the other processes; to be called before JAX looks for devices.
+    """Joins the other processes of a run; call it before JAX looks for devices.
 
-    On Cloud TPU and under Slurm nothing need be said.
+    On Cloud TPU and under Slurm no argument is needed.
 
     Args:
       coordinator: `host:port` of process 0.
-      processes: how many there are.
-      index: which of them this one is, from 0.
+      processes: number of processes.
+      index: this process's index, from 0.
       seconds: how long to wait for the others.
 
     Returns:
-      One line on what was found.
+      One line on the processes and devices that were found.
 
     Raises:
-      ConfigError: a part is missing or wrong, or not all processes came.
+      ConfigError: an argument is missing or wrong, or a process did not join in time.
     """
     given = {"--coordinator": coordinator, "--processes": processes, "--process": index}
     missing = [name for name, value in given.items() if value is None]
@@ -72,18 +71,18 @@ def start(
             ) from error
         if absent:
             raise ConfigError(
-                f"the {processes} processes of {coordinator} were not together within {seconds} "
-                f"seconds: process {', '.join(map(str, absent))} did not come."
+                f"not all {processes} processes joined {coordinator} within {seconds} seconds: "
+                f"process {', '.join(map(str, absent))} is missing."
             )
     try:
         jax.distributed.initialize(coordinator, processes, index)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise ConfigError(
-            "--distributed found neither Cloud TPU nor Slurm: say who plays, with --coordinator="
-            f"HOST:PORT --processes=N --process=I ({reason})."
+            "--distributed found neither Cloud TPU nor Slurm: name the processes with "
+            f"--coordinator=HOST:PORT --processes=N --process=I ({reason})."
             if missing
-            else f"the processes of {coordinator} have met, but JAX did not start: {reason}."
+            else f"all processes joined {coordinator}, but JAX did not start: {reason}."
         ) from error
     return (
         f"process {jax.process_index()} of {jax.process_count()}: {jax.local_device_count()} of "
@@ -92,16 +91,16 @@ def start(
 
 
 def leads() -> bool:
-    """Returns whether this is the process that reads and writes the workdir."""
+    """Tells whether this is process 0, which reads and writes the workdir."""
     return jax.process_index() == 0
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-    """Ends a stretch of work in all processes alike: an error of one is raised by all.
+def sharing_errors() -> Iterator[None]:
+    """Raises an error of one process in all processes, at the end of the context.
 
     Raises:
-      AdaDFQError: what the first process that has an error says, of its kind.
+      AdaDFQError: the error of the first process that has one, with its type and message.
     """
     if jax.process_count() == 1:
         yield
@@ -110,7 +109,7 @@ def together() -> Iterator[None]:
     try:
         with translated("a file in Cloud Storage fails"):
             yield
-    except Exception as caught:  # whatever it is, the others wait to hear of it
+    except Exception as caught:  # of any kind, since the other processes wait for word of it
         error = caught
     told = json.dumps(error and [type(error).__name__, str(error)[:_LONGEST_MESSAGE]]).encode()
     padded = np.zeros(13 * _LONGEST_MESSAGE, np.uint8)
@@ -121,7 +120,7 @@ def together() -> Iterator[None]:
         if said is not None:
             name, message = said
             kind = getattr(errors, name, None)
-            if kind is None:  # unforeseen
+            if kind is None:  # not one of this package's errors
                 kind, message = ConfigError, f"{name}: {message}"
             told_of = kind(f"process {index}: {message}")
             told_of.shared = True
@@ -129,14 +128,14 @@ def together() -> Iterator[None]:
 
 
 def check_equal(what: str, text: str) -> None:
-    """Checks that all processes were started with the same.
+    """Checks that a text, such as the configuration, is the same in all processes.
 
     Args:
-      what: its name, for the message.
-      text: this process's.
+      what: name of the text, for the message.
+      text: the text in this process.
 
     Raises:
-      ConfigError: one has another than process 0; names it.
+      ConfigError: some processes have another text than process 0; names them.
     """
     if jax.process_count() == 1:
         return
@@ -153,10 +152,10 @@ def check_equal(what: str, text: str) -> None:
 
 @contextlib.contextmanager
 def leaving_at_once() -> Iterator[None]:
-    """Ends this process where it alone has an error, so that the others do not wait for it.
+    """Ends this process at once on an error that only it has, so that the others do not hang.
 
-    At its usual end a process waits for the others, which may be waiting for it in the middle of a
-    step; when it is gone, JAX's runtime ends them after a while.
+    A process that ends as usual waits for the others, and these may wait for it in the middle of a
+    step. Once it is gone, JAX's runtime ends the others after a while.
     """
     try:
         yield
@@ -173,19 +172,19 @@ def leaving_at_once() -> Iterator[None]:
 
 
 def union(flags: int) -> int:
-    """Returns the bits that are set in any process; waits for all that the devices have to do."""
+    """Returns the bits that are set in any process; waits until the devices are idle."""
     if jax.process_count() == 1:
         return flags
     return int(np.bitwise_or.reduce(multihost_utils.process_allgather(np.int32(flags))))
 
 
 def from_leader(make: Callable[[], bytes]) -> bytes:
-    """Returns what process 0 makes, in all processes."""
+    """Returns in all processes the bytes that process 0 makes; `make` is called only there."""
     if jax.process_count() == 1:
         return make()
     content = make() if leads() else b""
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
-    # Whole numbers of 32 bits, which no sum over the processes can change.
+    # As 32-bit integers, since the broadcast is a sum over the processes, with zeros from the rest.
     words = np.zeros(-(-size // 4), np.int32)
     if leads():
         words.view(np.uint8)[:size] = np.frombuffer(content, np.uint8)
@@ -193,11 +192,11 @@ def from_leader(make: Callable[[], bytes]) -> bytes:
 
 
 def arrays_from_leader(make: Callable[[], Any], template: Any) -> Any:
-    """Returns the tree of arrays that process 0 makes, in all processes.
+    """Returns in all processes the tree of arrays that process 0 makes.
 
     Args:
-      make: called in process 0.
-      template: arrays of the same shapes and types.
+      make: called only in process 0.
+      template: a tree of arrays of the same structure, shapes and types.
     """
     if jax.process_count() == 1:
         return make()

@@ -1,7 +1,8 @@
-"""Processes find each other before JAX's runtime starts, which ends a process that waits in vain.
+"""Finds the processes of a run before JAX's runtime starts.
 
-Process 0 listens where its coordinator will; the others call, each with its index. When all have
-called, or the time is over, process 0 answers with who is missing.
+JAX's runtime kills a process that waits in vain, without saying which processes are missing. So
+process 0 first listens at the coordinator's address, and the others send it their indices. When all
+have done so, or the time is over, process 0 answers with the indices that are missing.
 """
 
 import contextlib
@@ -10,31 +11,32 @@ import socket
 import time
 
 _BETWEEN_CALLS = 0.2  # seconds
-_LONGEST_LINE = 2.0  # seconds until it has come
+_LONGEST_LINE = 2.0  # seconds until a caller's index must have arrived
 _HERE = ("127.0.0.1", "::1", "localhost")
 
 
 def missing(coordinator: str, processes: int, index: int, seconds: float) -> list[int]:
-    """Waits for all processes.
+    """Waits for all processes, and returns those that are missing.
 
     Args:
       coordinator: `host:port` of process 0, on which nothing listens yet.
-      processes: how many there are.
-      index: this one.
+      processes: number of processes.
+      index: this process's index.
       seconds: how long to wait.
 
     Returns:
-      Who did not come, as far as this process can know; empty where all did.
+      Indices of the processes that did not come in time: [0] where process 0 did not answer, empty
+      where all came.
 
     Raises:
-      OSError: process 0 cannot listen there.
+      OSError: process 0 cannot listen at that address.
     """
     deadline = time.monotonic() + seconds
     host, _, port = coordinator.rpartition(":")
     address = host.strip("[]"), int(port)
     if index == 0:
         return _gather(address, processes, deadline)
-    # Process 0 answers when its own time is over: a little later than ours, if it started later.
+    # Process 0 answers when its time is over, which is later than ours if it started later.
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError, ValueError):
             left = deadline - time.monotonic()
@@ -51,13 +53,14 @@ def _gather(address: tuple[str, int], processes: int, deadline: float) -> list[i
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     absent = set(range(1, processes))
     calls: list[socket.socket] = []
-    # Like JAX's own server, on all interfaces: the address may be one that only others know.
+    # On all interfaces, as JAX's server: this machine may not know the address by which the others
+    # reach it.
     if address[0] not in _HERE:
         address = "", address[1]
     with socket.create_server(address, family=family, backlog=processes) as server:
         while absent and time.monotonic() < deadline:
             server.settimeout(max(deadline - time.monotonic(), 0.01))
-            with contextlib.suppress(OSError, ValueError):  # the time is over; a stranger's call
+            with contextlib.suppress(OSError, ValueError):  # time is over, or no process called
                 call, _ = server.accept()
                 calls.append(call)
                 call.settimeout(_LONGEST_LINE)
@@ -65,7 +68,7 @@ def _gather(address: tuple[str, int], processes: int, deadline: float) -> list[i
         for call in calls:
             with contextlib.suppress(OSError):
                 call.sendall(json.dumps(sorted(absent)).encode() + b"\n")
-        # The callers close first, so that no closing connection of ours keeps the port.
+        # The callers close first. If this process did, its closing connections would keep the port.
         for call in calls:
             with contextlib.suppress(OSError):
                 call.recv(1)

@@ -1,3 +1,3 @@
-"""What a network is worth: `accuracy` on labelled images, `health` without data, and `statistics`,
-whether a teacher is what it was read as.
+"""Measures of a network: `accuracy` on labelled images, a student's `health` without data, and the
+BatchNorm `statistics` of a teacher, which show whether it was read as the right network.
 """

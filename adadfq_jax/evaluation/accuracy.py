@@ -30,12 +30,12 @@ def evaluate(
     """Measures a teacher or a student, counting every image exactly once.
 
     Args:
-      network: what to measure; one without a `module`, such as an exported file's, answers for
-        itself, on the host.
+      network: what to measure. An object without a `module`, such as a loaded export, is called on
+        the host.
       dataset: an evaluation set, or (images, labels) as `dataset.from_arrays` takes them.
-      batch_size: images at a time, over all devices, at most (but one for each device).
-      devices: where to run; all by default. With several processes, each reads its share.
-      per_class: whether to return what was counted of each class.
+      batch_size: most images at a time on all devices (at least one for each device).
+      devices: where to run; None for all. With several processes, each reads a part of the images.
+      per_class: whether to return counts for each class.
 
     Returns:
       `top1` and `top5` as fractions, `loss` (mean cross entropy), `images`,
@@ -58,7 +58,7 @@ def evaluate(
         return _result(*_count_on_host(network, dataset, batch_size), per_class)
     devices = devices or jax.devices()
     own, shard, shards = machine.part_of_process(devices)
-    # Batches of equal sizes, so that as few images as can be only fill the last one.
+    # Batches of equal sizes, so that the last one needs as little padding as possible.
     steps = -(-len(dataset) // batch_size)
     share = -(-len(dataset) // (steps * len(devices)))
     counted = count_hits(network, dataset, share, devices, len(own), shard, shards)
@@ -80,7 +80,7 @@ def _result(counts: np.ndarray, loss: float, rate: float, per_class: bool) -> di
 def _count_on_host(
     model: Any, dataset: Dataset, batch_size: int
 ) -> tuple[np.ndarray, float, float]:
-    """As `count_hits`, for a model that is called with pixels and returns logits."""
+    """Returns the numbers of `count_hits`, for a model that is called on pixels on the host."""
     counts, loss = np.zeros((model.classes, 3), np.int64), 0.0
     start, timed = time.perf_counter(), len(dataset)
     for images, labels in dataset.batches(batch_size, model.image_size):
@@ -91,7 +91,7 @@ def _count_on_host(
         hits = best == labels[:, None]
         row = np.stack([np.ones_like(labels), hits[:, 0], hits.any(1)], axis=1)
         np.add.at(counts, labels, row)
-        if timed == len(dataset) > len(labels):  # the first of several may have compiled
+        if timed == len(dataset) > len(labels):  # not timed: the first of several, which compiles
             start, timed = time.perf_counter(), timed - len(labels)
     return counts, loss, timed / (time.perf_counter() - start)
 
@@ -109,20 +109,21 @@ def count_hits(
 
     Args:
       network: what to measure.
-      dataset: an evaluation set that fits it.
-      share: images at a time for each device.
-      devices: where to run, over all processes.
-      own: how many of them are this process's; the same for each process.
-      shard, shards: which part of the set this process reads, of how many.
+      dataset: an evaluation set that fits the network.
+      share: images at a time on each device.
+      devices: where to run, devices of all processes.
+      own: number of devices of this process; the same in each process.
+      shard, shards: index of this process's part of the images, and number of parts.
 
     Returns:
-      (int array (classes, 3) of images, top-1 hits and top-5 hits, summed over the devices; the sum
-      of cross entropies over the images; images per second of them all).
+      (int array (classes, 3) of images, top-1 hits and top-5 hits; sum of the cross entropies of
+      all images; images per second), each over all devices.
     """
     count = _compiled(network.module, network.mean, network.std, tuple(devices))
     variables = pmap.replicate(network.variables, devices)
     size = network.image_size
-    # Shards differ by an image, but every process has to take part in every step.
+    # A shard may have one image less than another and end a batch earlier, but every process must
+    # take part in every step.
     steps = -(-len(dataset) // (share * own * shards))
     nothing = np.zeros((0, size, size, 3), np.uint8), np.zeros(0, np.int32)
     batches = dataset.batches(share * own, size, shard=shard, shards=shards)
@@ -135,7 +136,7 @@ def count_hits(
             check_labels(dataset, labels, network)
         missing = share * own - len(labels)
         images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
-        # A label beyond the classes belongs to an image that only fills the batch.
+        # A label beyond the classes marks an image that only pads the batch.
         labels = np.pad(labels, (0, missing), constant_values=network.classes)
         batch = images.reshape(own, share, *images.shape[1:]), labels.reshape(own, share)
         counted.append(count(variables, *(pmap.spread(part, devices) for part in batch)))
@@ -163,16 +164,16 @@ def _compiled(module: nn.Module, mean, std, devices: tuple[jax.Device, ...]):
 
 
 def percent(value: float | None) -> str:
-    """Returns a fraction in percent, for people; or that it was not measured."""
+    """Returns a fraction in percent, or "not measured" for None."""
     return "not measured" if value is None else f"{value:.2%}"
 
 
 def accuracy_table(result: dict[str, Any], class_names: Sequence[str] | None = None) -> str:
-    """Returns a result of `evaluate` as a plain table, with one line a class where it has them.
+    """Formats a result of `evaluate` as a plain table, with a line for each class if it has them.
 
     Args:
       result: what `evaluate` returned.
-      class_names: of the classes; by default their numbers.
+      class_names: names of the classes; None for their numbers.
     """
     lines = [
         f"{'top-1':<22}{result['top1']:.2%}",

@@ -1,4 +1,7 @@
-"""How well a student does, told without data: what it answers to held-out generated images."""
+"""Health: a score of a student without data, from held-out generated images.
+
+The glossary in adadfq_jax/README.md says what the score ranks.
+"""
 
 import dataclasses
 import functools
@@ -14,20 +17,20 @@ from adadfq_jax.game.methods import METHODS
 from adadfq_jax.models.layers import apply_with_moments, stored_statistics
 from adadfq_jax.models.network import Network
 
-# One margin for all methods and settings, so that their scores can be compared.
+# The same margin whatever the method and its constants, so that scores can be compared.
 _LOWER = METHODS["adadfq"].defaults["game.lambda_l"]
 _UPPER = METHODS["adadfq"].defaults["game.lambda_u"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Answers:
-    """What teacher and student say of N held-out images.
+    """What teacher and student make of N held-out images.
 
     Attributes:
-      labels: (N,) the classes that the images were made for.
-      teacher, student: (N,) the classes that the two networks give them.
-      h_prime: (M,) H' of the images that fill whole batches of the game, M <= N.
-      l_bns: L_BNS of the images, mean over the batches that they were shown in.
+      labels: (N,) classes that the images were made for.
+      teacher, student: (N,) classes that the two networks give the images.
+      h_prime: (M,) H' of the images that fill whole training batches, M <= N.
+      l_bns: L_BNS of the images, mean over batches.
       loss: cross entropy of the student's logits with the labels, mean over the images.
       classes: number of classes C.
     """
@@ -52,15 +55,15 @@ class Answers:
 
     @property
     def health(self) -> float:
-        """The score, 0 to 1: agreement, as far as the images are worth anything.
+        """The score, 0 to 1: agreement x share inside the margin / (1 + L_BNS).
 
-        agreement x share inside the margin / (1 + L_BNS). Agreement alone is high where the images
-        are too easy, or unlike all that the teacher was trained on.
+        The last two factors weigh the images, because agreement alone is also high where images are
+        too easy, or unlike the teacher's training data.
         """
         return self.agreement * self.in_margin / (1 + self.l_bns)
 
     def numbers(self) -> dict[str, float]:
-        """Returns what is worth logging."""
+        """Returns the numbers to log, by name."""
         return {
             "agreement": self.agreement,
             "in_margin": self.in_margin,
@@ -77,8 +80,8 @@ class Answers:
         """Counts by the class that the images were made for.
 
         Returns:
-          (images; those that the teacher gives this class; those that both networks give the same
-          class, whichever it is), each (C,).
+          (images of the class; of these, the images that the teacher gives this class; and those
+          that both networks give the same class, whichever it is), each (C,).
         """
         kinds = (
             np.ones_like(self.labels),
@@ -96,18 +99,18 @@ def score(
     images: np.ndarray,
     labels: np.ndarray,
     batch_size: int,
-    together: int = 256,
+    at_a_time: int = 256,
 ) -> Answers:
-    """Shows images to both networks.
+    """Runs teacher and student on held-out images and compares their outputs.
 
     Args:
-      teacher, student: two networks of one input space.
+      teacher, student: networks with the same input normalisation.
       images: (N, H, W, 3), normalised.
-      labels: (N,) the classes that they were made for.
-      batch_size: the game's: H' is relative to the images that it is computed with.
-      together: images at a time.
+      labels: (N,) classes that the images were made for.
+      batch_size: the run's batch size, in which H' is computed, since it is scaled to the batch.
+      at_a_time: images that the networks take at a time; L_BNS depends on it.
     """
-    z_p, z_q, l_bns = _ask_both(teacher, student, images, together)
+    z_p, z_q, l_bns = _run_both(teacher, student, images, at_a_time)
     size = min(batch_size, len(images))
     whole = len(images) // size * size
     groups = [part[:whole].reshape(-1, size, part.shape[-1]) for part in (z_p, z_q)]
@@ -122,14 +125,14 @@ def score(
     )
 
 
-def _ask_both(
-    teacher: Network, student: Network, images: np.ndarray, together: int
+def _run_both(
+    teacher: Network, student: Network, images: np.ndarray, at_a_time: int
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Returns z_P and z_Q, each (N, C), and the mean over the batches of their L_BNS."""
+    """Returns z_P and z_Q, each (N, C), and L_BNS, mean over the batches."""
     parts, l_bns, counts = [], [], []
-    for start in range(0, len(images), together):
-        batch = jax.device_put(images[start : start + together])
-        z_p, distance = _ask_teacher(teacher.module, teacher.on_device, batch)
+    for start in range(0, len(images), at_a_time):
+        batch = jax.device_put(images[start : start + at_a_time])
+        z_p, distance = _run_teacher(teacher.module, teacher.on_device, batch)
         parts.append((np.asarray(z_p), np.asarray(student(batch))))
         l_bns.append(float(distance))
         counts.append(len(batch))
@@ -138,7 +141,7 @@ def _ask_both(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _ask_teacher(module: nn.Module, variables: Any, images: jax.Array):
+def _run_teacher(module: nn.Module, variables: Any, images: jax.Array):
     """Returns P's logits and L_BNS of the images."""
     logits, moments = apply_with_moments(module, variables, images)
     return logits, losses.batch_norm_statistics_loss(moments, stored_statistics(variables))

@@ -1,10 +1,10 @@
-"""Whether a teacher's BatchNorm statistics fit the network that it was read as, without data.
+"""Checks without data whether a teacher was read as the network that was trained.
 
-A network that is not the one that was trained (other strides, other padding, another normalisation
-of its images) gives its BatchNorms other inputs than in training, and procedural images are near
-enough to photographs to show it. What is measured is the Kullback-Leibler divergence of normal
-distributions from a BatchNorm's input to its stored statistics, mean over the channels and over the
-BatchNorms, in nats.
+A network that differs from the trained one (in strides, padding, or the normalisation of images)
+gives its BatchNorms other inputs than in training. Procedural images are near enough to photographs
+to show that. The measure is the Kullback-Leibler divergence, between normal distributions, of a
+BatchNorm's input from its stored statistics, mean over the channels and over the BatchNorms, in
+nats.
 """
 
 import dataclasses
@@ -22,37 +22,37 @@ from adadfq_jax.models.layers import apply_with_moments, stored_statistics
 from adadfq_jax.models.network import Network
 from adadfq_jax.ops.moments import unite_moments
 
-# Of eight networks read as what they are, six lie below it (0.029 to 0.070) and two just above
-# (0.118 and, of the built-in grey digits, 0.119). Of 37 wrong readings 31 lie above it; the six
-# below are presets near the right one and 2x2 averages in shortcuts. The table is in README.md.
+# Of eight networks that were read correctly, six are below it (0.029 to 0.070) and two just above
+# (0.118, and 0.119 for the built-in grey digits). Of 37 wrong readings, 31 are above it; the six
+# below are presets near the right one, and 2x2 averages in shortcuts. See configs/RESULTS.md.
 LARGEST_USUAL_DISTANCE = 0.1
 
 _SEED = 20
-# Images: as many as a network is asked about in some seconds, whatever the size of its images.
+# Pixels of all images, and bounds of their number: some seconds' work for any network.
 _PIXELS, _FEWEST, _MOST = 2**19, 2, 64
 _SMALLEST_VARIANCE = 1e-12
-# Logits that differ by less from image to image do not depend on the image.
+# Logits that differ less than this between images, relative to the largest, do not depend on them.
 _ROUNDING = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
 class StatisticsCheck:
-    """How far procedural images are from what a teacher was trained on.
+    """How far procedural images are from a teacher's training data.
 
     Attributes:
-      distance: in nats, mean over the BatchNorms.
+      distance: divergence in nats, mean over the BatchNorms.
     """
 
     distance: float
 
     @property
     def unusual(self) -> bool:
-        """Whether the distance is larger than that of networks which are what they seem."""
+        """Whether the distance is larger than usual for a network that was read correctly."""
         return not self.distance <= LARGEST_USUAL_DISTANCE
 
     @property
     def sentence(self) -> str:
-        """What was measured and what it says, in words."""
+        """The distance and what it suggests, in words."""
         said = (
             f"more than the usual {LARGEST_USUAL_DISTANCE:g}: check mean, std, pixel units and the "
             "architecture (strides, shortcuts)"
@@ -72,18 +72,19 @@ class StatisticsCheck:
 def check_statistics(teacher: Network) -> StatisticsCheck:
     """Compares a teacher's stored statistics with those of procedural images.
 
-    It warns of most mistakes in architecture and normalisation and proves nothing: presets that are
-    near each other are not told apart (0.034 against 0.036 nats for a ResNet-20 of CIFAR-10).
+    The check warns of most mistakes in architecture and normalisation, but a small distance proves
+    nothing: it does not separate similar presets of mean and std (0.034 against 0.036 nats for a
+    ResNet-20 of CIFAR-10).
 
     Args:
       teacher: the network in full precision.
 
     Returns:
-      The distance; the same for the same teacher.
+      The distance; always the same for the same teacher.
 
     Raises:
-      TeacherError: its logits are not finite, or the same for all images, so that there is nothing
-        to learn from it.
+      TeacherError: the logits are not finite, or the same for all images, so that a student could
+        learn nothing from them.
     """
     size = teacher.image_size
     count = min(max(_PIXELS // size**2, _FEWEST), _MOST)
@@ -92,7 +93,7 @@ def check_statistics(teacher: Network) -> StatisticsCheck:
     )
     logits, moments = apply_for_moments(teacher.module, teacher.on_device, drawn)
     _require_answers(np.asarray(logits))
-    # Of one batch, by the function that unites several.
+    # With a leading axis of batches, here one.
     united = [tuple(np.asarray(value)[None] for value in each) for each in moments]
     return StatisticsCheck(float(np.mean(divergences(teacher, united))))
 
@@ -102,11 +103,11 @@ def divergences(network: Network, moments: list[tuple[np.ndarray, np.ndarray]]) 
 
     Args:
       network: a network in full precision.
-      moments: (means, variances) of the input of each BatchNorm in equal batches, each
-        (batches, channels), ordered as `stored_statistics`.
+      moments: for each BatchNorm, (means, variances) of its input in batches of equal size, each
+        (batches, channels), in the order of `stored_statistics`.
 
     Returns:
-      (L,), mean over the channels of each.
+      (L,): the divergence for each of L BatchNorms, mean over its channels.
     """
     found = []
     for seen, (mean, variance) in zip(moments, stored_statistics(network.variables), strict=True):
@@ -120,7 +121,7 @@ def divergences(network: Network, moments: list[tuple[np.ndarray, np.ndarray]]) 
 
 @functools.partial(jax.jit, static_argnums=0)
 def apply_for_moments(module: nn.Module, variables: Any, images: jax.Array):
-    """`apply_with_moments`, compiled."""
+    """Compiled form of `apply_with_moments`, with the same arguments and results."""
     return apply_with_moments(module, variables, images)
 
 

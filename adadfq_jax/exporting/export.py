@@ -14,7 +14,7 @@ from adadfq_jax.exporting.load import import_onnx, load_exported, require
 from adadfq_jax.exporting.quantized import QuantizedNetwork, take_apart
 from adadfq_jax.exporting.verification import Report, compare
 from adadfq_jax.models.network import Student, Teacher
-from adadfq_jax.storage.files import on_a_disk, refuse_existing, written_whole
+from adadfq_jax.storage.files import check_replaceable, on_a_disk, written_whole
 
 _IMAGES = 256
 
@@ -101,12 +101,7 @@ def check_output(
     format = check_format(format, path)
     if (fold_norms or raw_pixels) and format != "onnx":
         raise ConfigError(f"folded BatchNorms and raw pixels are options of onnx, not of {format}.")
-    refuse_existing(path, overwrite)
-    if path.is_file() and not read_about(path):
-        raise ConfigError(
-            f"{str(path)!r} is no exported student, and is not replaced by one, even with "
-            "--overwrite; move it away, or name another file."
-        )
+    check_replaceable(path, "an exported student", lambda place: bool(read_about(place)), overwrite)
     if not path.parent.is_dir():
         raise ConfigError(f"there is no folder {str(path.parent)!r} to write {path.name} in.")
     return format

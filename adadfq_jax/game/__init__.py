@@ -1,6 +1,7 @@
-"""The game: two players, three phases, and the step that trains both on one batch of images.
+"""The paper's game: a step that trains two players, generator and student, on a batch of images.
 
-`step` is the whole of it, on a `state`, by `rules` and a method's `losses` (`methods`), moved by
-`optimizers`; `programs` compiles it. `procedural` images and `cutmix` are for the student alone,
-`learned_ranges` belong to the student.
+`step` is that step. `state` is what it changes, `rules` what it is compiled for; `methods` choose
+the `losses`, `optimizers` give the updates and their rates, `programs` compiles several steps.
+`procedural` and `cutmix` make images from which only the student learns; `learned_ranges` are
+quantization ranges that the student learns.
 """

@@ -1,11 +1,11 @@
-"""CutMix: images of two kinds cut together, so that the student sees what lies between them.
+"""CutMix: a box of one image pasted into an image of another kind, for the student to learn from.
 
-A generated image alone fills its frame with what the teacher takes for one class; a procedural one
-has no class. One of them seen through a box in the other has edges, scales and classes side by
-side, as photographs do. Source: Yun et al., "CutMix", ICCV 2019; there are no labels to mix here,
-since the teacher judges the result.
+A generated image shows one class all over; a procedural image shows none. A box of one in the other
+has edges, scales and classes next to each other, as photographs have. Source: Yun et al., "CutMix",
+ICCV 2019. Labels need no mixing here, since the student learns from the teacher's logits.
 
-As a procedural image, a cut is a function of its batch's key and its index alone.
+A cut depends on the batch's key and the image's index only, so that any number of devices makes
+the same cuts.
 """
 
 import jax
@@ -18,21 +18,21 @@ def cut_together(
     """Replaces some images of the first kind by cuts of both kinds.
 
     Args:
-      key: of the batch.
-      indices: which of the batch's images, (N,).
-      first: (N, s, s, channels).
-      second: what each of them may be cut together with, same shape.
-      share: probability that it is.
+      key: random key of the batch.
+      indices: positions of the images in the whole batch, (N,).
+      first: images of one kind, (N, s, s, channels).
+      second: for each of them, the image of the other kind to cut it with, same shape.
+      share: probability that an image is cut.
 
     Returns:
-      (N, s, s, channels): `first`, or one of the kinds in a box of uniform area anywhere in the
-      other; which is inside is uniform as well.
+      (N, s, s, channels): images of `first`, and cuts. In a cut, either kind with equal probability
+      fills a box in the other; the box's area and centre are uniform over the image.
     """
     numbers = jax.vmap(lambda index: jax.random.uniform(jax.random.fold_in(key, index), (5,)))
     chosen, area, across, down, inside = numbers(indices).T[:, :, None]
     place = (jnp.arange(first.shape[1]) + 0.5) / first.shape[1]
     half = 0.5 * jnp.sqrt(area)
     rows, columns = jnp.abs(place - down) < half, jnp.abs(place - across) < half
-    box = rows[:, :, None] & columns[:, None, :]  # at the border only a part of it
+    box = rows[:, :, None] & columns[:, None, :]  # clipped where it crosses the border
     of_second = (box == (inside < 0.5)[:, :, None]) & (chosen < share)[:, :, None]
     return jnp.where(of_second[..., None], second, first)

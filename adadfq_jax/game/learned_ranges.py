@@ -1,4 +1,4 @@
-"""Ranges that the student learns: which of their ends, and where they stand."""
+"""Quantization ranges that the student learns by gradient: where they start, which ends move."""
 
 from typing import Any
 
@@ -11,7 +11,14 @@ from adadfq_jax.quantization.ranges import WEIGHT_RANGE_RULES
 
 
 def with_kernel_ranges(ranges: Any, params: Any, bits: Any, rule: str) -> Any:
-    """Adds the ranges of all kernels, where learning begins; of `ranges.WEIGHT_RANGE_RULES`."""
+    """Adds a starting range for every kernel to the ranges of the activations.
+
+    Args:
+      ranges: the `ranges` collection, of activations.
+      params: the student's collection `params`.
+      bits: the student's collection `bits`.
+      rule: name in `ranges.WEIGHT_RANGE_RULES`.
+    """
     if "weight" in bits:
         ends = WEIGHT_RANGE_RULES[rule](params["kernel"], bits["weight"])
         return dict(zip(("minimum", "maximum"), ends, strict=True))
@@ -24,9 +31,10 @@ def with_kernel_ranges(ranges: Any, params: Any, bits: Any, rule: str) -> Any:
 
 
 def learned_ends(ranges: Any) -> Any:
-    """Returns what can be learned of the ranges: the collection `clipping`.
+    """Returns the ends that are learned, as the collection `clipping`.
 
-    Of an activation the upper end alone, since the lower one of a ReLU is 0.
+    A kernel's range has two learned ends; an activation's only the upper one, since a ReLU's range
+    starts at 0.
     """
     if "maximum" not in ranges:
         return {name: learned_ends(below) for name, below in ranges.items()}
@@ -35,20 +43,20 @@ def learned_ends(ranges: Any) -> Any:
 
 
 def with_ends(ranges: Any, ends: Any) -> Any:
-    """Returns the ranges with other ends."""
+    """Returns the collection `ranges` with the ends of a collection `clipping` put in."""
     if "maximum" in ranges:
         return ranges | ends
     return {name: with_ends(ranges[name], ends[name]) for name in ranges}
 
 
 def current_ranges(ranges: Any, student: Player) -> Any:
-    """Returns the ranges that Q quantizes by: as calibrated, but for the ends that it learns."""
+    """Returns the ranges that Q quantizes with: the calibrated ones, with learned ends put in."""
     learnt = student.params.get("clipping")
     return ranges if learnt is None else with_ends(ranges, learnt)
 
 
 def mean_width(ranges: Any) -> jax.Array:
-    """Returns the mean width of the activation ranges, over the layers."""
+    """Returns maximum - minimum of the activation ranges, averaged over the layers; a scalar."""
     widths = leaves_by_layer(
         ranges, lambda layer: layer["maximum"] - layer["minimum"] if "updates" in layer else None
     )

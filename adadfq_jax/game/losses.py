@@ -85,7 +85,7 @@ def margin_loss(normalized: jax.Array, lower: float, upper: float) -> jax.Array:
 def batch_norm_statistics_loss(
     batch: Sequence[tuple[jax.Array, jax.Array]], stored: Sequence[tuple[jax.Array, jax.Array]]
 ) -> jax.Array:
-    """L_BNS: distance of the images' statistics in the teacher from its training data's.
+    """L_BNS: distance of the images' BatchNorm statistics in P from those of P's training data.
 
     Args:
       batch: per BatchNorm layer, the (mean, biased variance) of its input, each (channels,).

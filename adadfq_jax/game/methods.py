@@ -1,14 +1,14 @@
-"""The family: what each method makes the two players minimise, and its constants.
+"""The methods: which losses generator and student minimise, and with which constants.
 
-All play the same game (`step.py`) and differ in the losses of generator and student alone. To add
-a method, write its two losses here and enter it in `METHODS`; its twin goes into `reference/`, and
-into the families that `tests/game/test_parity.py` compares.
+All methods share one training step (`step.py`); only these losses and constants differ. To add a
+method, write its two losses here and enter it in `METHODS`; transcribe it in `reference/`, and
+list it among the methods that `tests/game/test_parity.py` compares.
 
-`adadfq_plus` is AdaDFQ with what keeps more of the teacher at few bits, beyond the paper: four
-independent fields (`_PLUS`), each of which a configuration can set alone under any method.
+`adadfq_plus` goes beyond the paper to keep more accuracy at few bits: AdaDFQ with four other
+settings (`_PLUS`). A configuration can set each of them under any method; learned ranges need Adam.
 
-An ablation is a method as well: AdaDFQ with one constant that takes a term away (`_ABLATIONS`), or
-its plus without one of its parts.
+An ablation is a method as well: AdaDFQ with a constant that removes one term (`_ABLATIONS`), or
+`adadfq_plus` without one of the four settings (`_PLUS_ABLATIONS`).
 
 Sources: AdaDFQ, Qian et al., CVPR 2023; AdaSG, Qian et al., AAAI 2023; GDFQ, Xu et al., ECCV 2020,
 and the programs that their authors released.
@@ -24,25 +24,26 @@ from adadfq_jax.game import losses
 
 KL_REDUCTIONS = ("elements", "batch")
 
-# Of z_P (B, C), z_Q (B, C), y (B,), H' (B,) and the fields of `config.game`.
+# Takes z_P (B, C), z_Q (B, C), y (B,), H' (B,) and the fields of `config.game`.
 GeneratorLoss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
-# Of the same without H'.
+# Takes the same arguments without H'.
 StudentLoss = Callable[..., jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Method:
-    """One way to play.
+    """The losses and constants of one method.
 
     Attributes:
-      generator_loss: gives (L_G without gamma L_BNS, which the game adds for all; the terms that
-        are worth logging), all scalars.
-      student_loss: gives L_Q, a scalar; only its gradient by z_Q is used.
-      defaults: what fields are where a configuration leaves them open, all of
-        `fields.FROM_METHOD`; None for one that the losses do not have.
-      overrides_recipe: those that no network's settings (`config/recipes.py`) change; a
-        configuration still can.
-      needs_labels: whether L_Q uses y, so that Q can learn from G's images alone.
+      generator_loss: returns (L_G without gamma L_BNS, which the step adds for every method; terms
+        to log by name), all scalars.
+      student_loss: returns L_Q, a scalar; only its gradient by z_Q is used.
+      defaults: the value of each field of `fields.Filler.METHOD` where a configuration sets none;
+        None for a constant that the losses do not use.
+      overrides_recipe: those defaults that a network's recipe (`config/recipes.py`) does not
+        replace; a configuration still can.
+      needs_labels: whether L_Q uses y. Then Q learns from G's images only, since no other images
+        have labels.
     """
 
     generator_loss: GeneratorLoss
@@ -69,7 +70,7 @@ def _adaptive_student_loss(z_p, z_q, labels, constants: Any):
 
 
 def _gdfq_generator_loss(z_p, z_q, labels, h_prime, constants: Any):
-    """CE(z_P, y): images that the teacher recognises; the student has no say."""
+    """CE(z_P, y): images that the teacher recognises, whatever the student's logits are."""
     del z_q, h_prime
     l_ce = losses.cross_entropy(z_p, labels)
     return l_ce, {"l_ce": l_ce}
@@ -83,7 +84,7 @@ def _gdfq_student_loss(z_p, z_q, labels, constants: Any):
     return losses.cross_entropy(z_q, labels) + distance
 
 
-# How all papers of the family quantize, and train the student.
+# How the papers of AdaDFQ, AdaSG and GDFQ quantize and train the student.
 _PLAIN = {
     "quant.ranges": "minmax",
     "quant.learned_ranges": False,
@@ -118,7 +119,8 @@ _GDFQ = _PLAIN | {
     "game.lambda_u": None,
     "game.gamma": 0.1,
 }
-# H' lies in [0, 1]: that margin is none. Both boundaries in the middle of AdaDFQ's are a fixed aim.
+# H' lies in [0, 1], so boundaries 0 and 1 make L_margin 0. Two equal boundaries, here in the middle
+# of AdaDFQ's margin, make L_margin pull H' to that one value.
 _ABLATIONS = {
     "adadfq_without_l_ds": {"game.alpha_ds": 0.0},
     "adadfq_without_l_as": {"game.alpha_as": 0.0},
@@ -126,7 +128,7 @@ _ABLATIONS = {
     "adadfq_without_l_bns": {"game.gamma": 0.0},
     "adadfq_fixed_lambda": {"game.lambda_l": 0.45, "game.lambda_u": 0.45},
 }
-# Of the four parts of `_PLUS`, learned ranges need Adam.
+# Learned ranges need Adam, so the ablation of Adam leaves them out too.
 _PLUS_ABLATIONS = {
     "adadfq_plus_without_least_error": {"quant.ranges": "minmax"},
     "adadfq_plus_without_learned_ranges": {"quant.learned_ranges": False},

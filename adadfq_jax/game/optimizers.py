@@ -1,7 +1,7 @@
-"""How the players move: optimizers without their learning rates, and the rates by global step.
+"""Optimizers of generator and student without learning rates, and the rates by global step.
 
-Rates are applied by the global step (`step.py`), because a counter of an optimizer's own would
-start when Q first learns and read the milestones late.
+The step applies the rates (`step.py`), because a schedule inside Q's optimizer would count from
+Q's first update, which follows the warm-up, and reach the milestones late.
 """
 
 from typing import Any
@@ -13,21 +13,21 @@ import optax
 
 STUDENT_OPTIMIZERS = ("sgd", "adam")
 
-# Of the steps that Q plays: the share in which Adam's rate rises from 0, while its moments are of
-# few gradients and Q is furthest from P.
+# Share of Q's training steps over which Adam's rate rises from 0: at first its moments average few
+# gradients, and Q is furthest from P.
 _RAMP = 0.05
 
-# The bit-width that `student.relative_rate` is meant for, and all fewer.
+# `student.relative_rate` applies in full up to this bit-width; more bits reduce it.
 _RATED_BITS = 3
 
 
 def generator_optimizer(fields: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """Returns Adam without its rate, of the fields of `config.generator`."""
+    """Returns Adam without its rate, from the fields of `config.generator`."""
     return optax.scale_by_adam(b1=fields.beta1, b2=fields.beta2)
 
 
 def falling_schedule(fields: ml_collections.ConfigDict, steps_per_epoch: int) -> optax.Schedule:
-    """Returns the rate by global step: times `decay` at each milestone, in epochs."""
+    """Returns the rate by global step, which `decay` multiplies at each milestone (in epochs)."""
     return optax.piecewise_constant_schedule(
         fields.learning_rate,
         {milestone * steps_per_epoch: fields.decay for milestone in fields.milestones},
@@ -38,10 +38,10 @@ def student_optimizer(fields: ml_collections.ConfigDict) -> optax.GradientTransf
     """Returns Q's optimizer without its rate.
 
     Args:
-      fields: of `config.student`. "sgd" is the paper's, with Nesterov momentum and weight
-        decay on every parameter. "adam" scales each tensor's step by its root mean square (as
-        Adafactor, Shazeer & Stern, ICML 2018), so that one rate serves kernels, BatchNorms and
-        ranges of any network.
+      fields: those of `config.student`. "sgd" is the paper's optimizer, with Nesterov momentum
+        and weight decay on every parameter. "adam" scales each tensor's step by the tensor's root
+        mean square (as Adafactor, Shazeer & Stern, ICML 2018), so that one rate serves kernels,
+        BatchNorms and ranges of any network.
     """
     if fields.optimizer == "adam":
         return optax.chain(optax.scale_by_adam(), optax.scale_by_param_block_rms())
@@ -52,7 +52,7 @@ def student_optimizer(fields: ml_collections.ConfigDict) -> optax.GradientTransf
 
 
 def rate_field(fields: ml_collections.ConfigDict) -> str:
-    """Returns the name of the field that holds Q's rate, of the fields of `config.student`."""
+    """Returns the name of the field that holds Q's rate, from the fields of `config.student`."""
     return "student.relative_rate" if fields.optimizer == "adam" else "student.learning_rate"
 
 
@@ -60,11 +60,12 @@ def student_schedule(rules: Any, fewest_bits: jax.Array) -> optax.Schedule:
     """Returns the rate of Q by global step.
 
     Args:
-      rules: of the game (`rules.Rules`). For "sgd" the rate falls at milestones; for "adam" it
+      rules: the `rules.Rules` of the run. For "sgd" the rate falls at milestones; for "adam" it
         rises for the first twentieth of play and falls along a cosine to 0 at the last step.
-      fewest_bits: of all that Q quantizes, int32 scalar. The steps of a quantizer of k bits are
-        1 / (2^k - 1) of its range, and so is what they take from Q; Adam's rate falls alike, so
-        that a student with little to repair is not led away from its teacher.
+      fewest_bits: the smallest bit-width in Q, int32 scalar. A quantizer of k bits has steps of
+        1 / (2^k - 1) of its range, so more bits mean smaller errors. Above 3 bits Adam's rate
+        shrinks in the same proportion, because a student with small errors to repair would
+        otherwise drift away from its teacher.
     """
     student = rules.student
     if student.optimizer == "sgd":

@@ -1,13 +1,14 @@
 """Procedural images: computed from a formula, without data, for the student to learn from.
 
-Dead leaves: opaque ellipses, boxes and wedges of sizes with a power law cover each other and a
-background; each has a colour that is mostly luminance, a share of a 1/f^alpha texture, and stripes.
-Such images have the statistics of natural ones that early layers of a classifier respond to.
-Source of the idea: Baradad et al., "Learning to See by Looking at Noise", NeurIPS 2021. All
-constants below were fixed before any student had learned from the images.
+They are "dead leaves" images: opaque ellipses, boxes and wedges, whose sizes follow a power law,
+cover each other and a background. Each leaf has a colour that varies mostly in luminance, some of
+a 1/f^alpha texture and, for some leaves, stripes. Early layers of a classifier respond to
+statistics that such images share with photographs. Source of the idea: Baradad et al., "Learning to
+See by Looking at Noise", NeurIPS 2021. The constants below were fixed before any student was
+trained on the images.
 
-An image is a function of its batch's key and its index alone, so that any number of devices draws
-the same ones.
+An image depends on the batch's key and the image's index only, so that any number of devices draws
+the same images.
 """
 
 import functools
@@ -18,9 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_LEAVES, _LEAF_NUMBERS = 48, 14
-# Half the side of a leaf, in sides of the image. Every scale covers an equal part of an image; its
-# smallest leaves are of a size of its own.
+_LEAVES, _LEAF_NUMBERS = 48, 14  # leaves in an image; random numbers that describe one leaf
+# Half the side of a leaf, as a share of the image's side. The smallest leaves of an image have a
+# size drawn for that image, between two bounds; sizes are drawn so that every scale covers an equal
+# part of the image.
 _SMALLEST, _LARGEST = (0.04, 0.4), 0.6
 _CHANNELS = 3
 
@@ -33,16 +35,16 @@ def draw(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> jax.Array:
-    """Draws images, normalised as a teacher wants them.
+    """Draws images in a teacher's normalised input space.
 
     Args:
-      key: of the batch.
-      indices: which of the batch's images, (N,).
+      key: random key of the batch.
+      indices: positions of the images in the whole batch, (N,).
       size: side s in pixels.
       mean, std: the teacher's normalisation of pixels in [0, 1], by channel.
 
     Returns:
-      (N, s, s, 3).
+      Images, (N, s, s, 3).
     """
     images = jax.vmap(lambda index: image(jax.random.fold_in(key, index), size))(indices)
     return (images - jnp.array(mean)) / jnp.array(std)
@@ -52,7 +54,7 @@ def image(key: jax.Array, size: int) -> jax.Array:
     """Draws one image: pixels in [0, 1], (size, size, 3)."""
     cells = [2**octave for octave in range(1, size.bit_length())]
     counts = [6, _LEAVES * _LEAF_NUMBERS, *((1 + _CHANNELS) * (cell + 1) ** 2 for cell in cells)]
-    # All at once, since every call of a random generator takes long to compile.
+    # One call for all numbers, since each call of a random generator takes long to compile.
     numbers = jax.random.uniform(key, (sum(counts),))
     own, leaves, *octaves = jnp.split(numbers, np.cumsum(counts)[:-1])
     sharpness, contrast, brightness, alpha, chroma, scale = own
@@ -65,7 +67,7 @@ def image(key: jax.Array, size: int) -> jax.Array:
     smallest = _SMALLEST[0] * (_SMALLEST[1] / _SMALLEST[0]) ** scale
     x = _leaves(leaves.reshape(_LEAF_NUMBERS, _LEAVES), texture, smallest, 0.6 * chroma)
     x = _blur(x, sharpness)
-    # As photographs: some are pale, some dark.
+    # Contrast and brightness differ between images, as they do between photographs.
     x = 0.5 + (0.3 + 0.9 * contrast) * (x - 0.5) + 0.5 * (brightness - 0.5)
     return jnp.clip(x, 0, 1)
 
@@ -73,12 +75,12 @@ def image(key: jax.Array, size: int) -> jax.Array:
 def _leaves(
     uniform: jax.Array, texture: jax.Array, smallest: jax.Array, chroma: jax.Array
 ) -> jax.Array:
-    """Covers an image with leaves, each a window to the texture in its own colour.
+    """Covers an image with leaves, each of one colour with the texture and stripes added.
 
     Args:
-      uniform: (14, leaves) numbers in [0, 1) that say all of each leaf.
+      uniform: (14, leaves) numbers in [0, 1): place, size, shape, colour and pattern of each leaf.
       texture: (size, size, 3), of about unit variance.
-      smallest: half the side of the smallest leaves, in sides of the image.
+      smallest: half the side of the smallest leaves, as a share of the image's side.
       chroma: how much colours differ from gray.
 
     Returns:
@@ -88,7 +90,7 @@ def _leaves(
     angle, x, y, scale, aspect, kind, luminance, *colour, striped, pitch, rough, heading = uniform
     grid = (jnp.arange(size) + 0.5) / size
 
-    # Where a pixel lies in each leaf's frame, in half sides: (leaves, size, size).
+    # Position of each pixel relative to each leaf, in half sides of the leaf: (leaves, size, size).
     def each(values: jax.Array) -> jax.Array:
         return values[:, None, None]
 
@@ -107,7 +109,7 @@ def _leaves(
     inside = inside.at[-1].set(True)  # the background
     leaf = jnp.argmax(inside, axis=0)
 
-    # What each leaf looks like, and then each pixel: (size, size, 7).
+    # The look of each leaf, taken for each pixel from the leaf on top: (size, size, 7).
     frequency = jnp.pi * size * 0.5 ** (1 + 3 * pitch)
     looks = [
         *(luminance + chroma * (channel - 0.5) for channel in colour),
@@ -125,8 +127,8 @@ def _texture(octaves: Sequence[jax.Array], size: int, alpha: jax.Array) -> jax.A
     """Makes noise whose amplitude falls as 1/f^alpha.
 
     Args:
-      octaves: numbers in [0, 1) at the nodes of ever finer grids, (nodes, nodes, 1 + 3): one of all
-        channels and one of each.
+      octaves: numbers in [0, 1) at the nodes of ever finer grids, (nodes, nodes, 1 + 3): one shared
+        by the channels and one for each channel.
       size: side of the result in pixels.
       alpha: the exponent.
 
@@ -146,7 +148,7 @@ def _texture(octaves: Sequence[jax.Array], size: int, alpha: jax.Array) -> jax.A
 
 def _enlarge(nodes: jax.Array, size: int, axis: int) -> jax.Array:
     """Interpolates linearly between equidistant nodes on one axis."""
-    # Not a product with a matrix, whose rounding depends on how many images are drawn at once.
+    # Not as a matrix product: its rounding depends on how many images are drawn at once.
     place = (np.arange(size) + 0.5) / size * (nodes.shape[axis] - 1)
     before = place.astype(int)
     shape = [size if dimension == axis else 1 for dimension in range(nodes.ndim)]
@@ -156,7 +158,7 @@ def _enlarge(nodes: jax.Array, size: int, axis: int) -> jax.Array:
 
 
 def _blur(x: jax.Array, sharpness: jax.Array) -> jax.Array:
-    """Mixes an image (size, size, 3) with its smoothed self."""
+    """Mixes an image (size, size, 3) with a smoothed copy; sharpness 1 is the image."""
     smooth = x
     for axis in (0, 1):
         before, after = jnp.roll(smooth, 1, axis), jnp.roll(smooth, -1, axis)

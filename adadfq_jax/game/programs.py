@@ -1,4 +1,4 @@
-"""The steps of a game as compiled programs, and what they ask of a device, told beforehand."""
+"""Compiled programs of training steps, and how many steps each program takes."""
 
 import functools
 from collections.abc import Iterator
@@ -17,28 +17,28 @@ _STEPS_PER_DISPATCH = {"cpu": 1}
 
 _STEPS_PER_DISPATCH_ELSEWHERE = 50
 
-# XLA's CPU backend takes away the barriers of rematerialisation before it looks for what is
-# computed twice, and so undoes it.
+# XLA's CPU backend removes the barriers of rematerialisation first and then merges what is computed
+# twice, which undoes the rematerialisation. Without that pass the barriers stay.
 _KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 
 def dispatches(
     step: int, total: int, config: ml_collections.ConfigDict, platform: str
 ) -> Iterator[int]:
-    """Yields how many steps to take at a time; a dispatch never crosses the end of an epoch.
+    """Yields how many steps each dispatch takes; no dispatch crosses the end of an epoch.
 
     Args:
       step: steps taken so far.
-      total: steps in all.
+      total: steps of the run.
       config: the run's configuration.
-      platform: of the devices, such as "cpu".
+      platform: the devices' platform, such as "cpu".
     """
     most = config.steps_per_dispatch or _STEPS_PER_DISPATCH.get(
         platform, _STEPS_PER_DISPATCH_ELSEWHERE
     )
     while step < total:
         within = step % config.steps_per_epoch
-        # Counted from the epoch's start, so that a resumed run dispatches the same pieces.
+        # Dispatches are aligned to the epoch's start, so that a resumed run takes the same ones.
         count = min(most - within % most, config.steps_per_epoch - within)
         yield count
         step += count
@@ -52,20 +52,20 @@ def steps(
     state: GameState,
     teacher_variables: Any,
 ) -> jax.stages.Compiled:
-    """Compiles the function that plays `count` steps of a phase on all devices.
+    """Compiles a program that takes `count` steps of a phase on all devices.
 
-    It is kept, so that another game of the same rules in this process need not compile again.
+    The program is kept, so that another run of equal rules in this process does not compile again.
 
     Args:
-      game: the rules.
-      devices: where to play.
-      phase: what the steps do.
-      count: how many.
+      game: the step and its rules.
+      devices: where the program runs.
+      phase: what the steps train.
+      count: number of steps.
       state, teacher_variables: arrays with a device axis, or their `jax.ShapeDtypeStruct`.
 
     Returns:
       A program from (state, teacher's variables, device indices) to (state, metrics with a leading
-      axis of steps), which takes over the memory of the state.
+      axis of steps). It reuses the memory of the state that it is given.
     """
     leaves, tree = jax.tree.flatten((state, teacher_variables))
     types = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)

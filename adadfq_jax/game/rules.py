@@ -1,4 +1,4 @@
-"""What a step is compiled for: the part of a configuration that does not change while it runs."""
+"""The part of a configuration that is compiled into the training step."""
 
 import dataclasses
 
@@ -7,15 +7,16 @@ import ml_collections
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """What the step depends on; bit-widths and seed are data to it, and travel in the state.
+    """Constants of the compiled step. Bit-widths and seed are arrays of the state instead.
 
     Attributes:
-      batch_size: G's images of a step, over all devices.
-      steps_per_epoch: steps of an epoch.
-      calibration_epochs, warmup_epochs: the epochs before which calibration and warm-up end.
-      epochs: in all, where Q's rate depends on it (Adam); else None, so that runs of any length
-        share a compiled step.
-      learned_ranges: whether Q learns its ranges too.
+      batch_size: images that G makes in a step, on all devices.
+      steps_per_epoch: steps in an epoch.
+      calibration_epochs: the epoch, counted from 0, in which calibration has ended.
+      warmup_epochs: the epoch, counted from 0, in which the warm-up has ended.
+      epochs: epochs of the run for Adam, whose rate depends on them; None for SGD, so that runs
+        of any length share a compiled step.
+      learned_ranges: whether Q learns quantization ranges.
       game, generator, student, samples, precision: these sections of the configuration.
     """
 
@@ -33,7 +34,7 @@ class Rules:
 
     @classmethod
     def of(cls, config: ml_collections.ConfigDict) -> "Rules":
-        """Takes the rules out of a run's whole configuration."""
+        """Returns the rules of a run's whole configuration."""
         sections = ("game", "generator", "student", "samples", "precision")
         return cls(
             batch_size=config.batch_size,

@@ -1,4 +1,4 @@
-"""What changes from step to step, and what the networks answer in one."""
+"""The state that steps change, and the networks' outputs within a step."""
 
 import enum
 from typing import Any
@@ -10,21 +10,21 @@ import optax
 
 
 class Phase(enum.Enum):
-    """What a step does: which of the activation ranges and the players move."""
+    """What a step trains: always G, in some phases the activation ranges or Q as well."""
 
-    CALIBRATE = "calibrate"  # activation ranges follow the images that Q sees; G learns
-    WARMUP = "warmup"  # ranges frozen; G learns
-    PLAY = "play"  # ranges frozen, unless they are learned like Q's other parameters; both learn
+    CALIBRATE = "calibrate"  # G learns; activation ranges follow the images that Q sees
+    WARMUP = "warmup"  # G learns; ranges are frozen
+    PLAY = "play"  # G and Q learn; ranges are frozen, unless Q learns them as parameters
 
 
 @flax.struct.dataclass
 class Player:
-    """What one player learns, and the state of its optimizer.
+    """One player's parameters and the state of the optimizer that trains them.
 
     Attributes:
-      params: G's parameters; of Q its collections `params` and, where ranges are learned,
+      params: G's parameters; for Q, the collection `params` and, where ranges are learned,
         `clipping`.
-      opt_state: of the optimizer of all of it.
+      opt_state: the optimizer's state for all of `params`.
     """
 
     params: Any
@@ -33,15 +33,15 @@ class Player:
 
 @flax.struct.dataclass
 class GameState:
-    """All that changes, or that a step needs besides the teacher.
+    """All arrays that a step needs, apart from the teacher's.
 
     Attributes:
       step: steps taken so far, int32 scalar.
-      seed: the seed that all draws derive from, uint32 scalar.
+      seed: the seed of all random draws, uint32 scalar.
       generator: G.
       student: Q.
-      ranges: Q's ranges as calibrated, the `ranges` collection; where ranges are learned, their
-        ends are in the student's `clipping`.
+      ranges: Q's calibrated ranges, the `ranges` collection; where ranges are learned, the ends
+        in the student's `clipping` replace these.
       bits: Q's bit-widths, the `bits` collection.
     """
 
@@ -55,16 +55,17 @@ class GameState:
 
 @flax.struct.dataclass
 class Responses:
-    """What teacher and student make of a batch's images, with a leading axis of slices.
+    """Outputs of teacher and student for a batch of images.
 
-    Before they are gathered over the devices there is one slice, and no such axis.
+    The leading axis counts slices of the batch, one per device. A device's responses lack that
+    axis until they are gathered.
 
     Attributes:
       teacher_logits: z_P, (slices, B / slices, C).
       student_logits: z_Q, same shape.
       moments: (mean, variance) of each of P's BatchNorm inputs over a slice, each
         (slices, channels).
-      extra: z_P and z_Q of images that Q alone learns from, a pair for each kind; (slices, N, C).
+      extra: (z_P, z_Q) for each kind of images from which only Q learns, each (slices, N, C).
     """
 
     teacher_logits: jax.Array
@@ -77,7 +78,7 @@ class Responses:
         return _join(self.teacher_logits), _join(self.student_logits)
 
     def all_logits(self) -> tuple[jax.Array, jax.Array]:
-        """Returns z_P and z_Q of all images that Q learns from, each (>= B, C)."""
+        """Returns z_P and z_Q of all images that Q learns from: G's, then the extra ones."""
         kinds = [(self.teacher_logits, self.student_logits), *self.extra]
         z_p, z_q = ([_join(logits) for logits in each] for each in zip(*kinds, strict=True))
         return jnp.concatenate(z_p), jnp.concatenate(z_q)

@@ -58,14 +58,14 @@ _INITIALIZATION, _DRAWS, _HELD_OUT, _PROCEDURAL, _CUTMIX = 0, 1, 2, 3, 4
 class Game:
     """The networks and the rules of both players' step. Immutable; holds no arrays.
 
-    Games of equal rules are equal, whatever their seeds and bit-widths, and share one compiled
-    step.
+    Games of equal networks and rules are equal, whatever their seeds and bit-widths, and share one
+    compiled step.
 
     Attributes:
       network: module of teacher and student.
       generator: module of G.
-      rules: what else the step depends on.
-      normalisation: (mean, std) of the teacher's input by channel, of pixels in [0, 1].
+      rules: constants of the step.
+      normalisation: (mean, std) by channel that the teacher expects, of pixels in [0, 1].
     """
 
     network: nn.Module
@@ -77,11 +77,11 @@ class Game:
     def create(
         cls, config: ml_collections.ConfigDict, network: nn.Module, image_size: int
     ) -> "Game":
-        """Sets up the game.
+        """Builds the game of a configuration.
 
         Args:
           config: the run's whole configuration.
-          network: module of teacher and student, of `registry.build`.
+          network: module of teacher and student, from `registry.build`.
           image_size: side of their images in pixels.
 
         Raises:
@@ -110,12 +110,12 @@ class Game:
 
     @property
     def generator_optimizer(self) -> optax.GradientTransformation:
-        """G's, without its rate."""
+        """G's optimizer, without a learning rate."""
         return optimizers.generator_optimizer(self.rules.generator)
 
     @property
     def student_optimizer(self) -> optax.GradientTransformation:
-        """Q's, without its rate."""
+        """Q's optimizer, without a learning rate."""
         return optimizers.student_optimizer(self.rules.student)
 
     def phase(self, step: int) -> Phase:
@@ -168,15 +168,16 @@ class Game:
         }
 
     def sample(self, state: GameState, index: int, count: int) -> tuple[jax.Array, jax.Array]:
-        """Makes held-out images: from draws that no step uses, outside the mapped axis.
+        """Makes held-out images, from noise that no step uses. Runs outside the mapped axis.
 
         Args:
           state: the state, arrays without a device axis.
-          index: which batch; the same index gives the same noise and labels.
-          count: how many images N.
+          index: number of the batch; the same index gives the same noise and labels.
+          count: number of images N.
 
         Returns:
-          (images (N, H, W, 3), labels (N,)), the classes in turn, from one batch to the next.
+          (images (N, H, W, 3), labels (N,)). Labels run through the classes in turn; each batch
+          goes on where the batch before it ended.
         """
         generator = self.generator.clone(axis_name=None)
         return _sample(generator, count, state.generator.params, state.seed, np.uint32(index))
@@ -191,21 +192,21 @@ class Game:
     def extra_images(
         self, state: GameState, generated: jax.Array, device_index: jax.Array, phase: Phase
     ) -> list[jax.Array]:
-        """Makes this device's share of the images that Q alone learns from.
+        """Makes this device's share of the images from which only Q learns.
 
         Args:
           state: the state before the step.
-          generated: G's images of this device, (B / devices, H, W, 3).
+          generated: G's images on this device, (B / devices, H, W, 3).
           device_index: which slice of the batch is this device's, int32 scalar.
-          phase: what the step does.
+          phase: what the step trains.
 
         Returns:
-          Normalised images (N, H, W, 3) for each kind; in the warm-up, where Q rests, none.
+          Normalised images (N, H, W, 3) of each kind; none in the warm-up, where Q does not change.
         """
         samples = self.rules.samples
         if not samples.procedural or phase is Phase.WARMUP:
             return []
-        # Those that may be cut together with one of G's images lie beside it, on its device.
+        # A procedural image is drawn on the device of the generated image that it may be cut with.
         share = generated.shape[0] * samples.procedural
         indices = device_index * share + jnp.arange(share)
         key = _step_key(state, _PROCEDURAL)
@@ -219,17 +220,17 @@ class Game:
     def step(
         self, state: GameState, teacher_variables: Any, device_index: jax.Array, phase: Phase
     ) -> tuple[GameState, dict[str, jax.Array]]:
-        """Plays one step on this device's slice of the batch.
+        """Takes one step on this device's slice of the batch.
 
         Args:
           state: the state before the step, the same on every device.
           teacher_variables: P's `params` and `batch_stats`.
           device_index: which slice of the batch is this device's, int32 scalar.
-          phase: what the step does; a constant of compilation.
+          phase: what the step trains; a constant of compilation.
 
         Returns:
-          (the state after it, metrics): scalars, the same on every device, of the state before the
-          step, but for `range_width`, which is of the ranges after it.
+          (the state after the step, metrics). Metrics are scalars, the same on every device. They
+          describe the state before the step; only `range_width` is that of the ranges after it.
         """
         noise, labels = self.draw(state)
         share = noise.shape[0] // jax.lax.axis_size(DATA_AXIS)
@@ -239,7 +240,7 @@ class Game:
         # Forward: one linearization each of G, P and Q.
         images, pull_generator = linearize(self.generator, state.generator.params, own, own_labels)
         (teacher_logits, moments), pull_teacher = jax.vjp(
-            lambda images: self.ask_teacher(teacher_variables, images), images
+            lambda images: self.run_teacher(teacher_variables, images), images
         )
         student_logits, pull_student, ranges = jax.vjp(
             lambda learnt, images: self._run_student(
@@ -249,11 +250,12 @@ class Game:
             images,
             has_aux=True,
         )
-        # What Q alone learns from; in calibration its ranges follow one kind after the other.
+        # Images from which only Q learns. In calibration, Q's ranges follow G's images first and
+        # then these.
         extra, pull_extra = [], []
         for more in self.extra_images(state, images, device_index, phase):
             before = state.replace(ranges=ranges)
-            logits, pull, ranges = self._ask_both(more, before, teacher_variables, phase)
+            logits, pull, ranges = self._run_both(more, before, teacher_variables, phase)
             extra.append(logits)
             pull_extra.append(pull)
         responses = _gather(Responses(teacher_logits, student_logits, moments, extra))
@@ -263,8 +265,8 @@ class Game:
             responses, labels, stored_statistics(teacher_variables)
         )
         to_own_g = jax.tree.map(lambda leaf: leaf[device_index], to_responses_g)
-        # What Q's linearization says of parameters here, and of images below, nobody uses, and the
-        # compiler leaves it out.
+        # Q's linearization gives gradients by parameters and by images. Here only those by images
+        # are used, for L_Q only those by parameters; the compiler drops the others.
         (through_teacher,) = pull_teacher((to_own_g.teacher_logits, to_own_g.moments))
         _, through_student = pull_student(to_own_g.student_logits)
         gradients_g, factors_g = pull_generator(through_teacher + through_student)
@@ -302,7 +304,7 @@ class Game:
         )
         return new_state, metrics
 
-    def ask_teacher(
+    def run_teacher(
         self, teacher_variables: Any, images: jax.Array
     ) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
         """Returns z_P and the moments of P's BatchNorm inputs, computed in P's precision."""
@@ -312,7 +314,7 @@ class Game:
     def generator_loss(
         self, responses: Responses, labels: jax.Array, stored: list[tuple[jax.Array, jax.Array]]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """L_G of the whole batch: the method's own terms + gamma L_BNS, which all share.
+        """L_G of the whole batch: the method's terms + gamma L_BNS, which every method has.
 
         Args:
           responses: of the whole batch.
@@ -320,7 +322,7 @@ class Game:
           stored: P's running (mean, variance), in the order of the responses' moments.
 
         Returns:
-          (L_G, its terms and what else describes the batch), all scalars.
+          (L_G, metrics by name: its terms, the mean H' and the agreement), all scalars.
         """
         constants = self.rules.game
         z_p, z_q = responses.logits()
@@ -336,17 +338,17 @@ class Game:
         }
 
     def student_loss(self, responses: Responses, labels: jax.Array) -> jax.Array:
-        """L_Q of all images that Q learns from, as the method has it; labels y are (B,)."""
+        """The method's L_Q, of all images that Q learns from; labels y are (B,). A scalar."""
         constants = self.rules.game
         method = METHODS[constants.method]
         return method.student_loss(*responses.all_logits(), labels, constants)
 
     def generator_rate(self, step: jax.Array) -> jax.Array:
-        """Returns G's learning rate."""
+        """Returns G's learning rate at a step, a scalar."""
         return optimizers.falling_schedule(self.rules.generator, self.rules.steps_per_epoch)(step)
 
     def student_rate(self, state: GameState) -> jax.Array:
-        """Returns Q's learning rate."""
+        """Returns Q's learning rate in a state, a scalar."""
         fewest_bits = jnp.stack(jax.tree.leaves(state.bits)).min()
         return optimizers.student_schedule(self.rules, fewest_bits)(state.step)
 
@@ -365,20 +367,21 @@ class Game:
             "ranges": state.ranges,
         }
         if phase is Phase.CALIBRATE:
-            # Ranges follow the images here, and not a gradient; learned ends begin where they end.
+            # The ranges are those of the images. Learned ends (`clipping`) are left out: they start
+            # where calibration ends.
             variables["params"] = learnt["params"]
             logits, written = self.network.apply(variables, images, mutable=["ranges"])
             return logits, written["ranges"]
         return self.network.apply(variables | learnt, images), state.ranges
 
-    def _ask_both(self, images: jax.Array, state: GameState, teacher_variables: Any, phase: Phase):
-        """Returns P's and Q's logits of extra images, Q's linearization and its ranges after it."""
+    def _run_both(self, images: jax.Array, state: GameState, teacher_variables: Any, phase: Phase):
+        """Returns (z_P, z_Q) of extra images, Q's linearization, and Q's ranges afterwards."""
         student_logits, pull, ranges = jax.vjp(
             lambda learnt: self._run_student(learnt, images, state, teacher_variables, phase),
             state.student.params,
             has_aux=True,
         )
-        teacher_logits, _ = self.ask_teacher(teacher_variables, images)
+        teacher_logits, _ = self.run_teacher(teacher_variables, images)
         return (teacher_logits, student_logits), pull, ranges
 
 
@@ -400,7 +403,8 @@ def _initialize(generator: Generator, key: jax.Array) -> Any:
 def _sample(generator: Generator, count: int, params: Any, seed: jax.Array, index):
     key = jax.random.fold_in(jax.random.key(seed), _HELD_OUT)
     noise = jax.random.normal(jax.random.fold_in(key, index), (count, LATENT_SIZE))
-    # Batches go on where the one before ended, so that many classes all have their turn.
+    # A batch goes on where the one before ended, so that every class appears, even if a batch has
+    # fewer images than there are classes.
     labels = (index * count + jnp.arange(count)) % generator.classes
     return generator.apply({"params": params}, noise, labels), labels
 
@@ -411,12 +415,12 @@ def _step_key(state: GameState, stream: int) -> jax.Array:
 
 
 def _norm(tree: Any) -> jax.Array:
-    # As inner products: XLA's CPU backend is slow where it sums many squares to one number, up to
-    # a second for the generator's dense layer at 224 pixels.
+    # By inner products: XLA's CPU backend is slow at summing many squares to one number, and takes
+    # up to a second for the generator's dense layer at 224 pixels.
     return jnp.sqrt(optax.tree.vdot(tree, tree))
 
 
 def _gather(own: Responses) -> Responses:
-    """Collects the devices' slices, given without their axis, in one collective."""
+    """Gathers the devices' responses along a new axis of slices, in one collective."""
     flat, restore = jax.flatten_util.ravel_pytree(own)
     return jax.vmap(restore)(jax.lax.all_gather(flat, DATA_AXIS))

@@ -1,6 +1,6 @@
-"""Networks: `layers` that serve teacher and student alike, the architectures (`resnet_cifar`,
-`resnet`, `mobilenet_v2`) by name (`registry`), the `generator`, what a `network` is with its
-variables, its `size`, and its operations as a `graph`.
+"""Networks: the `layers` of teacher and student, the architectures (`resnet_cifar`, `resnet`,
+`mobilenet_v2`) by name (`registry`), the `generator`, a `network` with its variables, its `size`,
+and its operations as a `graph`.
 
 An architecture is a linen module with the fields `classes`, `widths`, `norm`, `calibration` and
 `remat`, made of the layers of `layers` alone. It hands `calibration` to every `QuantReLU`, whose

@@ -1,10 +1,10 @@
-"""The generator G of the GDFQ family (Xu et al., ECCV 2020), in two forms that take labels apart.
+"""The generator G of the GDFQ family (Xu et al., ECCV 2020), conditioned on labels in two ways.
 
-For CIFAR-size images the noise is multiplied by an embedding of the class; for ImageNet-size ones
-every BatchNorm has a scale and a bias of each class (Dumoulin et al., ICLR 2017).
+For CIFAR-size images, an embedding of the class multiplies the noise. For ImageNet-size images,
+every BatchNorm has a scale and a bias for each class (Dumoulin et al., ICLR 2017).
 
-Its BatchNorms use the statistics of the (global) batch always, when sampling too: draw mixed
-classes, then sort.
+The BatchNorms always use the statistics of the (global) batch, also when sampling. An image thus
+depends on the batch's other classes: to show one class, sample mixed classes and sort them.
 """
 
 import math
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from adadfq_jax.ops.convolutions import convolution, upsampled_convolution
 from adadfq_jax.ops.moments import batch_moments, unite_moments
 
-CONDITIONINGS = ("embedding", "batch_norm")  # where labels come in
+CONDITIONINGS = ("embedding", "batch_norm")  # what depends on the labels
 
 _DENSE_KERNEL, _DENSE_INPUT, _DENSE_OUTPUT = "dense_kernel", "dense_input", "dense_output"
 
@@ -26,7 +26,7 @@ LATENT_SIZE = 100
 
 _CHANNELS = 128
 
-# What the reference runs: `BatchNorm2d(128, 0.8)` sets epsilon, not momentum.
+# As in the authors' program, where `BatchNorm2d(128, 0.8)` sets epsilon, not momentum.
 _EPSILON = 0.8
 
 _SLOPE = 0.2
@@ -43,13 +43,14 @@ def _uniform(fan_in: int):
 
 
 class BatchNorm(nn.Module):
-    """Normalisation by the batch's own statistics.
+    """Normalisation by the statistics of the batch.
 
     Attributes:
       epsilon: added to the variance.
       affine: whether a trained scale and bias follow.
-      classes: number of classes C that have a scale and a bias each; None for one of all.
-      axis_name: mapped axis over which the batch is spread.
+      classes: number of classes C, where each class has a scale and a bias; None where all classes
+        share one.
+      axis_name: mapped axis over which the batch is spread; None for a batch on one device.
     """
 
     epsilon: float = 1e-5
@@ -59,7 +60,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, labels: jax.Array | None = None) -> jax.Array:
-        """Maps (B, ..., channels) to itself; y (B,) where classes have a scale and a bias."""
+        """Maps (B, ..., channels) to the same shape; `classes` needs the labels y, (B,)."""
         dtype = x.dtype
         mean, variance = batch_moments(x)
         if self.axis_name is not None:
@@ -112,12 +113,12 @@ class Generator(nn.Module):
     Attributes:
       image_size: side s of the images in pixels, divisible by 4.
       classes: number of classes C.
-      conditioning: of `CONDITIONINGS`, where labels come in.
-      dtype: of the convolutions; by default that of the noise. The batch's statistics, their
-        normalisation and the images are in float32 at least.
-      remat: whether to make what lies between its convolutions again for the backward pass, instead
-        of keeping it.
-      axis_name: mapped axis over which a batch is spread.
+      conditioning: name in `CONDITIONINGS`: what depends on the labels.
+      dtype: type of the convolutions; None for the noise's type. The batch's statistics, the
+        normalisation by them and the images are in float32 at least.
+      remat: whether the backward pass computes the values between convolutions again, instead of
+        keeping them in memory.
+      axis_name: mapped axis over which the batch is spread; None for a batch on one device.
     """
 
     image_size: int
@@ -139,7 +140,7 @@ class Generator(nn.Module):
         units = side * side * _CHANNELS
         kernel = self.param(_DENSE_KERNEL, _uniform(LATENT_SIZE), (LATENT_SIZE, units))
         bias = self.param("dense_bias", _uniform(LATENT_SIZE), (units,))
-        # What the kernel's gradient is a product of; see `linearize`.
+        # `linearize` returns these factors of the kernel's gradient.
         self.sow("intermediates", _DENSE_INPUT, noise)
         x = self.perturb(_DENSE_OUTPUT, noise @ kernel) + bias
         x = x.astype(self.dtype or noise.dtype)
@@ -165,17 +166,17 @@ class Generator(nn.Module):
 def linearize(
     generator: Generator, params: Any, noise: jax.Array, labels: jax.Array
 ) -> tuple[jax.Array, Callable[[jax.Array], tuple[Any, dict[str, tuple[jax.Array, jax.Array]]]]]:
-    """Makes images, ready for their gradient.
+    """Makes images, and a function that pulls their cotangent back to the parameters.
 
     Args:
       generator: the module.
-      params: its parameters.
+      params: the generator's parameters.
       noise, labels: z (B, 100) and y (B,).
 
     Returns:
-      (images; a function from their cotangent to the gradient by `params` and, for the dense
-      kernel, its factors: what the layer multiplied and the cotangent of its output, as
-      `sum_gradients` takes both).
+      (images (B, s, s, 3), function). The function takes the images' cotangent and returns the
+      gradient by `params` and, for the dense kernel, its two factors: the layer's input and the
+      cotangent of its output. `sum_gradients` takes both.
     """
 
     def make(params, output):

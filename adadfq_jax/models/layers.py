@@ -1,20 +1,20 @@
-"""Layers that serve teacher and student alike.
+"""Layers of teacher and student.
 
-What a layer does is decided by the variable collections that a caller hands to `apply`:
+The variable collections that a caller hands to `apply` decide what a layer does:
 
-  params, batch_stats   always: weights, and the teacher's BatchNorm statistics.
+  params, batch_stats   always present: weights, and the teacher's BatchNorm statistics.
   bits                  {layer: {"weight" | "activation": int32}}. Absent: full precision, the
-                        teacher. Present: the student, fake-quantized.
-  ranges                {layer: {"minimum", "maximum"}}: quantization ranges. An activation's is
-                        updated, then used, exactly when the caller makes the collection mutable
-                        (calibration). A kernel has one, by output channel, only where ranges are
-                        learned; else it is quantized between its current extremes.
-  clipping              ends of the same ranges, used in their place, with a gradient (learned
-                        ranges). Then the gradient by an activation, and so by an image, is 0 where
-                        it is clipped, else 1 everywhere.
+                        teacher. Present: fake-quantized, the student.
+  ranges                {layer: {"minimum", "maximum"}}: quantization ranges. If the caller makes
+                        the collection mutable (calibration), an activation's range is updated
+                        before it is used. A kernel has a range, by output channel, only where
+                        ranges are learned; else it is quantized between its current extremes.
+  clipping              learned ends of those ranges, which replace the ends in `ranges` and have a
+                        gradient. With them, the gradient of a quantizer by its input is 0 where
+                        the input is clipped and 1 elsewhere; without them it is 1 everywhere.
   statistics            mean and variance of each BatchNorm's input over this device's share of the
-                        batch, written when mutable (L_BNS); see `apply_with_moments`
-                        and `unite_moments`.
+                        batch, written when mutable (for L_BNS); see `apply_with_moments` and
+                        `unite_moments`.
 
 `init` creates `params`, `batch_stats`, `bits` and `ranges`.
 
@@ -24,9 +24,9 @@ hardswish, GELU), with one static range, whose lower end is negative where the f
 are. Not quantized: the images, biases, gates (sigmoid, hardsigmoid) and their products, sums,
 pools. Where ranges are learned, an activation's upper end is.
 
-Layers compute in the type of their input, whatever that of their parameters: images in bfloat16
-make a teacher of that precision. Moments, the global average and so the logits are in float32 at
-least.
+Layers compute in the type of their input, whatever the type of their parameters, so images in
+bfloat16 make a teacher of that precision. Moments, the global average and therefore the logits are
+in float32 at least.
 """
 
 import dataclasses
@@ -42,8 +42,8 @@ from adadfq_jax.ops.convolutions import convolution
 from adadfq_jax.ops.moments import batch_moments
 from adadfq_jax.quantization import codes, ranges
 
-# What teacher and generator may be computed in; None: as wide as everything else, which is float64
-# where JAX is told so. A float32 of a GPU may be TensorFloat-32.
+# Types that teacher and generator can compute in. None is JAX's default type, float64 where x64 is
+# enabled. On a GPU, products in float32 may be computed in TensorFloat-32.
 PRECISIONS = {"float32": None, "bfloat16": jnp.bfloat16}
 
 
@@ -52,8 +52,8 @@ class Calibration:
     """How activation ranges follow a batch.
 
     Attributes:
-      rule: of `ranges.RANGE_RULES`.
-      axis_name: mapped axis over which the batch is spread, if it is.
+      rule: name in `ranges.RANGE_RULES`.
+      axis_name: mapped axis over which the batch is spread; None for a batch on one device.
     """
 
     rule: str = "minmax"
@@ -69,7 +69,7 @@ def _bits(module: nn.Module, name: str) -> jax.Array | None:
 
 
 def _quantize(module: nn.Module, x: jax.Array, bits: jax.Array) -> jax.Array:
-    """Fake-quantizes x by its layer's range, with a gradient for the ends that are learned."""
+    """Fake-quantizes x by the layer's range, with a gradient for learned ends."""
     ends = (
         module.get_variable("clipping", name, module.get_variable("ranges", name))
         for name in ("minimum", "maximum")
@@ -80,7 +80,7 @@ def _quantize(module: nn.Module, x: jax.Array, bits: jax.Array) -> jax.Array:
 
 
 def _quantize_kernel(module: nn.Module, kernel: jax.Array, bits: jax.Array) -> jax.Array:
-    """Fake-quantizes a kernel, by its layer's range where it has one, else from min to max."""
+    """Fake-quantizes a kernel by the layer's range, or from min to max where there is none."""
     if module.has_variable("ranges", "minimum"):
         return _quantize(module, kernel, bits)
     return ranges.fake_quantize_weight(kernel, bits)
@@ -95,7 +95,7 @@ class QuantConv(nn.Module):
       strides: the same in both directions, or (down, across).
       padding: zeros added on every side, as PyTorch counts them, or ((top, bottom), (left, right));
         None keeps the size at stride 1.
-      groups: feature groups; the input's channels for a depthwise convolution.
+      groups: feature groups; as many as input channels for a depthwise convolution.
       use_bias: whether to add a bias, which is never quantized.
       dilation: distance of the kernel's taps, or (down, across).
     """
@@ -191,7 +191,7 @@ class ActivationLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps any shape to itself."""
+        """Maps an array of any shape to the same shape."""
         x = self.activate(x)
         bits = _bits(self, "activation")
         if self.is_initializing():
@@ -262,10 +262,10 @@ class QuantActivation(ActivationLayer):
 
 
 class FrozenBatchNorm(nn.Module):
-    """BatchNorm in evaluation mode, always: it uses stored statistics and never updates them.
+    """BatchNorm in evaluation mode: it uses stored statistics and never updates them.
 
-    Its variables have the names of `flax.linen.BatchNorm`, so that a network trained with that
-    one is read as it is.
+    Variables are named as in `flax.linen.BatchNorm`, so that a network trained with that layer can
+    be read without renaming.
 
     Attributes:
       epsilon: added to the variance.
@@ -278,7 +278,7 @@ class FrozenBatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (..., channels) to itself."""
+        """Maps (..., channels) to the same shape."""
         channels = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, channels) if self.use_scale else 1
         bias = self.param("bias", nn.initializers.zeros, channels) if self.use_bias else 0
@@ -286,7 +286,7 @@ class FrozenBatchNorm(nn.Module):
         variance = self.variable("batch_stats", "var", jnp.ones, channels, x.dtype).value
         if self.is_mutable_collection("statistics") and not self.is_initializing():
             self.put_variable("statistics", "input", batch_moments(x))
-        # One multiplication and one addition an element.
+        # Factored so that an element costs one multiplication and one addition.
         factor = scale * jax.lax.rsqrt(variance + self.epsilon)
         return (x * factor + (bias - mean * factor)).astype(x.dtype)
 
@@ -294,18 +294,24 @@ class FrozenBatchNorm(nn.Module):
 def apply_with_moments(
     network: nn.Module, variables: Any, images: jax.Array
 ) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
-    """Returns a network's logits and the (mean, variance) of each BatchNorm's input."""
+    """Returns a network's logits and the (mean, variance) of each BatchNorm's input.
+
+    Args:
+      network: the classifier's module.
+      variables: its collections.
+      images: normalised, (B, H, W, 3).
+    """
     logits, written = network.apply(variables, images, mutable=["statistics"])
     return logits, leaves_by_layer(written["statistics"], lambda layer: layer["input"])
 
 
 def stored_statistics(variables: Any) -> list[tuple[jax.Array, jax.Array]]:
-    """Returns the running (mean, variance) of each BatchNorm, ordered as `apply_with_moments`."""
+    """Returns each BatchNorm's running (mean, variance), in the order of `apply_with_moments`."""
     return leaves_by_layer(variables["batch_stats"], lambda layer: (layer["mean"], layer["var"]))
 
 
 def leaves_by_layer(tree: Any, read: Callable[[Any], Any]) -> list[Any]:
-    """Reads every innermost dict of a collection, in the order of the layers' names."""
+    """Reads a value from each layer's dict in a collection, in the order of the layers' names."""
     if not any(isinstance(child, dict) for child in tree.values()):
         return [read(tree)]
     return [value for name in sorted(tree) for value in leaves_by_layer(tree[name], read)]

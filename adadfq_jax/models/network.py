@@ -1,4 +1,4 @@
-"""A classifier together with its variables and its input space: what teacher and student share."""
+"""A classifier with its variables and its input normalisation: `Network`, `Teacher`, `Student`."""
 
 import dataclasses
 import functools
@@ -18,13 +18,13 @@ from adadfq_jax.storage.digests import digest
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Network:
-    """A classifier that can be called.
+    """A classifier that can be called on images.
 
     Attributes:
-      architecture: its name in `registry.ARCHITECTURES`.
+      architecture: name in `registry.ARCHITECTURES`.
       module: the linen module.
-      variables: its collections; see `layers`.
-      image_size: side of its images in pixels.
+      variables: the module's collections; see `layers`.
+      image_size: side of the images in pixels.
       mean, std: normalisation per channel of pixels in [0, 1].
     """
 
@@ -42,25 +42,25 @@ class Network:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of the variables."""
+        """SHA-256 of the variables' names, types, shapes and values."""
         return digest(flatten(self.variables))
 
     @functools.cached_property
     def on_device(self) -> dict[str, Any]:
-        """The variables on the first device, where they are put once, when first needed."""
+        """The variables on the first device, copied there at the first use."""
         return jax.device_put(self.variables)
 
     def __call__(self, images: jax.Array | np.ndarray) -> jax.Array:
         """Classifies images.
 
         Args:
-          images: (B, H, W, 3), uint8 pixels, or floats that are already normalised.
+          images: (B, H, W, 3), uint8 pixels or already normalised floats.
 
         Returns:
           Logits, (B, classes).
 
         Raises:
-          ConfigError: the images are of another type.
+          ConfigError: the images are neither uint8 nor floats.
         """
         if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
             raise ConfigError(
@@ -88,7 +88,8 @@ def _classify(module: nn.Module, variables: Any, images: jax.Array, mean, std) -
 def flatten(variables: Any) -> dict[str, np.ndarray]:
     """Returns nested variables as NumPy arrays by name, such as `params/stem_conv/kernel`."""
     flat = flax.traverse_util.flatten_dict(variables, sep="/")
-    # C order, because safetensors writes other layouts' bytes as they lie, which is another array.
+    # C order, because safetensors writes an array's memory as it is; in another order that would be
+    # read as another array.
     return {name: np.asarray(array, order="C") for name, array in flat.items()}
 
 
@@ -98,11 +99,11 @@ def unflatten(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def kernel_range(arrays: Mapping[str, np.ndarray], layer: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns what a student's kernel is quantized from and to, by output channel.
+    """Returns the (minimum, maximum) that bound a student's kernel, for each output channel.
 
     Args:
-      arrays: a student's variables, of `flatten`.
-      layer: the layer's name.
+      arrays: a student's variables, as `flatten` returns them.
+      layer: the layer's name, such as `stage1_block1/conv1`.
     """
     if f"ranges/{layer}/minimum" in arrays:
         return arrays[f"ranges/{layer}/minimum"], arrays[f"ranges/{layer}/maximum"]
@@ -114,9 +115,9 @@ class Teacher(Network):
     """The frozen full-precision classifier P, with collections `params` and `batch_stats`.
 
     Attributes:
-      source: SHA-256 of the PyTorch file that it comes from, where it comes from one.
-      convention: what was recognised of that file, for people.
-      keys: the code of the convention by which it names its variables, see `naming.by_code`.
+      source: SHA-256 of the PyTorch file that it was read from; None without such a file.
+      convention: a description of the form and naming recognised in that file, for people.
+      keys: code of the naming convention of that file's variables; see `naming.by_code`.
     """
 
     source: str | None = None
@@ -124,7 +125,11 @@ class Teacher(Network):
     keys: str | None = None
 
     def __post_init__(self):
-        """Raises TeacherError where there are no two classes to tell apart."""
+        """Checks that there are two classes or more.
+
+        Raises:
+          TeacherError: the network has one class.
+        """
         if self.classes < 2:
             raise TeacherError(
                 "a teacher of one class has one logit, and a softmax of that is 1 whatever the "
@@ -138,10 +143,10 @@ class Student(Network):
     """The quantized classifier Q: collections `params`, `batch_stats`, `bits` and `ranges`.
 
     Attributes:
-      result: what its run came to, a `training.result.Result`; None where that is not finished.
-      teacher: the network that it is a copy of.
-      step: how many steps were played; None where none were.
-      draw: makes N images that no player was trained on, and their labels, as `generate` does; None
+      result: the `training.result.Result` of its run; None where the run is not finished.
+      teacher: the teacher that it is a quantized copy of.
+      step: steps that its run has taken; None for a student that no run made.
+      draw: makes N held-out images and their labels, as `training.held_out.generate` does; None
         where no generator was trained.
     """
 

@@ -1,4 +1,4 @@
-"""How large a network is: parameters, layers, multiplications."""
+"""The size of a network: parameters, layers and multiplications."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from adadfq_jax.models.layers import QuantConv, QuantDense, both
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """What a network costs.
+    """The size of a network and the cost of one image.
 
     Attributes:
       parameters: trained numbers: kernels, biases, BatchNorm scales and biases.
@@ -26,7 +26,7 @@ class Size:
 
 
 def measure_network(module: nn.Module, image_size: int) -> Size:
-    """Counts a classifier's parameters, layers and multiplications; computes nothing.
+    """Counts a classifier's parameters, layers and multiplications, without running it.
 
     Args:
       module: the classifier.

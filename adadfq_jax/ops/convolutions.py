@@ -1,4 +1,4 @@
-"""3x3 convolutions, plain and of an enlarged image, with gradients that are fast on CPU too.
+"""3x3 convolutions, of an image and of an enlarged image, with gradients that are fast on CPU too.
 
 XLA's CPU backend has fast kernels for convolutions with 32 or more output channels, several
 times slower ones for fewer, and none for the kernel gradient of a transposed convolution. Each
@@ -33,8 +33,8 @@ def _backward(saved, cotangent):
             default=functools.partial(_kernel_gradient, _plain),
         )
     else:
-        # The same sum with x and cotangent exchanged has more output channels: 0.4 times the time
-        # for the generator's 64 -> 3.
+        # With x and cotangent exchanged the same sum has more output channels, for which XLA is
+        # faster: 0.4 times the time for the generator's 64 -> 3.
         to_kernel = _reverse(_kernel_gradient(_plain, cotangent, _reverse(kernel), x))
     return convolution(cotangent, _reverse(kernel)), to_kernel
 
@@ -74,7 +74,7 @@ def _by_pixels(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _reverse(kernel: jax.Array) -> jax.Array:
-    """The kernel of the transposed convolution."""
+    """Returns the kernel of the transposed convolution."""
     return kernel[::-1, ::-1].swapaxes(2, 3)
 
 
@@ -94,8 +94,8 @@ def upsampled_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
       (B, 2H, 2W, out): what a 3x3 convolution, zero-padded by 1, of the enlarged x returns.
     """
     batch, height, width, _ = x.shape
-    # Four convolutions: XLA's CPU backend has a fast kernel gradient for these, but not for one
-    # convolution that makes all phases as its channels, nor for a transposed one.
+    # Four convolutions, because XLA's CPU backend has a fast kernel gradient for them. It has none
+    # for one convolution with all phases as output channels, nor for a transposed convolution.
     rows = [
         jnp.stack([_phase(x, kernel, row, column) for column in range(2)], axis=3)
         for row in range(2)

@@ -1,4 +1,4 @@
-"""The players' gradients, summed over the devices; the only place where they are."""
+"""The sum of both players' gradients over the devices; no other place sums them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,12 +9,12 @@ import jax
 def sum_gradients(
     gradients: dict[str, Any], factors: Mapping[str, tuple[jax.Array, jax.Array]], axis_name: str
 ) -> dict[str, Any]:
-    """Sums gradients of the devices' slices of a batch, to that of the whole batch on each device.
+    """Sums the gradients of the devices' slices of a batch; each device gets the whole batch's.
 
     Args:
-      gradients: of this device's slice, by parameter.
-      factors: of dense kernels (in, out), by name: what the layer multiplied (B / devices, in), and
-        the cotangent of its output (B / devices, out). A kernel's gradient is their product.
+      gradients: gradient of this device's slice, by parameter.
+      factors: for dense kernels (in, out), by name: the layer's input (B / devices, in) and the
+        cotangent of its output (B / devices, out). Their product is the kernel's gradient.
       axis_name: mapped axis over which the batch is spread.
 
     Returns:
@@ -28,9 +28,9 @@ def sum_gradients(
 def _summed_product(inputs: jax.Array, cotangent: jax.Array, axis_name: str) -> jax.Array:
     """Returns the sum over the devices of inputs^T cotangent.
 
-    Devices gather as many rows as the batch has images where that moves less than a sum, which
-    takes the rows of the kernel twice. For the generator's first layer at 224 pixels the sum would
-    be three quarters of all that the players' gradients move.
+    Gathering the factors moves one row per image of the batch; summing the products moves each row
+    of the kernel twice. The way that moves fewer rows is taken. For the generator's first layer at
+    224 pixels the sum would be three quarters of all that the players' gradients move.
     """
     rows = len(inputs) * jax.lax.axis_size(axis_name)
     if rows > 2 * inputs.shape[1]:

@@ -1,8 +1,8 @@
 """The ResNets' average-pool, and their max-pool with a gradient that is fast on CPU too.
 
-Of the max-pool, XLA's CPU backend looks for the largest pixel of each window with an index of four
-numbers beside each pixel, and scatters one by one: for ResNet-18 at 224 pixels a tenth of a step.
-All arrays are (B, H, W, channels).
+For the gradient of a max-pool, XLA's CPU backend finds the largest pixel of each window with four
+index numbers per pixel, and scatters pixel by pixel. That takes a tenth of a step for ResNet-18 at
+224 pixels. All arrays are (B, H, W, channels).
 """
 
 import flax.linen as nn
@@ -14,7 +14,7 @@ _SIDE, _STRIDE, _PADDING = 3, 2, 1
 
 
 def average_pool(x: jax.Array) -> jax.Array:
-    """Averages each 2x2 pixels.
+    """Averages blocks of 2x2 pixels.
 
     Args:
       x: (B, H, W, channels), H and W even.
@@ -28,7 +28,7 @@ def average_pool(x: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def max_pool_3x3(x: jax.Array) -> jax.Array:
-    """Takes the maximum of each 3x3 window, two pixels apart; padding of one pixel is never taken.
+    """Takes the maximum of 3x3 windows, two pixels apart; the padding of one pixel never wins.
 
     Args:
       x: (B, H, W, channels).
@@ -60,8 +60,8 @@ def _through_plain(x: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
 
 
 def _by_taps(x: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
-    # Taps are compared with each other and not with the maximum of the forward pass: a compiler
-    # may make x again for this, rounded otherwise, and no tap would be equal.
+    # Taps are compared with each other and not with the maximum of the forward pass: a compiler may
+    # compute x again with other rounding, and then no tap would equal that maximum.
     first, *others = _taps(x)
     largest, where = first, jnp.zeros(first.shape, jnp.int32)
     for number, tap in enumerate(others, 1):
@@ -72,7 +72,7 @@ def _by_taps(x: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
 
 
 def _taps(x: jax.Array) -> list[jax.Array]:
-    """Returns each of a window's nine pixels for all windows, row by row."""
+    """Returns nine arrays: the first pixel of every window, the second, and so on, row by row."""
     padding = ((0, 0), *((_PADDING, _PADDING),) * 2, (0, 0))
     padded = jnp.pad(x, padding, constant_values=-jnp.inf)
     rows, columns = (side - _SIDE + 1 for side in padded.shape[1:3])

@@ -1,4 +1,4 @@
-"""Which layer gets how many bits: `w4a4` for all, and exceptions by name."""
+"""Bit-widths of the layers: `w4a4` for all of them, and exceptions by a layer's name."""
 
 import fnmatch
 import re
@@ -30,7 +30,15 @@ def parse_bits(text: str) -> tuple[int, int]:
 
 
 def check_bits(what: str, bits: int) -> None:
-    """Raises ConfigError where a bit-width is outside 1 to 8; `what` names it."""
+    """Checks a bit-width.
+
+    Args:
+      what: name of the bit-width in the error, such as "weight bits".
+      bits: the bit-width.
+
+    Raises:
+      ConfigError: the bit-width is outside 1 to 8.
+    """
     if not 1 <= bits <= MAX_BITS:
         raise ConfigError(f"{what} must be between 1 and {MAX_BITS}, not {bits}.")
 
@@ -62,10 +70,10 @@ def assign_bits(
 
     Args:
       bits: the collection as `initial_variables` returns it; only its structure is read.
-      weight_bits: for every convolution and dense layer.
-      activation_bits: for every quantized ReLU.
-      overrides: `pattern=w8a8` entries; the patterns (`*`, `?`, `[…]`) are matched against whole
-        layer names such as `stage1_block1/conv1`, and a later entry wins.
+      weight_bits: bit-width of every convolution and dense layer.
+      activation_bits: bit-width of every quantized ReLU.
+      overrides: entries such as `pattern=w8a8`. A pattern (`*`, `?`, `[…]`) is matched against
+        whole layer names such as `stage1_block1/conv1`; where two match, the later entry holds.
 
     Returns:
       The same structure with int32 bit-widths.

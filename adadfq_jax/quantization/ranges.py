@@ -1,4 +1,4 @@
-"""Ranges of quantizers, and how calibration finds them."""
+"""Ranges of quantizers, and the rules by which calibration finds them."""
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +8,10 @@ from adadfq_jax.quantization.codes import fake_quantize
 
 RANGE_DECAY = 0.9
 
-# Values of an image that the error of a range is measured on.
+# Values of each image on which the error of a range is measured, and the fewest pixels they span.
 _LOOKED_AT, _FEWEST_PIXELS = 1024, 16
 
-# Shares of a batch's range that may be the one of least error, in steps of 2^(1/4).
+# The candidates for the range of least error, as shares of a batch's range, a factor 2^(1/4) apart.
 _SHARES = tuple(2 ** (-index / 4) for index in range(16))
 
 
@@ -62,7 +62,7 @@ def update_range(
 def minmax_range(
     x: jax.Array, bits: jax.Array | None = None, axis_name: str | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the smallest and the largest of x, over a mapped axis where one is given."""
+    """Returns (minimum, maximum) of x, two scalars, taken over a mapped axis where one is given."""
     del bits
     smallest, largest = x.min(), x.max()
     if axis_name is None:
@@ -73,15 +73,16 @@ def minmax_range(
 def least_error_range(
     x: jax.Array, bits: jax.Array, axis_name: str | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Finds the range whose quantizer has the least error on x, to the fourth power.
+    """Finds the range that minimises the mean fourth power of the quantizer's error on x.
 
-    Not squared: errors of rounding are small, many and cancel out in the next layer; those of
-    clipping are large, few and all of one sign, and a squared error thinks too little of them.
-    Other norms than 2 are usual in post-training quantization (LAPQ, Nahshan et al., 2021).
+    The power is 4 and not 2 because of how errors reach the next layer. Rounding errors are many
+    and small, and cancel out there; clipping errors are few, large and all of one sign, and a
+    squared error gives them too little weight. Other norms than 2 are usual in post-training
+    quantization (LAPQ, Nahshan et al., 2021).
 
-    Looked for among the min-max range and that range shrunk, in 16 steps down to 0.07 of it: a
-    wider range has longer steps, a narrower one clips more. The error is measured on some values of
-    every image, the same ones in each, so that it does not depend on how images are spread.
+    There are 16 candidates: the min-max range, and that range shrunk, down to 0.07 of its width. A
+    wider range has longer steps, a narrower one clips more. The error is measured at the same
+    positions of every image, so that it does not depend on how a batch is spread over devices.
 
     Args:
       x: (B, ..., channels), of at least two dimensions.
@@ -107,11 +108,18 @@ def least_error_range(
 
 
 def _some_values(x: jax.Array) -> jax.Array:
-    """Takes about a thousand values of each image, from (B, ..., channels): pixels all over it."""
+    """Takes about a thousand values of each image, at pixels all over it.
+
+    Args:
+      x: (B, ..., channels).
+
+    Returns:
+      (B, pixels, channels): some pixels and channels of x.
+    """
     x = x.reshape(x.shape[0], -1, x.shape[-1])
     _, pixels, channels = x.shape
     count = min(pixels, max(_LOOKED_AT // channels, _FEWEST_PIXELS))
-    # By the golden ratio, so that they keep to no row or column.
+    # Multiples of the golden ratio, so that the pixels do not line up in a row or a column.
     places = np.unique((np.arange(count) * 0.6180339887 % 1 * pixels).astype(int))
     return x[:, places, :: -(-len(places) * channels // _LOOKED_AT)]
 
@@ -119,7 +127,7 @@ def _some_values(x: jax.Array) -> jax.Array:
 def least_error_weight_range(kernel: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Finds each output channel's range of least squared error.
 
-    Looked for as in `least_error_range`, but shrunk towards the channel's mean.
+    The candidates are those of `least_error_range`, but shrunk towards the channel's mean.
 
     Args:
       kernel: (..., out).
@@ -140,8 +148,8 @@ def least_error_weight_range(kernel: jax.Array, bits: jax.Array) -> tuple[jax.Ar
     return tuple(end[best, channels].astype(kernel.dtype) for end in ends)
 
 
-# By the name that configurations know: how calibration finds the range of a batch's activations,
-# and where the ranges of kernels start that are learned.
+# By their names in `quant.ranges`: how calibration finds the range of a batch's activations, and
+# where learned ranges of kernels start.
 RANGE_RULES = {"minmax": minmax_range, "least_error": least_error_range}
 
 WEIGHT_RANGE_RULES = {"minmax": weight_range, "least_error": least_error_weight_range}

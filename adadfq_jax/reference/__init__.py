@@ -1,4 +1,5 @@
-"""An independent PyTorch transcription of AdaDFQ and GDFQ, for parity tests and to time against.
+"""An independent PyTorch transcription of AdaDFQ and GDFQ, for parity tests and benchmarks.
 
-The twin of a method's losses goes here. Needs the extra ``[torch]``.
+A method that is added in `adadfq_jax.game` gets a second form of its losses here. Needs the extra
+``[torch]``.
 """

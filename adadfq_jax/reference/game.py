@@ -12,11 +12,11 @@ METHODS = ("adadfq", "gdfq")
 class Game:
     """Teacher P, student Q, generator G and both optimizers; defaults are ResNet-20's on CIFAR.
 
-    ``method`` "gdfq" has losses of its own, with constants of their own, and ``kl_reduction``.
+    ``method`` "gdfq" has other losses, with fixed constants, ``temperature`` and ``kl_reduction``.
     ``procedure`` "authors" does the work that the released program does. "lean" computes the same
-    numbers from one forward pass of Q, without gradients that nobody uses, with sub-pixel
-    convolutions, channels-last tensors and fused kernels. Both change settings of the networks
-    they are given (which parameters require gradients, ``generator.subpixel``, memory format).
+    numbers from one forward pass of Q, without unused gradients, with sub-pixel convolutions,
+    channels-last tensors and fused kernels. Both change settings of the networks that they are
+    given (which parameters require gradients, ``generator.subpixel``, memory format).
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Game:
         if self.lean:
             for network in (teacher, student, generator):
                 network.to(memory_format=torch.channels_last)
-        fused = self.lean or None  # None: what PyTorch takes by itself
+        fused = self.lean or None  # None is PyTorch's default
         self.generator_optimizer = torch.optim.Adam(
             generator.parameters(), lr=lr_g, betas=betas, fused=fused
         )
@@ -71,11 +71,11 @@ class Game:
         )
 
     def step(self, z, y, phase):
-        """Play one step with z (B, 100) and labels y (B,); ``phase`` is one of PHASES.
+        """Take one step with z (B, 100) and labels y (B,); ``phase`` is one of PHASES.
 
-        Returns scalars l_bns, l_g, l_q and, but for GDFQ, l_ds, l_as, l_bal, l_margin; images
-        (B, 3, H, W); logits_teacher and logits_student (B, C); entropy H' (B,): all from before the
-        updates.
+        Returns, by name, tensors from before the updates: scalars l_bns, l_g, l_q and, except for
+        GDFQ, l_ds, l_as, l_bal, l_margin; images (B, 3, H, W); logits_teacher and logits_student
+        (B, C); entropy, which is H', (B,).
         """
         if phase not in PHASES:
             raise ValueError(f"phase is {phase!r}, not one of {PHASES}")
@@ -121,7 +121,7 @@ class Game:
         # That backward pass also filled the gradients of both classifiers' parameters.
         self.teacher.zero_grad()
         self.student_optimizer.zero_grad()
-        # Q is run again, on the same images; their ranges have been counted already.
+        # Q is run again on the same images; they must not count twice in the ranges.
         self.student.set_calibrating(False)
         l_q = self._student_loss(z_p, self.student(images.detach()), y)
         if play:

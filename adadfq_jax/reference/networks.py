@@ -15,7 +15,8 @@ class _FakeQuantize(torch.autograd.Function):
     def forward(ctx, x, lo, hi, levels):
         scale = levels / (hi - lo).clamp(min=1e-8)
         zero = (scale * lo).round_()
-        # The codes' offset 2^(k-1) is subtracted before the clip and added after: left out here.
+        # The released program subtracts 2^(k-1) from the codes before the clip and adds it after;
+        # that changes nothing and is left out.
         codes = (x * scale).sub_(zero).round_().clamp_(0, levels)
         return codes.add_(zero).div_(scale)
 
@@ -33,7 +34,7 @@ def fake_quantize(x, lo, hi, bits):
 
 
 def _quantize_weight(weight, bits):
-    """Fake-quantize (O, ...) weights over the range that each output channel has now."""
+    """Fake-quantize (O, ...) weights over the current range of each output channel."""
     lo, hi = weight.detach().flatten(1).aminmax(dim=1)
     shape = (-1,) + (1,) * (weight.dim() - 1)
     return fake_quantize(weight, lo.view(shape), hi.view(shape), bits)
@@ -55,7 +56,7 @@ class Conv2d(nn.Conv2d):
 
 
 class Linear(nn.Linear):
-    """Dense layer of a fake-quantized weight if bits are set; the bias stays as it is."""
+    """Dense layer; fake-quantizes its weight, never its bias, if bits are set."""
 
     def __init__(self, inputs, outputs, bits):
         super().__init__(inputs, outputs)
@@ -85,7 +86,7 @@ class Activation(nn.Module):
             self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x):
-        """Any shape; the range is one of the whole tensor."""
+        """A tensor of any shape -> the same shape; one range serves the whole tensor."""
         x = F.relu6(x, inplace=True) if self.six else F.relu(x, inplace=True)
         if self.bits is None:
             return x
@@ -134,7 +135,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     """BatchNorm that always uses its stored statistics, in training mode too.
 
     ``collect`` makes it keep the (mean, biased variance) of its input in ``statistics``: None,
-    "plain" (any layer) or "fused" (faster; gives its own scale and shift no gradient).
+    "plain" (any layer) or "fused" (faster; the layer's scale and shift get no gradient).
     """
 
     collect = None
@@ -266,13 +267,13 @@ class InvertedResidual(nn.Module):
 
 
 class Classifier(nn.Module):
-    """What all networks share: (B, 3, H, W) images -> (B, classes) logits.
+    """Base class of the networks: (B, 3, H, W) images -> (B, classes) logits.
 
-    A network says in ``shape`` what it was constructed with besides ``bits``.
+    A network keeps the arguments of its constructor, without ``bits``, in ``shape``.
     """
 
     def quantized(self, bits):
-        """A quantized copy of this network (the student of this teacher), not yet calibrated."""
+        """A quantized copy of this network, not yet calibrated: the student of this teacher."""
         student = type(self)(**self.shape, bits=bits)
         student = student.to(self.linear.weight)
         unexpected = student.load_state_dict(self.state_dict(), strict=False).unexpected_keys
@@ -302,7 +303,7 @@ class Classifier(nn.Module):
     def with_statistics(self, x, fused=False):
         """Logits, and the (mean, biased variance) of each BatchNorm layer's input, each (C_l,).
 
-        ``fused`` is faster, and gives the BatchNorms' own parameters no gradient.
+        ``fused`` is faster, and gives the BatchNorms' scales and shifts no gradient.
         """
         norms = self.norms
         for norm in norms:
@@ -315,13 +316,13 @@ class Classifier(nn.Module):
 
 
 class ResNet(Classifier):
-    """A ResNet.
+    """A ResNet for CIFAR or for ImageNet.
 
-    ``blocks`` and ``widths`` have one entry a stage; (3, 3, 3) is CIFAR's ResNet-20, and
-    ``average`` and ``pad_end`` are of its shortcuts (see ``Block``). ImageNet's have ``projection``
-    shortcuts, a stem of ``stem_size`` 7 (of stride 2, then) and a max-``pool``; with
-    ``stride_first`` other than None their blocks are bottlenecks. ``bits`` is None or (weight bits,
-    activation bits).
+    ``blocks`` and ``widths`` have one entry per stage; (3, 3, 3) is CIFAR's ResNet-20, whose
+    shortcuts depend on ``average`` and ``pad_end`` (see ``Block``). ImageNet's ResNets have
+    ``projection`` shortcuts, a stem of ``stem_size`` 7 and stride 2, and a max-``pool``. If
+    ``stride_first`` is not None, blocks are bottlenecks (see ``Bottleneck``). ``bits`` is None or
+    (weight bits, activation bits).
     """
 
     def __init__(
@@ -419,13 +420,13 @@ class MobileNetV2(Classifier):
         return self.linear(x.mean(dim=(2, 3)))
 
 
-# Row k: which taps of a 3-tap kernel meet the input pixel i at the output pixel 2 i - 1 + k, if
-# the input is first repeated twice. Outputs of one parity see two inputs each.
+# Row k marks the taps of a 3-tap kernel that multiply input pixel i for output pixel 2 i - 1 + k,
+# if each input pixel is first repeated. Each output pixel depends on two input pixels.
 _TAPS = torch.tensor([[0.0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
 
 
 class ClassNorm2d(nn.Module):
-    """BatchNorm by the batch's statistics with a scale and a bias of each class, as embeddings."""
+    """BatchNorm by the batch's statistics, with a scale and a bias for each class."""
 
     def __init__(self, classes, channels, eps):
         super().__init__()
@@ -444,10 +445,10 @@ class ClassNorm2d(nn.Module):
 class Generator(nn.Module):
     """The generator: z (B, 100), labels (B,) -> images (B, 3, size, size).
 
-    ``conditional``: labels choose the scales and biases of the BatchNorms (ImageNet-size); else an
-    embedding that z is multiplied by (CIFAR-size). ``subpixel``: each nearest x2 and 3x3
-    convolution as the equal four 2x2 convolutions of the small image. BatchNorms always use batch
-    statistics.
+    ``conditional``: labels choose the scales and biases of the BatchNorms (ImageNet-size); else
+    they choose an embedding that multiplies z (CIFAR-size). ``subpixel``: nearest x2 enlargement
+    and 3x3 convolution are computed as four equivalent 2x2 convolutions of the small image.
+    BatchNorms always use batch statistics.
     """
 
     def __init__(self, classes=10, size=32, latent=100, subpixel=False, conditional=False):
@@ -456,7 +457,7 @@ class Generator(nn.Module):
         self.conditional = classes if conditional else None
         if not conditional:
             self.embedding = nn.Embedding(classes, latent)
-        # PyTorch's own start values are N(0, 1) here, U(+-1/sqrt(fan_in)) below.
+        # PyTorch initializes the embedding by N(0, 1), the layers below by U(+-1/sqrt(fan_in)).
         self.dense = nn.Linear(latent, 128 * (size // 4) ** 2)
         self.bn0 = self._norm(128, 1e-5)
         self.conv1 = nn.Conv2d(128, 128, 3, padding=1)
@@ -489,7 +490,7 @@ class Generator(nn.Module):
     def _upsampled_conv(self, x, conv):
         if not self.subpixel:
             return conv(F.interpolate(x, scale_factor=2, mode="nearest"))
-        # A stride-2 transposed convolution with a 4x4 kernel is the four 2x2 ones, interleaved.
+        # A transposed convolution of stride 2 with a 4x4 kernel interleaves the four 2x2 ones.
         kernel = conv.weight.reshape(-1, 9) @ self.taps
         kernel = kernel.view(*conv.weight.shape[:2], 4, 4).transpose(0, 1)
         return F.conv_transpose2d(x, kernel, conv.bias, stride=2, padding=1)

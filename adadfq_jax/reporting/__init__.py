@@ -1,10 +1,10 @@
-"""The report of a run or a sweep: what happened and whether it went well, on one page without a
-network.
+"""The report of a run or a sweep: results, figures and problems on one HTML page that loads nothing
+from a network.
 
-The verb is `adadfq report`. `write` puts files where they belong. A run's page is `run_report`,
-from what `run_facts` measures; its figures are `run_figures` and `layer_figures`. A sweep's page
-is `sweep_report`, its figures `sweep_figures`. All are made with `drawing`, and with `page`, the
-HTML. `history` reads what was logged, `layer_errors` measures the student's layers, `diagnosis`
-says what keeps it from its teacher, `findings` says in words what is wrong, `repeat` is the
-command that plays the run again, and `tensorboard` writes events.
+`write` is the verb `adadfq report`, and writes the files. For a run, `run_facts` reads and measures
+it, `run_report` makes the page, `run_figures` and `layer_figures` the figures; for a sweep,
+`sweep_report` and `sweep_figures` do. `drawing` holds a figure, `page` writes HTML. `history` reads
+the log, `layer_errors` measures the quantizers of each layer, `diagnosis` where student and teacher
+differ, `findings` puts problems into words, `repeat` gives the command that repeats the run, and
+`tensorboard` writes events.
 """

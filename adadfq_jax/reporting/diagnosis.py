@@ -1,4 +1,4 @@
-"""Why a student is not its teacher: what each layer's bits cost, and what its images cover."""
+"""Why a student differs from its teacher: costs of layers, coverage of images."""
 
 import dataclasses
 import functools
@@ -14,20 +14,20 @@ from adadfq_jax.models.network import Network, flatten, unflatten
 from adadfq_jax.models.tracing import trace
 from adadfq_jax.reporting.layer_errors import BATCH
 
-_FINE_BITS = 16  # as good as not quantized
+_FINE_BITS = 16  # so many that the error of quantization is negligible
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerCost:
-    """What a quantized layer's bits cost.
+    """The part of a student's error that the bits of one layer cause.
 
     Attributes:
-      name: the layer's.
+      name: name of the layer.
       kind: "weight" or "activation".
       bits: bit-width k.
-      cost: share of the student's squared distance from the teacher's logits that goes away when
-        this layer alone, in the same range, has 16 bits; negative where the distance grows, since
-        the student has adapted to the layer's codes.
+      cost: share of the squared distance between the logits of student and teacher that disappears
+        if only this layer, with the same range, has 16 bits. Negative if the distance grows, which
+        means that the student has adapted to the layer's codes.
     """
 
     name: str
@@ -38,15 +38,15 @@ class LayerCost:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Coverage:
-    """How a family of images looks to the teacher.
+    """How similar a kind of images is to a teacher's training data.
 
     Attributes:
-      name: of the family.
-      distances: (L,) of each BatchNorm, in the network's order: how far the input's statistics are
-        from the training data's, as the Kullback-Leibler divergence of normal distributions with
-        these moments, in nats, mean over the channels.
-      confidence: (N,) the teacher's probability of its answer.
-      classes: share of the classes that the teacher gives at least one image.
+      name: the kind of images, such as "generated".
+      distances: (L,) for each BatchNorm, in the network's order: how far the input's statistics are
+        from those of the training data, as the Kullback-Leibler divergence of normal distributions
+        with these moments, in nats, mean over the channels.
+      confidence: (N,) the teacher's probability of the class that it gives each image.
+      classes: share of the classes that the teacher gives to at least one image.
     """
 
     name: str
@@ -56,11 +56,11 @@ class Coverage:
 
 
 def layer_costs(student: Network, teacher: Network, images: np.ndarray) -> list[LayerCost]:
-    """Measures what each layer's bits cost, in the order of the layers.
+    """Measures the cost of each layer's bits, in the order of the layers.
 
     Args:
       student: a network with `bits` and `ranges`.
-      teacher: the network that it is a copy of.
+      teacher: the network that the student is a quantized copy of.
       images: (N, H, W, 3), normalised.
     """
     z_p = np.asarray(teacher(images))
@@ -83,18 +83,18 @@ def layer_costs(student: Network, teacher: Network, images: np.ndarray) -> list[
 
 @functools.partial(jax.jit, static_argnums=0)
 def _distance(module: nn.Module, variables: Any, bits: Any, images: jax.Array, z_p: jax.Array):
-    """Returns the mean squared difference of logits, but for a constant of each image."""
+    """Returns the mean squared difference of logits, after the mean of each image is removed."""
     difference = z_p - module.apply(variables | {"bits": bits}, images)
     return jnp.var(difference, axis=-1).mean()
 
 
 def coverage(name: str, teacher: Network, images: np.ndarray) -> Coverage:
-    """Measures how the teacher sees a family of images.
+    """Measures how similar a kind of images is to a teacher's training data.
 
     Args:
-      name: of the family.
+      name: the kind of images.
       teacher: the network in full precision.
-      images: (N, H, W, 3), normalised; whole batches of 64 are looked at, or all if they are fewer.
+      images: (N, H, W, 3), normalised; whole batches of 64 are used, or all images if fewer.
     """
     size = min(BATCH, len(images))
     logits, moments = [], []
@@ -117,7 +117,7 @@ def coverage(name: str, teacher: Network, images: np.ndarray) -> Coverage:
 
 
 def _in_order(network: Network) -> list[int]:
-    """Returns, for each BatchNorm of the network in turn, its place in the order of names."""
+    """Returns the index of each BatchNorm in the order of names, listed in the network's order."""
     flat = flatten(network.variables["batch_stats"])
     by_name = sorted({name.rpartition("/")[0] for name in flat}, key=lambda name: name.split("/"))
     nodes = trace(network.module, network.image_size)

@@ -1,4 +1,4 @@
-"""A figure as a PNG file, with the words for those who do not see it."""
+"""Figures as PNG files, each with a text for readers who cannot see it."""
 
 import dataclasses
 import io
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from adadfq_jax.training.pictures import SOFTWARE
 
-# Drawn as wide as a phone shows it, so that its letters stay readable there.
+# Width in inches and resolution: as wide as a phone's screen, so that text stays readable there.
 _WIDTH, _RESOLUTION = 4.6, 160
 BLUE, ORANGE, GREEN, GREY = "#1f5fa8", "#c8590a", "#2e7d32", "#666666"
 LIGHT_BLUE = "#9db8d9"
@@ -20,10 +20,10 @@ class Drawing:
     """A figure.
 
     Attributes:
-      name: of its file, without suffix.
-      title: heading.
-      alt: what it shows, in words.
-      png: the file.
+      name: name of the file, without suffix.
+      title: heading of the figure.
+      alt: what the figure shows, in words.
+      png: content of the PNG file.
     """
 
     name: str
@@ -33,14 +33,14 @@ class Drawing:
 
 
 def blank(height: float) -> Figure:
-    """Returns an empty figure of a height in inches."""
+    """Returns an empty figure; `height` is in inches."""
     figure = Figure(figsize=(_WIDTH, height), dpi=_RESOLUTION, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def one_panel(height: float) -> tuple[Figure, Axes]:
-    """Returns a figure of a height in inches, and its only axes."""
+    """Returns a figure and its only axes; `height` is in inches."""
     figure = blank(height)
     axes = figure.add_subplot()
     axes.tick_params(labelsize=8)
@@ -48,7 +48,7 @@ def one_panel(height: float) -> tuple[Figure, Axes]:
 
 
 def drawn(name: str, title: str, alt: str, figure: Figure) -> Drawing:
-    """Returns a figure as a file; see `Drawing`."""
+    """Renders a figure to a PNG file; the other arguments are those of `Drawing`."""
     file = io.BytesIO()
     figure.savefig(file, format="png", metadata={"Software": SOFTWARE})
     return Drawing(name, title, alt.strip(), file.getvalue())

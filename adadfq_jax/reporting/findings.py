@@ -1,8 +1,8 @@
-"""What a report says in words: fixed rules on a run's numbers, each with the numbers in it.
+"""The findings of a run's report: sentences that fixed rules derive from the run's numbers.
 
-Accuracy is the judge where it was measured: what generated images alone suggest is a problem only
-where accuracy is unknown or was lost, and a note where the student has kept it. A rule that gives
-advice looks at the numbers that would contradict it.
+Measured accuracy has the last word. What generated images suggest is a problem only if accuracy is
+unknown or was lost; if the student has kept the teacher's accuracy, it is a note. A rule that gives
+advice also checks the numbers that could contradict the advice.
 """
 
 import dataclasses
@@ -14,28 +14,28 @@ from adadfq_jax.reporting.layer_errors import QuantizedActivation, QuantizedWeig
 
 PROBLEM, NOTE, GOOD = "problem", "note", "good"
 
-# Above it, ranges are cut off in the middle of their way.
+# Ranges that still change by more than this were frozen too early.
 _MOST_RANGE_CHANGE = 0.05
-# Every batch has its image of H' = 0, and a few near 1 are usual.
+# Share of images outside the margin: in every batch one image has H' = 0, and a few are near 1.
 _MOST_OUTSIDE = 0.25
-# Without a margin: where nearly every image is agreed on, nothing is left to learn.
+# For methods without a margin: above this mean H', the networks agree on nearly every image.
 _HIGHEST_H_PRIME = 0.9
 _LEAST_AGREEMENT, _HIGH_AGREEMENT = 0.5, 0.9
-# Single evaluations of top-1 differ by as much.
+# Top-1 of single evaluations fluctuates by this much.
 _USUAL_FALL = 0.01
 _MOST_LOST = 0.05
-# Scores of single evaluations differ by as much.
+# Health of single evaluations fluctuates by this factor.
 _MUCH_HEALTHIER = 1.1
-# Of values on images of today's generator, which go a little beyond those of calibration.
+# Shares of values: images of the trained generator exceed those of calibration a little.
 _MOST_CLIPPED, _FAR_TOO_MUCH_CLIPPED = 0.01, 0.1
 _MOST_DEAD, _FAR_TOO_MUCH_DEAD = 0.1, 0.5
-# The error has a quarter of the signal's energy.
+# At 6 dB the error has a quarter of the signal's energy.
 _LEAST_DECIBELS = 6.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One sentence.
+    """One sentence of a report.
 
     Attributes:
       level: PROBLEM, NOTE or GOOD.
@@ -48,30 +48,30 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Facts:
-    """The numbers that the rules are about.
+    """The numbers that the rules use.
 
     Attributes:
-      steps, total_steps: played, and those of the whole schedule.
-      diverged: how the game of a sweep ended before its time; None where it did not.
-      not_finite: by metric, the first step at which it was infinite or not a number.
-      calibration_epochs, warmup_epochs, epochs: of the schedule; the student learns after the
-        second.
-      student_milestones: epochs at which the student's learning rate falls; empty for a rate that
-        falls all the time.
-      student_rate: the field that holds it.
-      clips_on_purpose: whether ranges are not meant to hold all values.
-      range_change: relative change of the ranges in the last epoch of calibration; None unknown.
-      lambda_l, lambda_u: the margin of H'; None without one.
-      h_prime: H' of held-out images, any number.
+      steps, total_steps: steps taken, and steps of the whole schedule.
+      diverged: the message of a sweep's game that diverged; None where it did not.
+      not_finite: for each metric that was infinite or not a number, the first such step.
+      calibration_epochs, warmup_epochs, epochs: the epochs at which calibration, warm-up and run
+        end; the student learns after the warm-up.
+      student_milestones: epochs at which the student's learning rate falls; empty for a schedule
+        without milestones.
+      student_rate: name of the field that holds the student's learning rate.
+      clips_on_purpose: whether ranges may exclude values by design.
+      range_change: relative change of the ranges in the last epoch of calibration; None if unknown.
+      lambda_l, lambda_u: boundaries of the margin of H'; None without a margin.
+      h_prime: H' of held-out images.
       agreement: share of held-out images that both networks give the same class.
-      calibrated_agreement: the same before play; None unknown.
+      calibrated_agreement: agreement before the first step of play; None if unknown.
       teacher_top1, calibrated_top1, top1, best_top1: fractions; None where not measured.
-      best_step: of best_top1.
-      health: of the newest student, 0 to 1, see `evaluation/health.py`.
-      healthiest, healthiest_step, healthiest_top1: the highest score of all evaluations, its step
-        and the top-1 there; None unknown.
-      statistics: how far procedural images are from the teacher's statistics, in nats.
-      weights, activations: by layer.
+      best_step: step of best_top1.
+      health: health of the newest student, 0 to 1, see `evaluation/health.py`.
+      healthiest, healthiest_step, healthiest_top1: the highest health of all evaluations, its step
+        and its top-1; None if unknown.
+      statistics: distance of procedural images from the teacher's statistics, in nats.
+      weights, activations: errors of the quantizers, by layer.
     """
 
     steps: int
@@ -105,18 +105,18 @@ class Facts:
 
     @property
     def kept(self) -> bool:
-        """Whether accuracy was measured, and the student has kept the teacher's."""
+        """Whether accuracy was measured and is within 5 points of the teacher's."""
         known = self.top1 is not None and self.teacher_top1 is not None
         return known and self.teacher_top1 - self.top1 <= _MOST_LOST
 
     @property
     def settled(self) -> bool:
-        """Whether ranges had stopped moving when they were frozen, as far as is known."""
+        """Whether the ranges are known to have hardly moved in the last epoch of calibration."""
         return self.range_change is not None and self.range_change <= _MOST_RANGE_CHANGE
 
 
 def find(facts: Facts) -> list[Finding]:
-    """Applies every rule: problems first, then notes, then what is well."""
+    """Applies every rule, and returns problems first, then notes, then good news."""
     found = [
         *_whether_it_ended(facts),
         *_teacher(facts),
@@ -151,10 +151,10 @@ def _whether_it_ended(facts: Facts) -> Iterator[Finding]:
 def _teacher(facts: Facts) -> Iterator[Finding]:
     check = StatisticsCheck(facts.statistics)
     if check.unusual:
-        # Where its accuracy was measured, that says more.
+        # Only a note where the teacher's accuracy was measured, since that says more.
         yield Finding(
             NOTE if facts.teacher_top1 is not None else PROBLEM,
-            f"The teacher may not be what it was read as: {check.sentence}.",
+            f"The teacher may have been read as another network than it is: {check.sentence}.",
         )
 
 
@@ -201,7 +201,7 @@ def _margin(facts: Facts) -> Iterator[Finding]:
         return
     mean = sum(values) / len(values)
     lower, upper = facts.lambda_l, facts.lambda_u
-    # Without one, with one that holds everything, or with an aim instead.
+    # No margin, one that holds every H', or equal boundaries, which H' is pulled to.
     if lower is None or upper is None or (lower, upper) == (0, 1) or lower == upper:
         if mean > _HIGHEST_H_PRIME:
             yield Finding(
@@ -216,10 +216,10 @@ def _margin(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             NOTE if facts.kept else PROBLEM,
             f"H' is below lambda_l = {lower:g} for {below:.0%} of the held-out images, too hard "
-            "for the student: more bits, a longer game, or a higher lambda_l.",
+            "for the student: use more bits, train longer, or raise lambda_l.",
         )
     if above > _MOST_OUTSIDE:
-        # Where the student has what there is to learn, that is how it should be.
+        # No problem if the student has learned all there is to learn.
         yield Finding(
             NOTE if facts.kept or facts.agreement >= _HIGH_AGREEMENT else PROBLEM,
             f"H' is above lambda_u = {upper:g} for {above:.0%} of the held-out images: teacher and "
@@ -247,9 +247,10 @@ def _what_play_brought(facts: Facts) -> Iterator[Finding]:
             NOTE if facts.kept else PROBLEM,
             f"Teacher and student agree on only {facts.agreement:.1%} of the held-out images: "
             + (
-                "these are harder than the evaluation images, whose accuracy was kept."
+                "these are harder than the evaluation images, on which the student has kept the "
+                "teacher's accuracy."
                 if facts.kept
-                else "play longer, or with more bits."
+                else "train longer, or with more bits."
             ),
         )
     before = facts.calibrated_agreement
@@ -261,7 +262,8 @@ def _what_play_brought(facts: Facts) -> Iterator[Finding]:
             f"Play raised the agreement on generated images: {before:.1%} calibrated, "
             f"{facts.agreement:.1%} now.",
         )
-    # The generator's images become harder meanwhile, so that accuracy says more.
+    # Not said if accuracy rose: the generator's images become harder during play, so accuracy says
+    # more.
     elif before is not None and not gained:
         yield Finding(
             NOTE,
@@ -290,7 +292,7 @@ def _what_play_brought(facts: Facts) -> Iterator[Finding]:
     if facts.teacher_top1 is not None and facts.teacher_top1 - facts.top1 > _MOST_LOST:
         lost = 100 * (facts.teacher_top1 - facts.top1)
         harmed = facts.best_top1 is not None and facts.best_top1 - facts.top1 > _USUAL_FALL
-        longer = "" if harmed else "a longer game or "
+        longer = "" if harmed else "longer training or "
         yield Finding(
             NOTE,
             f"Top-1 is {lost:.1f} points below the teacher's {facts.teacher_top1:.2%}: {longer}"
@@ -299,11 +301,11 @@ def _what_play_brought(facts: Facts) -> Iterator[Finding]:
     if facts.calibrated_top1 is not None:
         gain = facts.top1 - facts.calibrated_top1
         if gain > 0:
-            level, verdict = GOOD, "by playing"
+            level, verdict = GOOD, "by training"
         elif gain >= -_USUAL_FALL:
             level, verdict = NOTE, "no gain that these images can tell"
         else:
-            level, verdict = PROBLEM, "less than ranges alone gave: the game did harm"
+            level, verdict = PROBLEM, "so training made the student worse"
         yield Finding(
             level,
             f"Top-1 went from {facts.calibrated_top1:.2%} (calibrated only) to {facts.top1:.2%}, "
@@ -313,7 +315,7 @@ def _what_play_brought(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             NOTE,
             f"Top-1 fell from {facts.best_top1:.2%} at step {facts.best_step} to "
-            f"{facts.top1:.2%} in the end: the last steps did harm.",
+            f"{facts.top1:.2%} at the end: the last steps made the student worse.",
         )
 
 
@@ -329,7 +331,7 @@ def _layers(facts: Facts) -> Iterator[Finding]:
             PROBLEM if many and not facts.kept else NOTE,
             f"{len(dead)} of {len(facts.activations)} activations leave more than "
             f"{_MOST_DEAD:.0%} of their codes unused, {worst.name} most ({worst.dead} of "
-            f"{2**worst.bits}): the range is wider than what it holds.",
+            f"{2**worst.bits}): the range is wider than the values in it.",
         )
     for kind, layers in (("weights", facts.weights), ("activations", facts.activations)):
         noisy = [layer for layer in layers if layer.sqnr < _LEAST_DECIBELS]

@@ -1,4 +1,4 @@
-"""What a run logged and pictured, read back; what is damaged or not finite stops nobody."""
+"""Reads a run's log and pictures; damaged lines and pictures are skipped."""
 
 import contextlib
 import dataclasses
@@ -27,14 +27,14 @@ _EVALUATED = (
 
 @dataclasses.dataclass(frozen=True)
 class History:
-    """What a run logged.
+    """The log of a run.
 
     Attributes:
-      curves: by metric (steps, values), each (N,); NaN where a value is not finite.
-      evaluations: the records of evaluations, in order; None where a number was not measured, or is
-        not finite.
-      not_finite: by metric, the first step at which it was infinite or not a number.
-      seconds: wall time by phase, from the logged rates of steps.
+      curves: (steps, values) by metric, each (N,); NaN where a value is not finite.
+      evaluations: the records of evaluations, in order; a number is None where it was not measured,
+        or is not finite.
+      not_finite: for each metric that was infinite or not a number, the first such step.
+      seconds: wall time in seconds by phase, computed from the logged steps per second.
     """
 
     curves: Mapping[str, tuple[np.ndarray, np.ndarray]]
@@ -49,7 +49,7 @@ class History:
 
 
 def read_history(workdir: Path) -> History:
-    """Reads a run's log; one that is not there is an empty history."""
+    """Reads the log in a run's folder; without a log, the history is empty."""
     points: dict[str, list[tuple[int, float]]] = {}
     evaluations, not_finite, seconds, before = [], {}, {}, 0
     for record in read_log(workdir):
@@ -82,7 +82,11 @@ def read_history(workdir: Path) -> History:
 
 
 def read_pictures(folder: Path) -> list[tuple[int, bytes]]:
-    """Reads the pictures that a run took on its way, if whole: (step, PNG), in order."""
+    """Reads the pictures that a run drew during training: (step, PNG) in order, damaged ones not.
+
+    Args:
+      folder: the folder of pictures, each of which is named by its step.
+    """
     pictures = []
     for file in sorted(folder.glob("*.png")):
         png = file.read_bytes()

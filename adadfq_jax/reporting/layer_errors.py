@@ -1,4 +1,4 @@
-"""What quantization does in each layer: its error, its range, what it cuts off, codes not used."""
+"""Quantization in each layer: its error, the values that it clips, the codes that are not used."""
 
 import dataclasses
 import functools
@@ -16,19 +16,19 @@ from adadfq_jax.models.network import Network, flatten, kernel_range
 from adadfq_jax.models.tracing import trace
 from adadfq_jax.quantization.codes import MAX_BITS, decode, encode
 
-BATCH = 64  # images at a time; of large networks, activations fill the memory
+BATCH = 64  # images at a time, since activations of large networks need much memory
 
 
 @dataclasses.dataclass(frozen=True)
 class QuantizedWeight:
-    """A kernel and its codes.
+    """The quantization of a kernel.
 
     Attributes:
-      name: the layer's.
+      name: name of the layer.
       bits: bit-width k.
       sqnr: energy of the kernel over that of its quantization error, in dB; infinite without error,
         NaN where the kernel is 0 or not finite.
-      dead: codes that no weight of the layer has, of 2^k.
+      dead: how many of the 2^k codes no weight of the layer has.
     """
 
     name: str
@@ -39,16 +39,17 @@ class QuantizedWeight:
 
 @dataclasses.dataclass(frozen=True)
 class QuantizedActivation:
-    """An activation and its codes, over many images.
+    """The quantization of an activation, over many images.
 
     Attributes:
-      name: the layer's.
+      name: name of the layer.
       bits: bit-width k.
-      minimum, maximum: its static range.
+      minimum, maximum: the static range.
       largest: the largest value before quantization.
-      sqnr: as of weights, in dB; of this quantizer alone, given the student's own input to it.
+      sqnr: energy of the values over that of their quantization error, in dB, as for a kernel; the
+        values are those in the student, so errors of earlier layers do not count.
       clipped: share of the values that lie outside the range.
-      dead: codes that no value has, of 2^k.
+      dead: how many of the 2^k codes no value has.
     """
 
     name: str
@@ -123,7 +124,7 @@ def measure_activations(student: Network, images: np.ndarray) -> list[QuantizedA
 
 
 def _look(found: dict, layer: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
-    """Notes what a quantized activation does to its input, and changes nothing."""
+    """Records the error of a quantized activation into `found`; returns what the layer returns."""
     module, y = context.module, layer(*args, **kwargs)
     if not isinstance(module, ActivationLayer) or context.method_name != "__call__":
         return y

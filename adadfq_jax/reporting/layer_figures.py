@@ -1,4 +1,4 @@
-"""Figures of a report of a run: what the bits of its layers cost, and what its images cover."""
+"""Figures of a run's report: errors and costs of layers, coverage of images."""
 
 from collections.abc import Sequence
 
@@ -16,11 +16,11 @@ def sqnr(kind: str, layers: Sequence[QuantizedWeight | QuantizedActivation]) -> 
 
     Args:
       kind: "weight" or "activation".
-      layers: in the network's order.
+      layers: the layers, in the network's order.
     """
     figure, axes = one_panel(0.17 * len(layers) + 0.8)
     values = np.array([layer.sqnr for layer in layers])
-    # Without error, the bar would have no end; without a value, it has no length.
+    # An infinite or missing value is drawn as a bar of no length.
     lengths = np.where(np.isfinite(values), values, 0)
     axes.barh(np.arange(len(layers)), lengths, color=BLUE)
     axes.set_yticks(
@@ -43,7 +43,7 @@ def sqnr(kind: str, layers: Sequence[QuantizedWeight | QuantizedActivation]) -> 
 
 
 def layer_costs(costs: Sequence[LayerCost]) -> Drawing:
-    """Draws what the bits of every layer cost, in the network's order."""
+    """Draws the cost of every layer's bits; `costs` are in the network's order."""
     figure, axes = one_panel(0.17 * len(costs) + 1.0)
     places = np.arange(len(costs))
     for kind, colour in (("activation", BLUE), ("weight", ORANGE)):
@@ -53,7 +53,7 @@ def layer_costs(costs: Sequence[LayerCost]) -> Drawing:
     axes.invert_yaxis()
     axes.margins(y=0.01)
     axes.axvline(0, color=GREY, linewidth=0.8)
-    axes.set_xlabel("percent of the distance that 16 bits take away", fontsize=8)
+    axes.set_xlabel("percent of the distance that 16 bits remove", fontsize=8)
     figure.legend(loc="outside upper center", ncols=2, fontsize=8)
     alt = "What the bits of each layer cost."
     if costs:
@@ -71,7 +71,7 @@ def layer_costs(costs: Sequence[LayerCost]) -> Drawing:
 
 
 def coverage(families: Sequence[Coverage]) -> Drawing:
-    """Draws how families of images look to the teacher: by layer, and by its confidence."""
+    """Draws how similar kinds of images are to the training data: by layer, and by confidence."""
     figure = blank(4.6)
     by_layer, by_confidence = figure.subplots(2)
     alt = []

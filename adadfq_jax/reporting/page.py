@@ -1,4 +1,4 @@
-"""HTML that needs nothing but itself: a page, its figures, its tables."""
+"""HTML of a page that loads no other file: its sections, figures and tables."""
 
 import base64
 from collections.abc import Sequence
@@ -8,11 +8,11 @@ from pathlib import Path
 from adadfq_jax.reporting.drawing import Drawing
 from adadfq_jax.reporting.findings import GOOD, NOTE, PROBLEM, Finding
 
-# Tells a page of ours from others.
+# Marks a page as written by this package.
 _GENERATOR = '<meta name="generator" content="adadfq_jax">'
 
 _MARKS = {PROBLEM: "Problem", NOTE: "Note", GOOD: "Good"}
-# Figures and tables never widen the page: the first shrink, the second scroll in their own box.
+# Figures and tables never widen the page: figures shrink, tables scroll inside a box.
 _STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
@@ -43,12 +43,12 @@ pre { overflow-x: auto; max-width: 100%; padding: .6rem; background: #f4f4f4; fo
 
 
 def page(title: str, subtitle: str, parts: Sequence[str]) -> str:
-    """Returns a whole document.
+    """Returns a whole HTML document.
 
     Args:
       title: heading, plain text.
-      subtitle: a line under it, plain text.
-      parts: HTML.
+      subtitle: a line under the heading, plain text.
+      parts: HTML of the sections.
     """
     body = "\n".join(parts)
     return (
@@ -60,12 +60,12 @@ def page(title: str, subtitle: str, parts: Sequence[str]) -> str:
 
 
 def is_own(path: Path) -> bool:
-    """Tells whether a file is a page of `page`."""
+    """Tells whether a file is a page that `page` wrote."""
     return path.is_file() and _GENERATOR.encode() in path.read_bytes()
 
 
 def section(heading: str, *parts: str) -> str:
-    """Returns HTML under a heading, which is plain text."""
+    """Returns a section: a heading of plain text, and HTML below it."""
     return f"<section>\n<h2>{escape(heading)}</h2>\n" + "\n".join(parts) + "\n</section>"
 
 
@@ -75,7 +75,7 @@ def paragraph(text: str) -> str:
 
 
 def findings(found: Sequence[Finding]) -> str:
-    """Returns a list whose entries say in a word, and by colour, how bad they are."""
+    """Returns a list of findings, each with its level as a word and a colour."""
     entries = "\n".join(
         f'<li class="{finding.level}"><strong>{_MARKS[finding.level]}.</strong> '
         f"{escape(finding.text)}</li>"
@@ -85,7 +85,7 @@ def findings(found: Sequence[Finding]) -> str:
 
 
 def figures(drawings: Sequence[Drawing]) -> str:
-    """Returns figures, side by side where there is room, with their PNG files inside."""
+    """Returns figures with their PNG files embedded, in columns where the page is wide enough."""
     shown = "\n".join(
         f'<figure id="{drawing.name}"><figcaption>{escape(drawing.title)}</figcaption>\n'
         f'<img alt="{escape(drawing.alt)}" '
@@ -101,13 +101,13 @@ def table(
     rows: Sequence[Sequence[str]],
     links: Sequence[str | None] = (),
 ) -> str:
-    """Returns a table in a box that scrolls by itself.
+    """Returns a table in a box that scrolls sideways.
 
     Args:
       caption: plain text.
-      heading: of the columns, plain text.
-      rows: cells, plain text.
-      links: by row, where its first cell leads.
+      heading: headings of the columns, plain text.
+      rows: cells of each row, plain text.
+      links: for each row, the address that its first cell links to, or None.
     """
     lines = []
     for number, (first, *others) in enumerate(rows):
@@ -125,11 +125,11 @@ def table(
 
 
 def code(text: str) -> str:
-    """Returns text as it is, in a box that scrolls by itself."""
+    """Returns preformatted text in a box that scrolls sideways."""
     return f'<pre tabindex="0">{escape(text)}</pre>'
 
 
 def folded(summary: str, *parts: str) -> str:
-    """Returns HTML that opens on demand."""
+    """Returns HTML that is hidden until the reader opens it; the summary is plain text."""
     inside = "\n".join(parts)
     return f"<details><summary>{escape(summary)}</summary>\n{inside}\n</details>"

@@ -1,48 +1,38 @@
-"""The command that plays a run again."""
+"""The command that repeats a run."""
 
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adadfq_jax.config.fields import FROM_TEACHER, default_config, flatten
+from adadfq_jax.config.fields import FIELDS, Filler, filled_by, flatten
 from adadfq_jax.training.workdir import TEACHER
 
-# What the teacher's file says.
-_FROM_FILE = (
-    "teacher.path",
-    "teacher.architecture",
-    "teacher.image_size",
-    "teacher.classes",
-    "teacher.digest",
-    "data.mean",
-    "data.std",
-)
+_BITS = ("quant.weight_bits", "quant.activation_bits")
 
 
 def command_to_repeat(config: Mapping[str, Any], workdir: Path) -> str:
-    """Returns a command, from the repository's root, that plays the same game in a new folder.
+    """Returns a command that repeats a run in a new folder, for the root of the repository.
 
     Args:
-      config: a run's `config.json`.
-      workdir: its folder, which holds the teacher.
+      config: content of the run's `config.json`.
+      workdir: the run's folder, which holds the teacher.
     """
     flat = flatten(config)
-    usual = flatten(default_config().to_dict())
-    bits = f"w{flat['quant.weight_bits']}a{flat['quant.activation_bits']}"
+    weight_bits, activation_bits = (flat[name] for name in _BITS)
     words = [
         "adadfq",
         "quantize",
-        f"--config=configs/teacher.py:{bits}",
+        f"--config=configs/teacher.py:w{weight_bits}a{activation_bits}",
         f"--workdir={workdir}_again",
         f"--config.teacher.path={workdir / TEACHER}",
     ]
-    for field, value in flat.items():
-        if field in _FROM_FILE or field in ("quant.weight_bits", "quant.activation_bits"):
-            continue
+    said = {*filled_by(Filler.TEACHER), "teacher.path", *_BITS}
+    for name, field in FIELDS.items():
+        value = flat.get(name)
         value = tuple(value) if isinstance(value, list) else value
         # Stated even where it is the default: configs/teacher.py leaves it to the network.
-        open_there = field in FROM_TEACHER
-        if value is not None and (open_there or value != usual.get(field)):
-            words.append(f"--config.{field}={value}")
+        open_there = field.filled_by is Filler.NETWORK
+        if name not in said and value is not None and (open_there or value != field.default):
+            words.append(f"--config.{name}={value}")
     return shlex.join(words)

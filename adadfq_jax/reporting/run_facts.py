@@ -1,4 +1,4 @@
-"""What a report of a run describes: its networks, what they answer, and the numbers of it."""
+"""Reads a run and measures its student: all that the report of a run describes."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -22,14 +22,19 @@ from adadfq_jax.training.workdir import CONFIG, DIVERGED, read_json
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportedRun:
-    """What a report of a run describes.
+    """A run, and what the report measures of it.
 
     Attributes:
-      workdir, config, result, logged, taken: what the run has written.
-      teacher, student, step: its networks, as they are after so many steps.
-      images, labels: held-out, from its generator.
-      seen: what both networks answer to them.
-      weights, activations: of the student's layers.
+      workdir: the run's folder.
+      config: content of `config.json`.
+      result: the run's result; None where it is not finished.
+      logged: the run's log.
+      taken: pictures that the run drew during training, (step, PNG).
+      teacher, student: the networks of the newest checkpoint.
+      step: step of that checkpoint.
+      images, labels: held-out images of the run's generator, and their labels.
+      seen: outputs of both networks for these images.
+      weights, activations: errors of the student's quantizers.
     """
 
     workdir: Path
@@ -48,7 +53,7 @@ class ReportedRun:
 
     @property
     def schedule(self) -> Schedule:
-        """When its phases end."""
+        """The steps at which the phases end."""
         epoch = self.config["steps_per_epoch"]
         return Schedule(
             calibrated=self.config["calibration_epochs"] * epoch,
@@ -58,7 +63,7 @@ class ReportedRun:
 
     @property
     def margin(self) -> tuple[float | None, float | None]:
-        """The smallest and the largest H' that the game's margin leaves free, if it has one."""
+        """The boundaries lambda_l and lambda_u of the margin; None for a method without one."""
         return self.config["game"].get("lambda_l"), self.config["game"].get("lambda_u")
 
 
@@ -69,8 +74,8 @@ def read_run(
 
     Args:
       workdir: the run's folder.
-      logged: what the run logged.
-      taken: the pictures that it took on its way, (step, PNG).
+      logged: the run's log.
+      taken: pictures that the run drew during training, (step, PNG).
 
     Raises:
       CheckpointError: there is no run, or no checkpoint that can be read.
@@ -79,8 +84,8 @@ def read_run(
     config = read_json(workdir / CONFIG)
     result = read_result(workdir)
     student = student_of(game, state, teacher, result)
-    # As the run measured it: images are made, and H' and L_BNS computed, by the batch.
-    together = scoring_batch_size(teacher.image_size)
+    # In the batches of the run's evaluations, on which the images, H' and L_BNS depend.
+    at_a_time = scoring_batch_size(teacher.image_size)
     images, labels = generate(game, state, config["evaluation"]["generated_images"])
     return ReportedRun(
         workdir=workdir,
@@ -93,17 +98,17 @@ def read_run(
         step=step,
         images=images,
         labels=labels,
-        seen=health.score(teacher, student, images, labels, config["batch_size"], together),
+        seen=health.score(teacher, student, images, labels, config["batch_size"], at_a_time),
         weights=layer_errors.measure_weights(student),
         activations=layer_errors.measure_activations(student, images),
     )
 
 
 def facts_of(run: ReportedRun) -> findings.Facts:
-    """Gathers the numbers; the log is asked first, since an unfinished run has no result."""
+    """Returns the numbers for the findings, from the log where an unfinished run has no result."""
     logged, seen, config, result = run.logged, run.seen, run.config, run.result
     ended = read_json(run.workdir / DIVERGED)
-    # A checkpoint that was damaged may leave the log ahead of the student.
+    # After a damaged checkpoint the student is of an earlier step than the end of the log.
     evaluations = [record for record in logged.evaluations if record["step"] <= run.step]
     calibrated = next((one for one in evaluations if one["step"] == run.schedule.warm), {})
     last = evaluations[-1] if evaluations else {}

@@ -42,21 +42,27 @@ _LARGEST_PICTURE = (900, 1200)
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """Where phases end, in steps: of calibration, of the warm-up, of the whole."""
+    """The steps at which the phases of a run end.
+
+    Attributes:
+      calibrated: end of calibration.
+      warm: end of the warm-up.
+      total: end of the run.
+    """
 
     calibrated: int
     warm: int
     total: int
 
     def phases(self) -> list[tuple[str, int, int]]:
-        """Returns (name, first step, last step) of the phases that have any."""
+        """Returns (name, first step, last step) of each phase that has steps."""
         ends = 0, self.calibrated, self.warm, self.total
         spans = zip(_PHASE_COLOURS, ends[:-1], ends[1:], strict=True)
         return [(name, start, end) for name, start, end in spans if end > start]
 
 
 def progress(history: History, schedule: Schedule, teacher_top1: float | None) -> Drawing:
-    """Draws top-1, where it was measured, agreement and health over the steps."""
+    """Draws top-1 (where it was measured), agreement and health over the steps."""
     figure, axes = one_panel(3.2)
     alt = []
     for name, label, colour in (
@@ -82,7 +88,7 @@ def progress(history: History, schedule: Schedule, teacher_top1: float | None) -
 
 
 def losses(history: History, schedule: Schedule) -> Drawing:
-    """Draws every logged loss over the steps, each on a scale of its own."""
+    """Draws every logged loss over the steps, one panel for each."""
     known = [name for name in _LOSSES if name in history.curves]
     rows = max(1, -(-len(known) // 2))
     figure = blank(1.6 * rows + 0.6)
@@ -133,7 +139,7 @@ def h_prime(
 def h_prime_histogram(
     history: History, answers: Answers, lambda_l: float | None, lambda_u: float | None
 ) -> Drawing:
-    """Draws how H' of held-out images is spread: at the first evaluation, half-way, now."""
+    """Draws histograms of H' of held-out images: at the first evaluation, half-way, and now."""
     logged = [
         (f"step {record['step']}", np.array(record["h_prime_histogram"]))
         for record in history.evaluations[:-1]
@@ -197,7 +203,7 @@ def generated(images: np.ndarray, labels: np.ndarray, mean, std) -> Drawing:
 
     Args:
       images: (N, H, W, 3), normalised.
-      labels: (N,) the classes that they were made for.
+      labels: (N,) classes that the images were made for.
       mean, std: the normalisation, per channel of pixels in [0, 1].
     """
     shown = labels < _MOST_CLASSES
@@ -211,7 +217,7 @@ def generated(images: np.ndarray, labels: np.ndarray, mean, std) -> Drawing:
 
 
 def over_time(pictures: Sequence[tuple[int, bytes]]) -> Drawing | None:
-    """Puts the pictures that a run took on its way side by side; None where there are none.
+    """Joins the pictures that a run drew during training; None where there are none.
 
     Args:
       pictures: (step, PNG), in order.
@@ -225,7 +231,7 @@ def over_time(pictures: Sequence[tuple[int, bytes]]) -> Drawing | None:
     return Drawing(
         "samples_over_time",
         "Generated images over time",
-        f"Images of the same noise by the generator after steps {steps}, a row of each class.",
+        f"Images of the generator from the same noise after steps {steps}, one row for each class.",
         _small_enough(side_by_side([(f"step {step}", png) for step, png in pictures])),
     )
 
@@ -239,7 +245,7 @@ def _small_enough(png: bytes) -> bytes:
 
 
 def agreement(answers: Answers) -> Drawing:
-    """Draws teacher and student's agreement by class."""
+    """Draws the agreement of teacher and student by class."""
     images, recognised, agreed = answers.per_class()
     figure, axes = one_panel(2.9)
     places = np.arange(answers.classes)
@@ -268,7 +274,7 @@ def agreement(answers: Answers) -> Drawing:
 
 
 def _over_steps(axes: Axes, schedule: Schedule, small: bool = False) -> None:
-    """Puts steps on the horizontal axis, with the phases behind; small panels have no names."""
+    """Sets up a horizontal axis of steps with the phases as background; `small` omits names."""
     for name, start, end in schedule.phases():
         axes.axvspan(start, end, color=_PHASE_COLOURS[name], zorder=0, linewidth=0)
         if not small:
@@ -292,7 +298,7 @@ def _over_steps(axes: Axes, schedule: Schedule, small: bool = False) -> None:
 
 
 def _ends(what: str, steps: np.ndarray, values: np.ndarray) -> str:
-    """Tells a curve in one sentence."""
+    """Describes a curve in one sentence, by its first and last values."""
     finite = np.isfinite(values)
     if not finite.any():
         return f"{what[0].upper()}{what[1:]}: never finite."

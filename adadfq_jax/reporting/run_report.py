@@ -1,4 +1,4 @@
-"""The report of one run."""
+"""The page of one run's report."""
 
 import platform
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ from adadfq_jax.reporting.repeat import command_to_repeat
 from adadfq_jax.reporting.run_facts import ReportedRun, facts_of, read_run
 from adadfq_jax.training.result import Result
 
-# Of the images that layers are tried on one by one: a forward pass of all for each.
+# Pixels of the images that measure the cost of layers: each layer takes a forward pass over them.
 _COST_PIXELS = 2**17
 _COVERAGE_IMAGES, _COVERAGE_SEED = 512, 0
 _PHASES = {"calibrate": "calibration", "warmup": "warm-up", "play": "play"}
@@ -40,15 +40,15 @@ _PHASES = {"calibrate": "calibration", "warmup": "warm-up", "play": "play"}
 def report_run(
     workdir: Path, logged: history.History, taken: Sequence[tuple[int, bytes]]
 ) -> tuple[str, list[findings.Finding], list[Drawing]]:
-    """Measures a run's student on held-out generated images, and describes the run.
+    """Measures a run's student on held-out generated images, and makes the page of its report.
 
     Args:
       workdir: the run's folder.
-      logged: what the run logged.
-      taken: the pictures that it took on its way, (step, PNG).
+      logged: the run's log.
+      taken: pictures that the run drew during training, (step, PNG).
 
     Returns:
-      (the page; what it says in words; its figures).
+      (the page, HTML; its findings; its figures).
 
     Raises:
       CheckpointError: there is no run, or no checkpoint that can be read.
@@ -83,11 +83,11 @@ def _game(run: ReportedRun, facts: findings.Facts) -> tuple[str, list[Drawing]]:
         run_figures.agreement(run.seen),
     ]
     section = page.section(
-        "The game",
+        "Training",
         page.figures(drawings),
         page.paragraph(
-            f"H' is relative to the images that it is computed with; held-out ones are taken "
-            f"{run.config['batch_size']} at a time, as in the game."
+            f"H' is scaled to the batch that it is computed in; for held-out images a batch has "
+            f"{run.config['batch_size']} images, as in training."
         ),
         _times(logged, run.result),
     )
@@ -103,8 +103,8 @@ def _images(run: ReportedRun, _: findings.Facts) -> tuple[str, list[Drawing]]:
     section = page.section(
         "Images",
         page.paragraph(
-            "Held-out images, a row of each class: as the generator makes them now, and the "
-            "same noise at moments of the run."
+            "Held-out images, one row for each class: those that the generator makes now, and "
+            "those that it made from the same noise during training."
         ),
         page.figures(drawings),
     )
@@ -122,15 +122,14 @@ def _reasons(run: ReportedRun, _: findings.Facts) -> tuple[str, list[Drawing]]:
         ),
     ]
     section = page.section(
-        "Why it is not the teacher",
+        "Why the student differs from the teacher",
         page.paragraph(
             f"The cost of a layer's bits is the share of the squared distance between the two "
-            f"networks' logits, on {len(few)} held-out generated images, that goes away when "
-            "this layer alone has 16 bits in the same range; it is negative where the student "
-            "has adapted to the layer's codes. Images cover what the network "
-            "was trained for as far as the statistics that they cause in the teacher are those "
-            "of its training data (0 nats), and as it is as sure of them as of real ones. "
-            + missing
+            f"networks' logits, on {len(few)} held-out generated images, that disappears if only "
+            "this layer has 16 bits, with the same range. The cost is negative where the student "
+            "has adapted to the layer's codes. Images are similar to the teacher's training data "
+            "if they cause the same statistics in its BatchNorms (a distance of 0 nats), and if "
+            "the teacher is as confident of them as of real images. " + missing
         ),
         page.figures(drawings),
     )
@@ -145,10 +144,11 @@ def _layers(run: ReportedRun, _: findings.Facts) -> tuple[str, list[Drawing]]:
     section = page.section(
         "Layers",
         page.paragraph(
-            f"Activations are measured on {len(run.images)} held-out generated images, each "
-            "quantizer by itself on the student's own values. SQNR is the energy of the values "
-            "over that of the error; 6 dB are a quarter, 20 dB a hundredth. Dead codes are "
-            "those that no value has."
+            f"Activations are measured on {len(run.images)} held-out generated images, for each "
+            "quantizer on the values in the student, so that errors of earlier layers do not "
+            "count. SQNR is the energy of the values over that of their quantization error: at 6 "
+            "dB the error has a quarter of the energy, at 20 dB a hundredth. Dead codes are codes "
+            "that no value has."
         ),
         page.figures(drawings),
         _weight_table(run.weights),
@@ -159,7 +159,7 @@ def _layers(run: ReportedRun, _: findings.Facts) -> tuple[str, list[Drawing]]:
 
 def _repetition(run: ReportedRun) -> str:
     return page.section(
-        "To repeat it",
+        "How to repeat the run",
         page.code(command_to_repeat(run.config, run.workdir)),
         _versions(run.result),
         page.folded("Resolved configuration", page.code(to_json(run.config))),
@@ -169,7 +169,7 @@ def _repetition(run: ReportedRun) -> str:
 def _families(
     config: dict[str, Any], teacher: Teacher, generated: np.ndarray
 ) -> tuple[list[tuple[str, np.ndarray]], str]:
-    """Returns images to compare by the name of their family, and what is missing, in words."""
+    """Returns (name, images) for each kind of images to compare, and a sentence on missing ones."""
     count = min(len(generated), _COVERAGE_IMAGES)
     key, indices = jax.random.key(_COVERAGE_SEED), jnp.arange(count)
     drawn = procedural.draw(
@@ -231,8 +231,8 @@ def _times(logged: history.History, result: Result | None) -> str:
     if result is not None:
         rows.append(["whole run", f"{result.seconds:.0f}"])
     return page.table("Time", ["phase", "seconds"], rows) + page.paragraph(
-        "Wall time, compiling and measuring included; of the phases as the logged rates of steps "
-        "tell it."
+        "Wall time, compiling and measuring included. The times of the phases are computed from "
+        "the logged steps per second."
     )
 
 

@@ -1,4 +1,4 @@
-"""The figures of a sweep's report: its games side by side."""
+"""The figures of a sweep's report, which compare its games."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -24,9 +24,9 @@ from adadfq_jax.sweeps.grid import spans_surface, varied
 
 _MOST_CURVES, _MOST_PANELS = 6, 8
 _COLOURS = (BLUE, ORANGE, GREEN, "#8e3a9d", "#b57b00", "#555555")
-# What is reported as robust by Qian et al., CVPR 2023.
+# The region that Qian et al., CVPR 2023, report as robust.
 _ROBUST = {"game.lambda_l": (0.0, 0.2), "game.lambda_u": (0.7, 0.9)}
-# Known without data: by name, its sign of what is good.
+# Scores that need no data: label, and 1 if a larger value is better, else -1.
 _SCORES = {
     "health": ("health score", 1),
     "agreement": ("agreement alone", 1),
@@ -37,14 +37,14 @@ _SCORES = {
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """The games of a sweep that differ in their seed alone.
+    """The games of a sweep that differ only in their seed.
 
     Attributes:
-      name: what they have in common.
-      fields: the same, by field.
-      top1: of the last students, fractions; those measured.
-      calibrated: of the calibrated ones.
-      histories: what the games logged.
+      name: label of the values that the games have in common.
+      fields: these values by field.
+      top1: top-1 of the students after the last step, fractions; only those that were measured.
+      calibrated: top-1 of the calibrated students, fractions; only those that were measured.
+      histories: logs of the games.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Row:
 
 
 def accuracy(rows: Sequence[Row]) -> Drawing | None:
-    """Draws top-1 of every row with its seeds; None where it was not measured."""
+    """Draws the mean top-1 of every row and that of each seed; None where it was not measured."""
     measured = [row for row in rows if row.top1]
     if not measured:
         return None
@@ -76,7 +76,7 @@ def accuracy(rows: Sequence[Row]) -> Drawing | None:
 
 
 def surface(rows: Sequence[Row]) -> Drawing | None:
-    """Draws top-1 over two fields as a heat map; None where not exactly two numbers vary."""
+    """Draws top-1 over two fields as a heat map; None unless exactly two numeric fields vary."""
     names = varied([row.fields for row in rows])
     if not spans_surface(names):
         return None
@@ -128,7 +128,7 @@ def surface(rows: Sequence[Row]) -> Drawing | None:
 
 
 def h_prime(rows: Sequence[Row]) -> Drawing | None:
-    """Draws the mean H' of the training batches: of all rows if few, else of three."""
+    """Draws the mean H' of training batches over the steps, for all rows if few, else for three."""
     curves = [(row.name, *_mean_curve(row, "h_prime")) for row in rows]
     curves = [curve for curve in curves if len(curve[1])]
     if not curves:
@@ -151,7 +151,7 @@ def h_prime(rows: Sequence[Row]) -> Drawing | None:
 
 
 def generalisation(rows: Sequence[Row]) -> Drawing | None:
-    """Draws loss on generated and on evaluation images, a panel a row, of the first rows."""
+    """Draws the loss on generated and on evaluation images, one panel for each of eight rows."""
     panels = [
         (row.name, _mean_evaluation(row, "held_out_loss"), _mean_evaluation(row, "loss"))
         for row in rows
@@ -185,11 +185,12 @@ def generalisation(rows: Sequence[Row]) -> Drawing | None:
 
 
 def health(rows: Sequence[Row]) -> tuple[Drawing, list[list[str]]] | None:
-    """Draws true top-1 over the health score, and tells how well each score ranks it.
+    """Draws top-1 over health, and computes how well each score without data ranks top-1.
 
     Returns:
-      (the figure; lines of name, Spearman over the last students, over all evaluations, median
-      over the games of that within a game), None where fewer than three students have both.
+      (figure; a line for each score: its label and Spearman's rank correlation with top-1 over the
+      last students, over all evaluations, and over one game's evaluations as the median of the
+      games). None where fewer than three students have both health and top-1.
     """
     games = [history.evaluations for row in rows for history in row.histories]
     last = _known([record for game in games for record in game[-1:]])
@@ -244,12 +245,12 @@ def _rank(records: Sequence[Mapping[str, Any]], name: str, sign: int) -> float:
 
 
 def _mean_curve(row: Row, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a logged curve (steps, mean over the games), over the steps that all have."""
+    """Returns (steps, mean over the games) of a logged curve, at steps that all games have."""
     return _mean([history.curves[name] for history in row.histories if name in history.curves])
 
 
 def _mean_evaluation(row: Row, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The same of a number that evaluations measure, where it was."""
+    """Returns (steps, mean over the games) of an evaluated number, at steps that all games have."""
     curves = [history.evaluated(name) for history in row.histories]
     return _mean([(steps[np.isfinite(v)], v[np.isfinite(v)]) for steps, v in curves])
 

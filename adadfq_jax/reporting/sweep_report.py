@@ -1,4 +1,4 @@
-"""The report of a sweep: its table, its games side by side, and the way to each of them."""
+"""The report of a sweep: its table, figures that compare its games, and links to each game."""
 
 import warnings
 from collections.abc import Iterable
@@ -17,14 +17,14 @@ from adadfq_jax.training.workdir import CONFIG, DIVERGED, METRICS, RESULT, SWEEP
 
 
 def report_sweep(workdir: Path, report: str) -> tuple[str, list[Drawing]]:
-    """Describes a sweep.
+    """Makes the page of a sweep's report.
 
     Args:
       workdir: the sweep's folder.
-      report: name of a report's file, to link where a game has one.
+      report: file name of a report, which is linked where a game has one.
 
     Returns:
-      (the page; its figures).
+      (the page, HTML; its figures).
 
     Raises:
       ConfigError: a file of the sweep is damaged.
@@ -51,12 +51,16 @@ def _table(table: dict[str, Any], games: int) -> str:
         parts.append(page.paragraph("The sweep is not finished: it has no table yet."))
     else:
         if sum(row["games"] for row in table["rows"]) != games:
-            parts.append(page.paragraph("This table is of an earlier grid; the sweep goes on."))
+            parts.append(
+                page.paragraph(
+                    "This table is of an earlier grid: the sweep with the new grid is not finished."
+                )
+            )
         heading, *cells = table_cells(table)
         parts += [page.table("Means over the seeds", heading, cells), page.paragraph(NOTES)]
         if table["outside"]:
             outside = ", ".join(table["outside"])
-            parts.append(page.paragraph(f"Here, but not in this grid: {outside}"))
+            parts.append(page.paragraph(f"In this folder, but not in this grid: {outside}"))
     return page.section("Table", *parts)
 
 
@@ -79,9 +83,10 @@ def _choosing(rows: list[sweep_figures.Row]) -> tuple[list[str], list[Drawing]]:
     section = page.section(
         "Choosing without data",
         page.paragraph(
-            "How well scores that need no data rank true top-1: Spearman's rank correlation, 1 "
-            "where they order the students alike, 0 where they tell nothing. Within a game it is "
-            "of that game's evaluations, the median of all games."
+            "How well scores that need no data rank students by top-1: Spearman's rank "
+            "correlation, 1 where score and top-1 give the same order, 0 where the score says "
+            'nothing of top-1. "Within a game" is the correlation over one game\'s evaluations, '
+            "the median of all games."
         ),
         page.figures([drawing]),
         page.table(
@@ -98,7 +103,7 @@ def _every_game(workdir: Path, results: dict[str, Result | None], report: str) -
     for name, result in results.items():
         folder = workdir / name
         cells.append([name, *_game(result, (folder / DIVERGED).exists())])
-        # The best that there is to read of it; a game that nobody has begun has nothing.
+        # Links the first of these files that exists; a game that has not begun has none.
         files = (report, RESULT, METRICS, CONFIG)
         links.append(next((f"{name}/{file}" for file in files if (folder / file).exists()), None))
     heading = ["game", "state", "top-1, last", "calibrated only", "agreement", "seconds"]
@@ -108,7 +113,7 @@ def _every_game(workdir: Path, results: dict[str, Result | None], report: str) -
 def _rows(
     workdir: Path, games: dict[str, dict[str, Any]], results: dict[str, Result | None]
 ) -> list[sweep_figures.Row]:
-    """Gathers the finished games that differ in their seed alone."""
+    """Groups the finished games that differ only in their seed."""
     groups: dict[str, list[str]] = {}
     fields = {}
     for name, values in games.items():
@@ -136,7 +141,7 @@ def _known(values: Iterable[float | None]) -> list[float]:
 
 
 def _result(folder: Path) -> Result | None:
-    """Reads a game's result; one that is damaged stops nobody who asks about the others."""
+    """Reads a game's result; warns of a damaged one, so that the others are still reported."""
     try:
         return read_result(folder)
     except ConfigError as error:
@@ -145,7 +150,7 @@ def _result(folder: Path) -> Result | None:
 
 
 def _word(key: str, value: Any) -> str:
-    """Says a field in few letters: methods and bit-widths speak for themselves."""
+    """Returns a short label of a field and its value; methods and bit-widths need no field name."""
     if key in ("game.method", BITS):
         return str(value)
     return f"{key.removeprefix('game.')} {value}"

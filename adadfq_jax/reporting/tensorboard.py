@@ -1,4 +1,4 @@
-"""TensorBoard events of a run: its log again, for those who compare runs there."""
+"""A run's log and pictures as events for TensorBoard."""
 
 import io
 from collections.abc import Sequence
@@ -10,17 +10,17 @@ from tensorboardX import SummaryWriter
 
 from adadfq_jax.reporting.history import History
 
-# Tells our events from those of others, which TensorBoard would show as if they were of the run.
+# Ends the names of our event files. TensorBoard would show other files in the folder as this run's.
 SUFFIX = ".adadfq_jax"
 
 
 def write_events(folder: Path, history: History, pictures: Sequence[tuple[int, bytes]]) -> None:
-    """Writes curves, evaluations and pictures, in the place of those of an earlier call.
+    """Writes curves, evaluations and pictures, and removes those that an earlier call wrote.
 
     Args:
-      folder: where the events go.
-      history: what the run logged.
-      pictures: (step, PNG).
+      folder: where to write the events.
+      history: the run's log.
+      pictures: pictures that the run drew during training, (step, PNG).
     """
     for path in folder.glob(f"*{SUFFIX}"):
         path.unlink()

@@ -1,4 +1,4 @@
-"""The verb `adadfq report`: the files of a report of a run or a sweep, where they belong."""
+"""The verb `adadfq report`: writes the report of a run or a sweep into its folder."""
 
 import warnings
 from collections.abc import Sequence
@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 from adadfq_jax.errors import CheckpointError, ConfigError, TeacherError, install_command
 from adadfq_jax.reporting.findings import Finding
-from adadfq_jax.storage.files import is_remote, locate, write_whole
+from adadfq_jax.storage.files import (
+    check_replaceable,
+    is_remote,
+    locate,
+    refuse_foreign,
+    write_whole,
+)
 from adadfq_jax.training.pictures import is_own
 from adadfq_jax.training.workdir import (
     CONFIG,
@@ -19,10 +25,9 @@ from adadfq_jax.training.workdir import (
     SWEEP,
     check_sweep,
     read_json,
-    refuse_foreign,
 )
 
-if TYPE_CHECKING:  # drawing needs matplotlib
+if TYPE_CHECKING:  # imports matplotlib, which may be missing
     from adadfq_jax.reporting.drawing import Drawing
 
 
@@ -31,25 +36,24 @@ def write_report(
 ) -> list[Finding]:
     """Writes `report.html` into a run's or a sweep's folder, and its figures into `report/`.
 
-    Beside a run's, TensorBoard events go into `tensorboard/`. Of a sweep, every finished game that
-    has no report since then gets its own.
+    For a run, TensorBoard events are written into `tensorboard/` as well. For a sweep, every
+    finished game without a newer report gets a report in its folder.
 
     Args:
       workdir: the folder.
       overwrite: whether to replace an earlier report.
-      games: whether to report a sweep's games too.
+      games: whether to report the games of a sweep too.
 
     Returns:
-      What the report says in words, the worst first; nothing of a sweep.
+      The findings of a run, the worst first; an empty list for a sweep.
 
     Raises:
-      ConfigError: there is a report already, or a file that the report would replace and none
+      ConfigError: there is a report already, or a file that the report would replace and no report
         wrote, or a package for reports is not installed.
       CheckpointError: there is no run, or no checkpoint that can be read.
       TeacherError: the run's teacher cannot be read.
     """
     workdir = _on_a_disk(workdir)
-    target = workdir / REPORT
     single = (workdir / CONFIG).exists()
     if not single:
         check_sweep(workdir)
@@ -58,10 +62,8 @@ def write_report(
             f"{str(workdir)!r} holds neither a run nor a sweep: there is no {CONFIG} or {SWEEP} in "
             "it."
         )
-    if target.exists() and not overwrite:
-        raise ConfigError(f"{str(target)!r} exists; --overwrite replaces it.")
     require_packages()
-    _check_page(workdir)
+    _check_page(workdir, overwrite)
     _check_parts(workdir)
     if single:
         return _report_run(workdir)
@@ -95,7 +97,7 @@ def _report_sweep(workdir: Path, games: bool) -> None:
     for number, name in enumerate(missing, start=1):
         print(f"[{number}/{len(missing)}] {name}", flush=True)
         try:
-            _check_page(workdir / name)
+            _check_page(workdir / name, overwrite=True)
             _check_parts(workdir / name)
             _report_run(workdir / name)
         except (ConfigError, CheckpointError, TeacherError) as error:
@@ -103,20 +105,17 @@ def _report_sweep(workdir: Path, games: bool) -> None:
     _write(workdir, *report_sweep(workdir, REPORT))
 
 
-def _check_page(workdir: Path) -> None:
-    """Raises ConfigError where a page would take the place of another's."""
+def _check_page(workdir: Path, overwrite: bool) -> None:
+    """Raises ConfigError where a page would replace a file of others, or an earlier page."""
     from adadfq_jax.reporting import page
 
-    if (workdir / REPORT).exists() and not page.is_own(workdir / REPORT):
-        refuse_foreign(workdir / REPORT, "a report")
+    check_replaceable(workdir / REPORT, "a report", page.is_own, overwrite)
 
 
 def _check_parts(workdir: Path) -> None:
-    """Raises ConfigError where a figure or TensorBoard's events would take another's place."""
+    """Raises ConfigError where figures or events would replace files that no report wrote."""
     from adadfq_jax.reporting.tensorboard import SUFFIX
 
-    if (workdir / REPORT).is_dir():
-        refuse_foreign(workdir / REPORT, "a report")
     for name in (FIGURES, EVENTS):
         if (workdir / name).exists() and not (workdir / name).is_dir():
             refuse_foreign(workdir / name, "a folder of a report")
@@ -143,13 +142,18 @@ def _on_a_disk(workdir: str | Path) -> Path:
     found = locate(workdir)
     if is_remote(found):
         raise ConfigError(
-            f"a report is made on a disk: gcloud storage cp -r {found} ., and report the copy."
+            f"a report is written only on a disk, and {str(found)!r} is in Cloud Storage: copy it "
+            f"(gcloud storage cp -r {found} .) and report the copy."
         )
     return found
 
 
 def require_packages() -> None:
-    """Raises ConfigError, with the command that installs it, where a package is missing."""
+    """Checks that the packages for reports are installed.
+
+    Raises:
+      ConfigError: a package is missing; the message names the command that installs it.
+    """
     try:
         import matplotlib  # noqa: F401
         import scipy  # noqa: F401

@@ -1,1 +1,1 @@
-"""Files on a disk and in Cloud Storage (`files`), who owns a folder (`ownership`), `digests`."""
+"""Files on a disk and in Cloud Storage (`files`), owners of folders (`ownership`), `digests`."""

@@ -1,4 +1,4 @@
-"""SHA-256 of arrays and files: to recognise a teacher, and what is not what was written."""
+"""SHA-256 of arrays and files, to identify a teacher and to find damaged files."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
     """Returns the hexadecimal SHA-256 of named arrays: names, types, shapes and bytes.
 
     Args:
-      arrays: by name; their order does not matter.
+      arrays: arrays by name; their order does not matter.
     """
     result = hashlib.sha256()
     for name in sorted(arrays):
@@ -23,11 +23,11 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def checksum(described: Mapping[str, Any], content: Mapping[str, np.ndarray] | bytes) -> str:
-    """Returns the hexadecimal SHA-256 of a file: of what it says of itself, and of the rest.
+    """Returns the hexadecimal SHA-256 of an exported file: its description and its content.
 
     Args:
-      described: what it says, as JSON, without the checksum.
-      content: its arrays by name, or its other bytes.
+      described: the file's description, which JSON can hold, without the checksum.
+      content: the file's arrays by name, or the rest of its bytes.
     """
     rest = content if isinstance(content, bytes) else digest(content).encode()
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode() + rest).hexdigest()

@@ -1,7 +1,7 @@
-"""Where files lie: on a disk, or in Cloud Storage, whose objects are neither appended nor renamed.
+"""Files on a disk and in Cloud Storage, where files can be neither appended to nor renamed.
 
-A path on a disk is a `pathlib.Path`, one in Cloud Storage an `etils.epath.Path`; what the two do
-alike, callers do with them, and the rest is here.
+A path on a disk is a `pathlib.Path`, one in Cloud Storage an `etils.epath.Path`. Callers use the
+methods that behave the same in both; the functions here are for what differs.
 """
 
 import contextlib
@@ -12,8 +12,9 @@ import shutil
 import socket
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import etils.epath
 
@@ -22,17 +23,21 @@ from adadfq_jax.errors import AdaDFQError, ConfigError, StorageError, install_co
 _REMOTE = "gs://"
 _ELSEWHERE = re.compile(r"\w+:/")  # not two slashes, since pathlib makes one of them
 
-# Whose errors, and errors that pass through them, are those of the network or of Cloud Storage.
+# An error that these libraries raise, or that passes through them, is one of the network or of
+# Cloud Storage.
 _LIBRARIES = ("aiohttp", "fsspec", "gcsfs", "google", "requests", "urllib3")
 _NO_CREDENTIALS = ("DefaultCredentialsError", "RefreshError")
-_LATER = (408, 429)  # of HTTP, what may be asked again: too slow, too often
+_LATER = (408, 429)  # HTTP codes (timeout, too many requests) after which a retry makes sense
 
 
 def locate(path: str | Path) -> Path:
-    """Returns a path on a disk or, of `gs://BUCKET/NAME`, in Cloud Storage.
+    """Returns the path on a disk or in Cloud Storage that a text names.
+
+    Args:
+      path: a path on a disk, or `gs://BUCKET/NAME`.
 
     Raises:
-      ConfigError: the storage is another one, or cannot be read.
+      ConfigError: the path names another kind of storage, or Cloud Storage refuses to read it.
       StorageError: Cloud Storage is not reached.
     """
     text = os.fspath(path)
@@ -42,17 +47,17 @@ def locate(path: str | Path) -> Path:
                 f"{text!r} must be on a disk or in Cloud Storage (a string, 'gs://BUCKET/NAME')."
             )
         return _at_home(path)
-    if not isinstance(path, str):  # located already: asking again would cost a request
+    if not isinstance(path, str):  # from an earlier call, whose check of the bucket is enough
         return path
     try:
         import fsspec
         import gcsfs  # noqa: F401 (only whether it is there)
     except ImportError as error:
         raise ConfigError(f"{text!r} needs {error.name}: {install_command('gcs')}.") from error
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what it has to say, its errors say
-    # By fsspec, whether TensorFlow is installed or not.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs what its errors say as well
+    # etils then uses fsspec, whether TensorFlow is installed or not.
     os.environ.setdefault("EPATH_USE_TF", "false")
-    # Others write there too: what was listed before says little.
+    # No cached listings, since other processes write there too.
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
     found = etils.epath.Path(text)
     with translated(f"{text!r} cannot be read"):
@@ -61,10 +66,10 @@ def locate(path: str | Path) -> Path:
 
 
 def on_a_disk(path: str | Path) -> Path:
-    """Returns the path of what is read or written on a disk alone.
+    """Returns the path of a file or folder that has to be on a disk.
 
     Raises:
-      ConfigError: it is not on a disk.
+      ConfigError: the path is not on a disk.
     """
     text = os.fspath(path)
     if _ELSEWHERE.match(text):
@@ -73,7 +78,7 @@ def on_a_disk(path: str | Path) -> Path:
 
 
 def _at_home(path: str | Path) -> Path:
-    # A shell leaves the ~ of --workdir=~/runs as it is; where there is no home it stays, too.
+    # A shell does not expand the ~ of --workdir=~/runs. Without a home folder it stays.
     with contextlib.suppress(RuntimeError):
         return Path(path).expanduser()
     return Path(path)
@@ -86,13 +91,16 @@ def is_remote(path: Path) -> bool:
 
 @contextlib.contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Turns what the libraries of Cloud Storage raise into one sentence; also as a decorator.
+    """Turns errors of the Cloud Storage libraries into this package's; also usable as a decorator.
 
-    Errors of the disk go through as they are.
+    Errors of a disk pass through unchanged.
+
+    Args:
+      what: what failed, the first part of the message; the reason follows.
 
     Raises:
-      ConfigError: `what`, and why: there is no such thing, or no permission.
-      StorageError: `what`, and why: it is not reached, or fails.
+      ConfigError: there is no such file or bucket, or no permission.
+      StorageError: Cloud Storage is not reached, or fails.
     """
     try:
         yield
@@ -126,28 +134,59 @@ def _is_of_storage(error: Exception) -> bool:
 
 
 def absolute(path: Path) -> Path:
-    """Returns a path that does not depend on where this process is."""
+    """Returns a path that does not depend on the working directory."""
     return path if is_remote(path) else path.absolute()
 
 
-def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raises ConfigError where there is a folder, or a file that may not be replaced."""
-    if path.is_dir():
-        raise ConfigError(f"{str(path)!r} is a folder; name a file.")
+def check_replaceable(
+    path: Path, what: str, is_own: Callable[[Path], bool], overwrite: bool
+) -> None:
+    """Checks that nothing of anybody's is lost where a file or a folder will be written.
+
+    Args:
+      path: the place.
+      what: what adadfq writes there, such as "a report".
+      is_own: tells whether something is that, and written by adadfq.
+      overwrite: whether an earlier one may be replaced.
+
+    Raises:
+      ConfigError: there is an earlier one, or something else.
+    """
+    if path.exists() and not is_own(path):
+        refuse_foreign(path, what)
     # A link to nothing would be replaced, too.
-    there = path.exists() or (not is_remote(path) and path.is_symlink())
-    if there and not overwrite:
-        raise ConfigError(f"{str(path)!r} exists; overwrite it with --overwrite, or name another.")
+    if not overwrite and (path.exists() or (not is_remote(path) and path.is_symlink())):
+        raise ConfigError(f"{str(path)!r} exists; --overwrite replaces it.")
+
+
+def refuse_foreign(path: Path, what: str) -> NoReturn:
+    """Raises ConfigError for a place where something is that adadfq did not write.
+
+    Args:
+      path: the place.
+      what: what it would be if adadfq had written it.
+    """
+    raise ConfigError(
+        f"{str(path)!r} would be replaced, but is not {what} that adadfq wrote; move it away, or "
+        "choose another place."
+    )
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those above it; in Cloud Storage there is nothing to make."""
+    """Makes a folder and its parents; does nothing in Cloud Storage, which has no folders."""
     if not is_remote(path):
         path.mkdir(parents=True, exist_ok=True)
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file in one piece, also where other processes write it at the same time."""
+    """Writes a file so that readers see the old content or the new, never a part of it.
+
+    Several processes may write the same file at the same time.
+
+    Args:
+      path: the file, on a disk or in Cloud Storage.
+      content: its bytes.
+    """
     if is_remote(path):
         path.write_bytes(content)
         return
@@ -157,17 +196,17 @@ def write_whole(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yields a path to write a file or a folder to, which takes its place once nothing is raised.
+    """Yields a temporary path; what is written there is moved to `path` if nothing is raised.
 
-    A link stays a link: what it names is replaced. A folder is replaced as a whole, and a kill at
-    any moment leaves the old one or the new one whole.
+    A link stays a link, and the file or folder that it names is replaced. A folder is replaced as a
+    whole: a kill at any moment leaves a whole folder, the old one or the new one.
 
     Args:
-      path: the place, on a disk.
+      path: the final place of the file or folder, on a disk.
     """
     if path.is_symlink():
         path = path.resolve()
-    # The suffix stays, for those who read the file before it has its name.
+    # The suffix is kept, because libraries tell a file's format by it.
     name = f".{path.stem}.{name_of_this_process()}"
     partial = path.with_name(f"{name}.partial{path.suffix}")
     try:
@@ -187,10 +226,15 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def create(path: Path, content: bytes) -> bool:
-    """Writes an object of Cloud Storage where there is none; of several that try, one succeeds.
+    """Writes an object of Cloud Storage if there is none; of several processes, one succeeds.
+
+    Args:
+      path: the object, in Cloud Storage.
+      content: its bytes, which no other process writes.
 
     Returns:
-      Whether it is ours: written here, by this call or one whose answer was lost.
+      Whether this process wrote the object, by this call or by an earlier try whose answer was
+      lost.
     """
     import fsspec
 
@@ -203,7 +247,7 @@ def create(path: Path, content: bytes) -> bool:
 
 
 def remove_folder(path: Path) -> None:
-    """Removes a folder and all in it, as far as it is there."""
+    """Removes a folder and all in it; does nothing where it does not exist."""
     if is_remote(path):
         path.rmtree(missing_ok=True)
     else:
@@ -211,7 +255,7 @@ def remove_folder(path: Path) -> None:
 
 
 def move_folder(source: Path, target: Path) -> None:
-    """Moves a folder over whatever is there; in Cloud Storage, file by file."""
+    """Moves a folder, and replaces the target if it exists; in Cloud Storage, file by file."""
     remove_folder(target)
     if not is_remote(source):
         target.parent.mkdir(exist_ok=True)
@@ -233,9 +277,13 @@ def files_in(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def readable(path: Path) -> Iterator[Path]:
-    """Gives a file on a disk, for a library that reads nothing else: the same, or a copy.
+    """Yields a path on a disk from which a file can be read, for libraries that need one.
 
-    An error that names the copy names the file instead.
+    A file in Cloud Storage is copied to a temporary file. Errors of this package inside the context
+    name the original.
+
+    Args:
+      path: the file, on a disk or in Cloud Storage.
     """
     if not is_remote(path):
         yield path
@@ -251,7 +299,13 @@ def readable(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def writable(path: Path) -> Iterator[Path]:
-    """Gives a place on a disk, for a library that writes nowhere else; what is there goes out."""
+    """Yields a path on a disk to which a file can be written, for libraries that need one.
+
+    For a file in Cloud Storage this is a temporary file, which is copied at the end of the context.
+
+    Args:
+      path: the file, on a disk or in Cloud Storage.
+    """
     if not is_remote(path):
         yield path
         return
@@ -272,5 +326,5 @@ def _naming(copy: Path, path: Path) -> Iterator[None]:
 
 
 def name_of_this_process() -> str:
-    """Returns a name that no other process has now: its host and number."""
+    """Returns a name of this process: its host and its number, such as "node3-4711"."""
     return f"{socket.gethostname()}-{os.getpid()}"

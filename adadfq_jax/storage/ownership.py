@@ -1,4 +1,4 @@
-"""One owner of a folder: on a disk by a lock of the kernel, in Cloud Storage by a lease."""
+"""A folder's one owner: by a kernel lock on a disk, by a lease in Cloud Storage."""
 
 import contextlib
 import fcntl
@@ -14,23 +14,27 @@ from adadfq_jax.storage.files import create, is_remote, name_of_this_process, wr
 
 LOCK, LEASE = ".lock", ".lease"
 
-# A lease is renewed three times in its life; its owner stops before its end, as clocks differ.
+# A lease is renewed every third of its length. Its owner stops before it ends, as clocks differ.
 _SECONDS_OF_LEASE = 60.0
 _SECONDS_OF_MARGIN = 10.0
 
 
 class Lock:
-    """Of a folder on a disk. The kernel drops it with its owner: one killed leaves none behind."""
+    """The lock of a folder on a disk. The kernel removes it when its process ends or is killed."""
 
     def __init__(self, folder: Path, name: str = LOCK):
-        """Takes it.
+        """Takes the lock.
+
+        Args:
+          folder: the folder.
+          name: name of the file in it that is locked.
 
         Raises:
-          WorkdirInUseError: another process has it.
+          WorkdirInUseError: another process has the lock.
           ConfigError: the file system has no locks.
           OSError: the folder cannot be written.
         """
-        # To append: a file of this name may be somebody's own.
+        # Opened to append, so that a user's file of this name keeps its content.
         self._file = open(folder / name, "a")  # noqa: SIM115 (held until close)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -44,27 +48,30 @@ class Lock:
             ) from error
 
     def check(self) -> None:
-        """Does nothing: a lock cannot be lost."""
+        """Does nothing, since a lock cannot be lost."""
 
     def close(self) -> None:
-        """Gives it back."""
+        """Releases the lock."""
         self._file.close()
 
 
 class Lease:
-    """Of a folder in Cloud Storage: who has it, and until when.
+    """The lease of a folder in Cloud Storage: an object that names an owner and a time of expiry.
 
-    Leases are numbered objects, each created by one process alone; the newest counts. An owner
-    renews its own by a thread until it gives it back; that of a killed one runs out. Who finds the
-    lease of another waits until it is renewed, and so belongs to one who lives, or runs out. Clocks
-    are taken to be right to within some seconds.
+    Leases are numbered, each object is created by one process, and the newest counts. A thread
+    renews the lease until the owner releases it; the lease of a killed owner expires. A process
+    that finds another's lease waits: either the lease is renewed, then the folder is in use, or it
+    expires. Clocks are assumed to be right to within some seconds.
     """
 
     def __init__(self, folder: Path):
-        """Takes it; waits for the end of the lease of an owner that is gone.
+        """Takes the lease; first waits until that of a killed owner expires.
+
+        Args:
+          folder: the folder, in Cloud Storage.
 
         Raises:
-          WorkdirInUseError: another process has it and lives.
+          WorkdirInUseError: a running process has the lease.
         """
         number, found = _newest(folder)
         while time.time() < found["until"]:
@@ -74,7 +81,7 @@ class Lease:
                 raise _in_use(folder, found["owner"])
         self._folder = folder
         self._object = folder / LEASE / f"{number + 1:06}"
-        # Something random too: host and number may be those of another container.
+        # With a random part, since processes in two containers can have the same host and number.
         self._owner = f"{name_of_this_process()}-{uuid.uuid4().hex[:8]}"
         until, content = self._next()
         if not create(self._object, content):
@@ -97,17 +104,17 @@ class Lease:
     def _keep(self) -> None:
         while not self._given_back.wait(_SECONDS_OF_LEASE / 3):
             until, content = self._next()
-            # What the network refuses now it may grant later.
+            # A failed renewal is tried again, while there is time.
             with contextlib.suppress(Exception):
                 if self._is_ours():
                     write_whole(self._object, content)
                     self._until = until
 
     def check(self) -> None:
-        """Checks that the folder is still ours, before something is written into it.
+        """Checks that this process still has the lease; called before every write.
 
         Raises:
-          StorageError: the lease ran out, while this process was stopped or cut off.
+          StorageError: the lease expired, while this process was stopped or cut off.
         """
         if not self._is_ours():
             raise StorageError(
@@ -116,25 +123,31 @@ class Lease:
             )
 
     def close(self) -> None:
-        """Gives it back."""
+        """Releases the lease."""
         self._given_back.set()
         self._thread.join()
-        with contextlib.suppress(Exception):  # it runs out by itself
+        with contextlib.suppress(Exception):  # else the lease expires by itself
             if self._is_ours():
                 write_whole(self._object, json.dumps({"owner": "nobody", "until": 0}).encode())
 
 
 def own(folder: Path) -> Lock | Lease:
-    """Takes a folder.
+    """Makes this process the owner of a folder.
+
+    Args:
+      folder: the folder, on a disk or in Cloud Storage.
+
+    Returns:
+      The ownership; `close` ends it.
 
     Raises:
-      WorkdirInUseError: another process has it.
+      WorkdirInUseError: another process owns the folder.
     """
     return Lease(folder) if is_remote(folder) else Lock(folder)
 
 
 def is_leased(folder: Path) -> bool:
-    """Tells whether a folder in Cloud Storage has an owner, or had one a minute ago."""
+    """Tells whether a folder in Cloud Storage has an owner, or had one within the last minute."""
     return time.time() < _newest(folder)[1]["until"]
 
 
@@ -143,14 +156,14 @@ def _leases(folder: Path) -> list[Path]:
 
 
 def _newest(folder: Path) -> tuple[int, dict[str, Any]]:
-    """Returns the number of the newest lease, and what it says; 0 where there is none."""
+    """Returns the number and the content of the newest lease; number 0 where there is none."""
     paths = _leases(folder)
     if not paths:
         return 0, {"owner": "nobody", "until": 0}
     try:
         said = json.loads(paths[-1].read_text())
         return int(paths[-1].name), {"owner": str(said["owner"]), "until": float(said["until"])}
-    except FileNotFoundError:  # taken over in this moment
+    except FileNotFoundError:  # another process has just taken over, and removed it
         return _newest(folder)
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(

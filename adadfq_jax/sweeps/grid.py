@@ -1,4 +1,4 @@
-"""A grid of games: fields with several values each, and the games that all combinations make."""
+"""A grid: fields with several values each, and the games (runs) of all their combinations."""
 
 import ast
 import dataclasses
@@ -11,15 +11,15 @@ from typing import Any
 
 import ml_collections
 
-from adadfq_jax.config.checks import check_field, validate
-from adadfq_jax.config.fields import FROM_METHOD, default_config, flatten
+from adadfq_jax.config.checks import validate
+from adadfq_jax.config.fields import find_field
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.quantization.bits import parse_bits
 
 BITS = "bits"  # both bit-widths in one word
 SEED = "seed"
-_SHORT = {"game.method": "", BITS: "", SEED: SEED}  # what stands before the value in a game's name
-# All others are 1.
+_SHORT = {"game.method": "", BITS: "", SEED: SEED}  # prefixes of the values in a game's name
+# The order of fields in a game's name; all others are 1.
 _ORDER = {"game.method": 0, BITS: 2, "quant.weight_bits": 2, "quant.activation_bits": 3, SEED: 4}
 _TIED = ("quant.weight_bits", "quant.activation_bits")
 _WRITTEN = "write --grid='FIELD=VALUE,VALUE;FIELD=LOWEST..HIGHEST'"
@@ -30,9 +30,9 @@ class Point:
     """One game of a grid.
 
     Attributes:
-      name: of its folder; the same in every grid of the same fields, whatever their order.
-      values: by key of the grid.
-      config: the whole configuration.
+      name: name of the game's folder; it does not depend on the order of the grid's fields.
+      values: values by key of the grid.
+      config: the game's whole configuration.
     """
 
     name: str
@@ -43,14 +43,13 @@ class Point:
 def parse_grid(text: str) -> dict[str, tuple[Any, ...]]:
     """Reads a grid written like `quant.weight_bits=3,4,5;seed=0..4;game.method=gdfq,adadfq`.
 
-    `bits=w3a3,w4a4` stands for both bit-widths at once. `0..4` are the integers 0 to 4.
+    `bits=w3a3,w4a4` sets both bit-widths. `0..4` stands for the integers 0 to 4.
 
     Returns:
       The values by key, each of its field's type.
 
     Raises:
-      ConfigError: a field is unknown or named twice, a value is malformed or there twice, or there
-        is none.
+      ConfigError: a field is unknown or named twice, or a value is malformed, repeated or missing.
     """
     grid: dict[str, tuple[Any, ...]] = {}
     for entry in text.split(";"):
@@ -60,23 +59,23 @@ def parse_grid(text: str) -> dict[str, tuple[Any, ...]]:
         if key in grid:
             raise ConfigError(f"the grid names {key} twice; give it all its values at once.")
         if key != BITS:
-            check_field(key)
+            find_field(key)
         grid[key] = tuple(value for word in _split(values) for value in _values(key, word.strip()))
     check_grid(grid)
     return grid
 
 
 def check_grid(grid: Mapping[str, Sequence[Any]]) -> None:
-    """Checks keys and values of a grid.
+    """Checks the keys and values of a grid.
 
     Raises:
-      ConfigError: it is empty, a key is unknown, or has no value or one of them twice.
+      ConfigError: the grid is empty, or a key is unknown, has no values, or has a value twice.
     """
     if not grid:
         raise ConfigError(f"the grid is empty; {_WRITTEN}.")
     for key, values in grid.items():
         if key != BITS:
-            check_field(key)
+            find_field(key)
         if not isinstance(values, list | tuple):
             raise ConfigError(f"the grid gives {key} {values!r}, not a list of values.")
         if not values:
@@ -88,12 +87,12 @@ def check_grid(grid: Mapping[str, Sequence[Any]]) -> None:
                 raise ConfigError(f"the grid gives {key} the value {value!r} twice.")
     if BITS in grid and not grid.keys().isdisjoint(_TIED):
         raise ConfigError(
-            f"the grid has {BITS}, which stands for {' and '.join(_TIED)}, and these."
+            f"the grid has {BITS}, which sets {' and '.join(_TIED)}, and one of these as well."
         )
 
 
 def _split(text: str) -> list[str]:
-    """Splits at the commas that stand outside of brackets."""
+    """Splits at commas outside brackets."""
     words, depth = [""], 0
     for character in text:
         depth += (character == "(") - (character == ")")
@@ -109,8 +108,8 @@ def _values(key: str, word: str) -> list[Any]:
     if key == BITS:
         parse_bits(word)
         return [word]
-    default = flatten(default_config().to_dict())[key]
-    kind = FROM_METHOD.get(key, str if default is None else type(default))
+    known = find_field(key).kind
+    kind = known.type
     try:
         if kind is int and ".." in word:
             lowest, highest = map(int, word.split(".."))
@@ -129,29 +128,25 @@ def _values(key: str, word: str) -> list[Any]:
                 return [value]
     except (ValueError, SyntaxError):
         pass
-    right = {
-        int: "an integer, or a range such as 0..4",
-        float: "a finite number",
-        bool: "True or False",
-        str: "text",
-        tuple: "a tuple such as (1,2)",
-    }
-    raise ConfigError(f"the grid gives {key} the value {word!r}, which is not {right[kind]}.")
+    right = known.words + (", or a range such as 0..4" if kind is int else "")
+    raise ConfigError(f"the grid gives {key} the value {word!r}, which is not {right}.")
 
 
 def plan(config: ml_collections.ConfigDict, grid: str | Mapping[str, Sequence[Any]]) -> list[Point]:
-    """Makes the games of a grid, those that share a compiled step one after another.
+    """Returns the games of a grid, ordered so that games with the same compiled step are adjacent.
 
     Args:
-      config: of `default_config` or a file in `configs/`; what the grid does not name.
-      grid: as `parse_grid` reads it, or what it returns.
+      config: from `default_config` or a file in `configs/`, for the fields that the grid does not
+        name.
+      grid: text for `parse_grid`, or a mapping as it returns.
 
     Raises:
-      ConfigError: the grid or one of its games cannot be played.
+      ConfigError: the grid is malformed, or one of its games has an invalid configuration.
     """
     grid = parse_grid(grid) if isinstance(grid, str) else dict(grid)
     check_grid(grid)
-    # Bit-widths and seed, the last, are data to a compiled step; all else may change it.
+    # Bit-widths and seed, which vary fastest, are arguments of a compiled step; other fields may
+    # need another step.
     keys = sorted(grid, key=_rank)
     points = []
     for values in itertools.product(*(grid[key] for key in keys)):
@@ -171,12 +166,12 @@ def plan(config: ml_collections.ConfigDict, grid: str | Mapping[str, Sequence[An
 
 
 def without_seed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a game has in common with those that differ from it in their seed alone."""
+    """Returns a game's values by key, except the seed."""
     return {key: value for key, value in values.items() if key != SEED}
 
 
 def varied(games: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Returns the fields of games that have several values, seeds aside, each with all of them."""
+    """Returns the fields that differ between games, except the seed, each with all its values."""
     found = {}
     for key in without_seed(games[0]):
         values: list[Any] = []
@@ -189,19 +184,19 @@ def varied(games: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 
 def spans_surface(fields: Mapping[str, Sequence[Any]]) -> bool:
-    """Tells whether fields, of `varied`, are two and of numbers."""
+    """Tells whether the fields that `varied` returned are two, both with numbers as values."""
     values = [value for field in fields.values() for value in field]
     return len(fields) == 2 and all(isinstance(value, int | float) for value in values)
 
 
 def _rank(key: str) -> tuple[int, str]:
-    """Orders keys as a reader wants them: the method first, bits and seed last."""
+    """Returns a sort key that puts the method first, bits and seed last."""
     return _ORDER.get(key, 1), key
 
 
 def _part(key: str, value: Any) -> str:
     text = str(value)
     safe = re.sub(r"[^\w.+-]+", "-", text)
-    if safe != text:  # two values may not become one name
+    if safe != text:  # so that two values never give the same name
         safe += "-" + hashlib.sha256(text.encode()).hexdigest()[:6]
     return f"{_SHORT.get(key, key + '=')}{safe}"

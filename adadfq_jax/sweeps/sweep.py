@@ -1,9 +1,9 @@
-"""A sweep: the games of a grid, each a run in its own folder, played by any number of processes.
+"""A sweep: the games of a grid, each a run in a folder, trained by any number of processes.
 
-A process takes the next game that nobody plays. What tells is a lock that the kernel drops with its
-owner (in Cloud Storage, a lease that runs out), so that a game whose process was killed is free
-again and goes on from its checkpoint. Who finds no free game waits for those being played, in case
-their process is killed.
+A process takes the next game that no other process has locked. The kernel removes the lock of a
+process that ends or is killed (in Cloud Storage, its lease expires), so another process can then
+resume that game from its checkpoint. A process that finds no free game waits until the others are
+done, in case one of them is killed.
 """
 
 import contextlib
@@ -30,7 +30,14 @@ from adadfq_jax.errors import (
     WorkdirInUseError,
 )
 from adadfq_jax.models.network import Teacher
-from adadfq_jax.storage.files import is_remote, locate, make_folder, translated, write_whole
+from adadfq_jax.storage.files import (
+    is_remote,
+    locate,
+    make_folder,
+    refuse_foreign,
+    translated,
+    write_whole,
+)
 from adadfq_jax.storage.ownership import Lock, is_leased
 from adadfq_jax.sweeps.grid import Point, plan
 from adadfq_jax.sweeps.table import NAMES, is_sweep_table, result_line, table_forms, table_rows
@@ -46,7 +53,6 @@ from adadfq_jax.training.workdir import (
     check_run,
     check_sweep,
     read_json,
-    refuse_foreign,
 )
 
 _CLAIM = ".claim"
@@ -63,22 +69,24 @@ def run_sweep(
     should_stop: Callable[[], int | None] = lambda: None,
     show_progress: bool = False,
 ) -> dict[str, Any]:
-    """Plays every game of a grid that is not finished, and writes the tables.
+    """Trains every game of a grid that is not finished, and writes the tables.
 
     Args:
-      config: of `default_config` or a file in `configs/`; what the grid does not name.
+      config: from `default_config` or a file in `configs/`, for the fields that the grid does not
+        name.
       grid: such as `bits=w3a3,w4a4;seed=0..4`, see `grid.parse_grid`; or the values by key.
-      workdir: the sweep's folder; other processes may play in it at the same time.
-      teacher: a teacher in memory; by default the one at `config.teacher.path`.
-      should_stop: asked after every dispatch; a signal's number ends the sweep with a checkpoint.
+      workdir: the sweep's folder; other processes may work on the same sweep at the same time.
+      teacher: a teacher in memory; None reads the one at `config.teacher.path`.
+      should_stop: called after every dispatch; once it returns a signal's number, the sweep stops
+        with a checkpoint.
       show_progress: whether to show a progress bar for each game on stderr.
 
     Returns:
-      What `table.json` holds.
+      The content of `table.json`, see `Sweep.write_tables`.
 
     Raises:
-      ConfigError, TeacherError, DataError: something given cannot be used.
-      StoppedError: `should_stop` said so.
+      ConfigError, TeacherError, DataError: an argument cannot be used.
+      StoppedError: `should_stop` returned a signal.
       StorageError: a workdir in Cloud Storage is not reached.
     """
     sweep = Sweep(plan(config, grid), workdir, teacher)
@@ -98,16 +106,16 @@ class Sweep:
     def __init__(
         self, points: Sequence[Point], workdir: str | Path, teacher: Teacher | None = None
     ):
-        """Checks the games against what the folder holds; writes `sweep.json` alone.
+        """Checks the games against the folder's content, and writes only `sweep.json`.
 
         Args:
-          points: of `grid.plan`.
-          workdir: the sweep's folder, made where it is missing.
-          teacher: a teacher in memory, for all games.
+          points: the games, from `grid.plan`.
+          workdir: the sweep's folder, created where it is missing.
+          teacher: a teacher in memory, for all games; None reads those that the games name.
 
         Raises:
-          ConfigError: the folder holds a single run, a game of the same name that is another, or
-            something that the sweep would replace and no sweep wrote.
+          ConfigError: the folder holds a single run, a game of the same name with other fields, or
+            a file that the sweep would replace and no sweep wrote.
           TeacherError: a teacher cannot be used.
         """
         self.path, self.points = locate(workdir), points
@@ -150,13 +158,13 @@ class Sweep:
         changed = kept and differences(kept, self._configs[point.name])
         if changed:
             raise ConfigError(
-                f"the sweep in {str(self.path)!r} has played {point.name} with other fields "
+                f"the sweep in {str(self.path)!r} has a game {point.name} with other fields "
                 f"({changed}); choose another workdir, or the same values."
             )
         if folder.exists() and not folder.is_dir():
             raise ConfigError(
-                f"{str(folder)!r} is a file, where the game {point.name} goes; choose another "
-                "workdir."
+                f"{str(folder)!r} is a file, but the game {point.name} needs a folder of this "
+                "name; choose another workdir."
             )
         check_run(folder, self._configs[point.name])
         kept_exports.check_exports(folder, self._configs[point.name])
@@ -168,7 +176,7 @@ class Sweep:
         return steps >= config.epochs * config.steps_per_epoch or (folder / DIVERGED).exists()
 
     def unsettled(self) -> list[Point]:
-        """Returns the games that still have to be played."""
+        """Returns the games that are neither finished nor diverged."""
         return [point for point in self.points if not self.is_settled(point)]
 
     @translated(_IN_CLOUD_STORAGE)
@@ -177,17 +185,21 @@ class Sweep:
         should_stop: Callable[[], int | None] = lambda: None,
         show_progress: bool = False,
     ) -> None:
-        """Plays until every game is settled, here or by another process; a line for each from here.
+        """Trains games until all are settled, and prints a line for each game that ends here.
+
+        Args:
+          should_stop: as in `run_sweep`.
+          show_progress: whether to show a progress bar for each game on stderr.
 
         Raises:
-          StoppedError: `should_stop` said so.
+          StoppedError: `should_stop` returned a signal.
         """
         waiting = False
         while points := self.unsettled():
             if waiting:
                 time.sleep(_SECONDS_BETWEEN_LOOKS * (10 if is_remote(self.path) else 1))
             waiting = True
-            if is_remote(self.path):  # else all processes would wait for the first game's lease
+            if is_remote(self.path):  # so that the processes do not all wait for the first lease
                 random.shuffle(points)
             for point in points:
                 if stop := should_stop():
@@ -197,12 +209,12 @@ class Sweep:
                         stop,
                     )
                 with self._claim(point) as ours:
-                    # While we looked at others, another process may have finished it.
+                    # Another process may have finished the game since `points` was listed.
                     if ours and not self.is_settled(point):
                         waiting &= not self._play(point, should_stop, show_progress)
 
     def _play(self, point: Point, should_stop, show_progress: bool) -> bool:
-        """Plays a game and says how it ended; False where somebody else has its folder."""
+        """Trains a game and prints its result; returns False where another run has its folder."""
         folder = self.path / point.name
         try:
             student = quantize(
@@ -225,9 +237,9 @@ class Sweep:
 
     @contextlib.contextmanager
     def _claim(self, point: Point) -> Iterator[bool]:
-        """Takes a game, if nobody has it; gives it back at the end."""
+        """Locks a game for the duration of the context; yields whether that succeeded."""
         folder = self.path / point.name
-        if is_remote(folder):  # the game itself takes the lease
+        if is_remote(folder):  # `quantize` takes the lease
             yield not is_leased(folder)
             return
         make_folder(folder)
@@ -248,22 +260,22 @@ class Sweep:
         shares: Sequence[Mapping[str, str]],
         should_stop: Callable[[], int | None],
     ) -> None:
-        """Plays in processes of their own, among which this machine is divided.
+        """Starts processes that work on this sweep, each with a share of the machine, and waits.
 
         Args:
-          command: what one of them runs, which plays this sweep.
-          shares: of `machine.shares_of_accelerators`, one for each process.
-          should_stop: asked now and then; a signal's number is handed on to all of them.
+          command: the command of one process, which calls `play` on this sweep.
+          shares: environment variables of each process, from `machine.shares_of_accelerators`.
+          should_stop: called twice a second; a signal that it returns is sent to all processes.
 
         Raises:
-          StoppedError: `should_stop` said so.
-          ConfigError: all have ended before all games have.
-          StorageError: they have, since one did not reach Cloud Storage.
+          StoppedError: `should_stop` returned a signal.
+          ConfigError: the processes have ended, but some games are not settled.
+          StorageError: the same, because a process did not reach Cloud Storage.
         """
         processes = []
         for index, share in enumerate(shares):
             with share_cores(index, len(shares)):
-                # Of another session, so that Ctrl-C reaches each of them once, through us.
+                # In another session, so that Ctrl-C reaches them only once, through this process.
                 processes.append(
                     subprocess.Popen(command, env=os.environ | share, start_new_session=True)
                 )
@@ -276,7 +288,7 @@ class Sweep:
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
         finally:
             for process in processes:
-                process.terminate()  # does nothing to those that have ended
+                process.terminate()  # does nothing to a process that has ended
         if stop:
             raise StoppedError(
                 f"stopped by {signal.Signals(stop).name}; run the same command to go on.", stop
@@ -294,8 +306,9 @@ class Sweep:
         """Writes table.md, table.csv and table.json, each in one piece.
 
         Returns:
-          What `table.json` holds: `rows`, one for the games that differ in their seed alone;
-          `diverged`, names of games; `outside`, of those that are here but not in the grid.
+          The content of `table.json`: `rows`, one for the games that differ only in their seed;
+          `diverged`, names of the games that diverged; `outside`, names of games in the folder that
+          are not in the grid.
         """
         games = []
         for point in self.points:

@@ -14,7 +14,7 @@ from adadfq_jax.training.workdir import TABLE, TABLE_FOR_PEOPLE, TABLE_FOR_SPREA
 
 NAMES = (TABLE_FOR_PEOPLE, TABLE_FOR_SPREADSHEETS, TABLE)
 
-# What is averaged, and its heading; "best" is chosen on the images that it is measured on.
+# The numbers that are averaged, and their headings.
 _MEASURED = {
     "teacher_top1": "teacher",
     "calibrated_top1": "calibrated only",
@@ -32,27 +32,27 @@ teacher is on generated images that no student was trained on.
 
 
 def result_line(result: Result) -> str:
-    """Returns what one game came to, on one line."""
+    """Returns the result of one game on one line."""
     if result.top1 is None:
         text = f"agreement {result.agreement:.2%}"
     else:
         others = (("calibrated", result.calibrated_top1), ("teacher", result.teacher_top1))
-        # A game that began without evaluation images has not measured all of them.
+        # A game that got evaluation images only when it was resumed lacks the calibrated top-1.
         known = [f"{word} {top1:.2%}" for word, top1 in others if top1 is not None]
         text = f"top-1 {result.top1:.2%} ({', '.join(known)})"
     return f"{text}, {result.seconds:.0f} s"
 
 
 def table_rows(games: Sequence[tuple[Point, Result | None]]) -> list[dict[str, Any]]:
-    """Averages over the seeds.
+    """Returns the rows of the table: means over games that differ only in their seed.
 
     Args:
-      games: each with its result, None where it diverged.
+      games: each game with its result, None where it diverged.
 
     Returns:
-      One dict for the games of equal fields: `fields`, what the grid says but for the seed;
-      `seeds`, `games`, `diverged`, how many; by measured number its `values`, `mean` and sample
-      standard deviation `std`, None where it was not measured or cannot be told.
+      One dict for the games of equal fields: `fields`, their values in the grid without the seed;
+      `seeds`, a list; `games` and `diverged`, numbers of games; and for each measured number its
+      `values`, `mean` and sample standard deviation `std`, None where there are too few values.
     """
     groups: dict[str, list[tuple[Point, Result | None]]] = {}
     for point, result in games:
@@ -79,7 +79,7 @@ def table_rows(games: Sequence[tuple[Point, Result | None]]) -> list[dict[str, A
 
 
 def table_forms(table: dict[str, Any]) -> dict[str, str]:
-    """Returns the table's files by name: for people, spreadsheets and programs."""
+    """Returns the content of the table's files by name: Markdown, CSV and JSON."""
     return {
         TABLE_FOR_PEOPLE: table_markdown(table),
         TABLE_FOR_SPREADSHEETS: _csv(table),
@@ -88,7 +88,11 @@ def table_forms(table: dict[str, Any]) -> dict[str, str]:
 
 
 def is_sweep_table(path: Path) -> bool:
-    """Tells by its heading whether a file of one of the tables' names is a sweep's."""
+    """Tells whether a file is a table that a sweep wrote, by the file's heading or keys.
+
+    Args:
+      path: a file with a name in `NAMES`.
+    """
     try:
         text = path.read_bytes().decode()
         if path.name == TABLE:
@@ -100,7 +104,7 @@ def is_sweep_table(path: Path) -> bool:
 
 
 def table_cells(table: dict[str, Any]) -> list[list[str]]:
-    """Returns the table for people, heading first."""
+    """Returns the cells of the table as text, line by line, the heading first."""
     keys = list(table["rows"][0]["fields"])
     lines = [[*keys, "games", *_MEASURED.values(), "diverged", "seconds a game"]]
     for row in table["rows"]:
@@ -118,18 +122,21 @@ def table_cells(table: dict[str, Any]) -> list[list[str]]:
 
 
 def table_markdown(table: dict[str, Any]) -> str:
-    """Returns the table as Markdown, with notes."""
+    """Returns the table as Markdown, with notes below it."""
     heading, *cells = table_cells(table)
     lines = [heading, ["---"] * len(heading), *cells]
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{NOTES}\n"
-    for name, what in (("diverged", "Diverged"), ("outside", "Here, but not in this grid")):
+    for name, what in (
+        ("diverged", "Diverged"),
+        ("outside", "In this folder, but not in this grid"),
+    ):
         if table[name]:
             text += f"\n{what}: {', '.join(table[name])}\n"
     return text
 
 
 def _percent(measured: dict[str, Any] | None) -> str:
-    if measured is None or measured["mean"] is None:  # None: an older table
+    if measured is None or measured["mean"] is None:  # an older table may lack a number
         return "not measured"
     deviation = "" if measured["std"] is None else f" ± {100 * measured['std']:.2f}"
     return f"{100 * measured['mean']:.2f}{deviation}"

@@ -9,7 +9,7 @@ from typing import Any
 from adadfq_jax.errors import TeacherError
 from adadfq_jax.models.network import Teacher
 from adadfq_jax.models.size import measure_network
-from adadfq_jax.storage.files import absolute, locate, refuse_existing
+from adadfq_jax.storage.files import absolute, check_replaceable, locate
 from adadfq_jax.teachers import native, packages, torch_module
 from adadfq_jax.teachers.load import load_foreign, read_teacher, save_teacher
 from adadfq_jax.teachers.stated import Stated
@@ -41,7 +41,7 @@ def convert(
 
     Raises:
       TeacherError: it cannot be read or written, or something that it does not say is not given.
-      ConfigError: the output is there already.
+      ConfigError: the output is there already, or something that is no teacher of ours.
     """
     output = locate(output)
     if output.suffix != ".safetensors":
@@ -50,12 +50,7 @@ def convert(
         raise TeacherError(
             f"the output {str(output)!r} is the input, which would be lost; name another file."
         )
-    refuse_existing(output, overwrite)
-    if output.exists() and not _is_ours(output):
-        raise TeacherError(
-            f"{str(output)!r} is no file of `adadfq convert`, and is not replaced by one, even "
-            "with --overwrite; move it away, or name another file."
-        )
+    check_replaceable(output, "a teacher", _is_ours, overwrite)
     if packages.is_package_name(str(source)):
         teacher = _load_pretrained(str(source), stated, prove)
     else:
@@ -69,7 +64,7 @@ def convert(
 
 def _is_ours(path: Path) -> bool:
     try:
-        return native.is_own(path)
+        return path.is_file() and native.is_own(path)
     except TeacherError:  # damaged, or of another kind
         return False
 

@@ -1,4 +1,4 @@
-"""Is training worth it? Students that only got their ranges: what a game would have to repair."""
+"""Students that are calibrated but not trained: the accuracy that training has to improve."""
 
 import functools
 from collections.abc import Sequence
@@ -30,21 +30,22 @@ def compare_bits(
     batch_size: int = 256,
     show_progress: bool = False,
 ) -> list[dict[str, Any]]:
-    """Measures untrained students of several bit-widths.
+    """Measures calibrated, untrained students of several bit-widths.
 
     Args:
       teacher: the network in full precision.
       bits: bit-widths written like `w4a4`.
-      dataset: an evaluation set, if there is one.
-      calibration: how many of its images give the ranges "from real images".
-      epochs: of 200 steps, for the ranges "from generated images".
+      dataset: an evaluation set; None measures only the agreement with the teacher.
+      calibration: number of its images that give the ranges "from real images".
+      epochs: epochs of 200 calibration steps that give the ranges "from generated images".
       batch_size: images at a time when measuring.
       show_progress: whether to show a progress bar on stderr.
 
     Returns:
-      One dict for each: `bits`; `agreement`, with the teacher on generated images, of the student
-      with ranges from generated images; `generated` and `real`, top-1 with ranges from these, None
-      without images; `real_images`, how many gave the ranges.
+      One dict for each bit-width: `bits`; `agreement`, the share of generated images on which the
+      student with ranges from generated images agrees with the teacher; `generated` and `real`,
+      top-1 with ranges from generated and from real images, None without a dataset; `real_images`,
+      the number of real images that gave the ranges.
 
     Raises:
       ConfigError: a bit-width is malformed, or a number is not positive.
@@ -76,16 +77,16 @@ def compare_bits(
 def calibrated_on_generated(
     teacher: Teacher, bits: str, epochs: int, show_progress: bool = False
 ) -> Student:
-    """Plays the calibration of a game and nothing else: ranges follow the generated images.
+    """Runs only the calibration phase, in which ranges follow the generated images.
 
     Args:
       teacher: the network in full precision.
       bits: bit-widths written like `w4a4`.
-      epochs: how many, of 200 steps.
+      epochs: number of epochs, of 200 steps each.
       show_progress: whether to show a progress bar on stderr.
     """
     config = leave_to_teacher(default_config(bits)).copy_and_resolve_references()
-    # The rates of a whole game, of which this is the beginning.
+    # Before the epochs change, since the recipe's rates are those of a whole run.
     recipes.fill_in(config, teacher.architecture, teacher.image_size)
     config.epochs = config.warmup_epochs = config.calibration_epochs = epochs
     config.devices = 1
@@ -93,10 +94,10 @@ def calibrated_on_generated(
 
 
 def calibrated_on(teacher: Teacher, bits: str, images: np.ndarray) -> Student:
-    """Takes the ranges of all activations from the smallest and largest values on some images.
+    """Returns a student whose activation ranges are the smallest and largest values on some images.
 
-    All images go through the student at once, since every layer sees what the layers before it,
-    already quantized, make of them.
+    All images go through the student in one batch: a layer's range depends on the quantized outputs
+    of the layers before it, so those ranges must be final first.
 
     Args:
       teacher: the network in full precision.
@@ -107,7 +108,7 @@ def calibrated_on(teacher: Teacher, bits: str, images: np.ndarray) -> Student:
     unset = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes["ranges"])
     variables = dict(teacher.variables)
     variables["bits"] = assign_bits(shapes["bits"], *parse_bits(bits), ())
-    # The first update of a moving average that is corrected for its bias is the value itself.
+    # One update sets each range, since the first value of a bias-corrected average is the average.
     variables["ranges"] = _calibrate(
         teacher.module, variables | {"ranges": unset}, images, teacher.mean, teacher.std
     )
@@ -130,7 +131,12 @@ def _calibrate(module: nn.Module, variables: Any, images: jax.Array, mean, std) 
 
 
 def calibrated_table(rows: Sequence[dict[str, Any]], dataset_name: str | None) -> str:
-    """Returns what `compare_bits` returned as a plain table, with where its ranges come from."""
+    """Formats the rows of `compare_bits` as a plain table, with a note on where ranges come from.
+
+    Args:
+      rows: one dict for each bit-width.
+      dataset_name: name of the evaluation set; None without one.
+    """
     if dataset_name is None:
         lines = [f"{'bits':<10}agreement with the teacher, ranges from generated images"]
         lines += [f"{row['bits']:<10}{row['agreement']:.2%}" for row in rows]
@@ -144,7 +150,7 @@ def calibrated_table(rows: Sequence[dict[str, Any]], dataset_name: str | None) -
             "",
             "No student is trained. The ranges from real images are the smallest and largest "
             f"values on {count} images",
-            f"taken from {dataset_name} itself, evenly over it, and measured on again with all "
-            "others.",
+            f"drawn at random from {dataset_name}; top-1 is measured on all of that set, these "
+            "included.",
         ]
     )

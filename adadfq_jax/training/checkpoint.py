@@ -1,4 +1,4 @@
-"""Checkpoints: orbax writes them, a digest recognises a damaged one, the one before steps in."""
+"""Checkpoints, written by orbax; a digest finds a damaged one, and the one before is read."""
 
 import contextlib
 import json
@@ -22,9 +22,9 @@ from adadfq_jax.storage.digests import digest
 from adadfq_jax.storage.files import absolute, make_folder, move_folder, remove_folder, translated
 from adadfq_jax.training.workdir import CHECKPOINTS, DAMAGED
 
-_NEWEST = 2  # kept, besides the healthiest
+_NEWEST = 2  # how many of the newest checkpoints are kept, besides the healthiest student's
 
-# What orbax begins to write: in Cloud Storage it has its final name from the beginning.
+# Folders that orbax may have left unfinished: in Cloud Storage they have no temporary suffix.
 _BEGUN = re.compile(r"\d+(\.orbax-checkpoint-tmp.*)?")
 
 
@@ -36,11 +36,11 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path):
-        """Opens the folder, and makes it where it is missing."""
+        """Opens the folder `checkpoints` of a workdir, and creates it where it is missing."""
         self._workdir, self._folder = workdir, workdir / CHECKPOINTS
         self._first_save = True
         self._kept = policies.AnyPreservationPolicy(_kept_besides(None))
-        # orbax tells every save at length there, and of failures what it raises as well.
+        # orbax logs every save at length there, and every failure, which it raises as well.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         _silence_threads()
         self._manager = self._open()
@@ -53,7 +53,7 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 create=False,
                 preservation_policy=self._kept,
-                # Of several processes, one alone writes: all have the same state.
+                # Only one of several processes opens checkpoints, since all have the same state.
                 multiprocessing_options=ocp.options.MultiprocessingOptions(
                     primary_host=jax.process_index(), active_processes={jax.process_index()}
                 ),
@@ -65,16 +65,16 @@ class Checkpoints:
     ) -> None:
         """Starts writing a checkpoint; it appears under its final name once it is whole.
 
-        Kept are the newest two, and the one of the healthiest student.
+        The newest two checkpoints are kept, and the one of the healthiest student.
 
         Args:
-          step: its number; one that exists already is left as it is.
+          step: number of the checkpoint; an existing one of that number is left as it is.
           state: a tree of NumPy arrays.
           record: what else a resumed run must know, as JSON.
           healthiest: step of the healthiest student so far, see `evaluation/health.py`.
 
         Raises:
-          CheckpointError: this one, or the one before, cannot be written.
+          CheckpointError: this checkpoint, or the one before it, cannot be written.
           StorageError: Cloud Storage is not reached.
         """
         if step in self._manager.all_steps():
@@ -100,9 +100,9 @@ class Checkpoints:
                 yield
         except AdaDFQError:
             raise
-        except Exception as error:  # a full disk is told of in as many ways as a damaged file
-            # What there is no room for takes room, too. tensorstore's own threads cannot be stopped
-            # and may write a little more afterwards; the first save of the next run removes that.
+        except Exception as error:  # orbax and tensorstore raise many kinds for a full disk
+            # An unfinished checkpoint takes room on a full disk. tensorstore's threads cannot be
+            # stopped and may write a little more; the first save of the next run removes that.
             with contextlib.suppress(Exception):
                 self._remove_partial()
             raise CheckpointError(
@@ -117,7 +117,7 @@ class Checkpoints:
         return f"the same command goes on from step {max(whole)}"
 
     def _remove_partial(self) -> None:
-        """Removes what a broken save left; only a run's owner saves, so it was its own."""
+        """Removes unfinished checkpoints; the caller owns the workdir, so nobody writes them."""
         whole = {str(step) for step in self._manager.all_steps()}
         for entry in self._folder.iterdir() if self._folder.exists() else ():
             if entry.name not in whole and _BEGUN.fullmatch(entry.name):
@@ -126,19 +126,19 @@ class Checkpoints:
     def restore(
         self, template: Any, set_aside: bool = True, step: int | None = None
     ) -> tuple[int, Any, dict[str, Any]] | None:
-        """Reads the newest checkpoint that is whole; passes over damaged ones with a warning.
+        """Reads the newest whole checkpoint; warns of damaged ones and skips them.
 
         Args:
           template: a tree of arrays or shapes, of the saved state's structure.
           set_aside: whether to move damaged ones away; only the run that owns the workdir may.
-          step: the only one to consider, if given.
+          step: the only step to consider; None for the newest.
 
         Returns:
           (step, state, record), or None where there is no checkpoint.
 
         Raises:
           StorageError: Cloud Storage is not reached.
-          CheckpointError: there are checkpoints, but none is whole, or not the one asked for.
+          CheckpointError: every checkpoint is damaged, or that of `step` is damaged or missing.
         """
         self._manager.wait_until_finished()
         steps = sorted(self._manager.all_steps(), reverse=True)
@@ -179,7 +179,8 @@ class Checkpoints:
         try:
             return self._read(step, template)
         except Exception:
-            # It may have been the network or the machine: what is damaged is so twice.
+            # A second try, since the network or the machine may have failed once. Listing the
+            # folder tells an unreachable one, which is no damage.
             with translated(f"{self._workdir} cannot be read"):
                 list(self._folder.iterdir())
             return self._read(step, template)
@@ -219,14 +220,14 @@ class Checkpoints:
 
 
 def _kept_besides(healthiest: int | None) -> list[policies.PreservationPolicy]:
-    # orbax's own BestN would go by a metric beside the state, where no digest protects it; the
-    # health of students is in the record.
+    # Not orbax's BestN, which ranks by a metric that it stores outside the state and the record,
+    # where no digest protects it.
     steps = () if healthiest is None else (healthiest,)
     return [policies.LatestN(_NEWEST), policies.CustomSteps(steps)]
 
 
 def _silence_threads() -> None:
-    """Hides what fails in orbax's threads, which orbax raises from `save` or `close` as well."""
+    """Hides tracebacks of orbax's threads; `save` or `close` raises the same errors."""
     before = threading.excepthook
     if getattr(before, "silences_orbax", False):
         return
@@ -255,7 +256,7 @@ def _by_name(tree: Any) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    """Returns what the system said, which tensorstore hides at the end of a long line."""
+    """Returns the system's message, which tensorstore puts at the end of a long line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if found := re.search(r"os_error_code='(\d+)'", str(error)):

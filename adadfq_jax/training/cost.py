@@ -1,4 +1,4 @@
-"""What the steps of a run ask of the devices, told before the first one."""
+"""The memory and the computation that a run's steps need, known before the first step."""
 
 import dataclasses
 import math
@@ -17,19 +17,19 @@ from adadfq_jax.models.network import Teacher
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a game asks for.
+    """The size of a run's networks and the memory of its steps.
 
     Attributes:
-      parameters: of teacher or student.
+      parameters: number of parameters of the teacher, and of the student.
       macs: multiply-accumulate operations of one of them for one image.
-      generator_parameters: of the generator.
-      phase: of the steps that ask for the most memory.
-      step_bytes: of memory that they ask of each device.
-      device_bytes: that a device has; None where it does not tell.
-      devices: how many, and of which kind.
-      images: of the generator in a step, over all devices.
-      procedural: images of a step beside them, for the student alone.
-      share: images of each device.
+      generator_parameters: number of parameters of the generator.
+      phase: the phase whose steps need the most memory.
+      step_bytes: bytes of memory that those steps need on each device.
+      device_bytes: bytes of memory of a device; None where it does not report them.
+      devices: number and kind of the devices, such as "1 x cpu".
+      images: images that the generator makes in a step, on all devices.
+      procedural: procedural images of a step, on all devices; 0 for none.
+      share: generated images of a step on each device.
     """
 
     parameters: int
@@ -46,12 +46,12 @@ class Cost:
     def to_text(self) -> str:
         """Returns one line for a person."""
         has = "" if self.device_bytes is None else f" of {self.device_bytes / 1e9:.1f} GB"
-        beside = f" and {self.procedural} procedural ones" if self.procedural else ""
+        more = f" and {self.procedural} procedural ones" if self.procedural else ""
         return (
             f"network: {self.parameters:,} parameters, {self.macs:,} MACs an image; generator: "
             f"{self.generator_parameters:,} parameters; a step ({self.phase}) of {self.images} "
-            f"images{beside}: {self.step_bytes / 1e9:.2f} GB{has} on each of {self.devices}, which "
-            f"plays {self.share}"
+            f"generated images{more}: {self.step_bytes / 1e9:.2f} GB{has} on each of "
+            f"{self.devices}, with {self.share} generated images each"
         )
 
 
@@ -62,17 +62,17 @@ def estimate_cost(
     teacher: Teacher,
     devices: list[jax.Device],
 ) -> Cost:
-    """Compiles the steps that ask for the most memory, and returns what they cost.
+    """Compiles the steps that need the most memory, and returns what they cost.
 
     Args:
-      game: the rules.
+      game: the step and its rules.
       config: the run's configuration.
       state: the state before the first step, arrays without a device axis.
       teacher: P.
-      devices: where to play.
+      devices: where the run takes its steps.
 
     Raises:
-      ConfigError: the steps do not fit the devices; says what would help.
+      ConfigError: the steps do not fit the devices; the message says what would help.
     """
     plays = config.epochs > config.warmup_epochs
     phase = Phase.PLAY if plays else game.phase((config.epochs - 1) * config.steps_per_epoch)
@@ -84,7 +84,8 @@ def estimate_cost(
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise ConfigError(
-            f"it does not fit: {str(error).splitlines()[0].rstrip('.')}. {_advice(config, devices)}"
+            f"a step does not fit the devices' memory: {str(error).splitlines()[0].rstrip('.')}. "
+            f"{_advice(config, devices)}"
         ) from error
     own = machine.part_of_process(devices)[0]
     network = size.measure_network(teacher.module, teacher.image_size)
@@ -104,21 +105,21 @@ def estimate_cost(
     )
     if cost.device_bytes is not None and cost.step_bytes > cost.device_bytes:
         raise ConfigError(
-            f"it does not fit: a step ({cost.phase}) of {teacher.architecture} asks for "
-            f"{cost.step_bytes / 1e9:.1f} GB of each of {cost.devices}, which has "
+            f"a step ({cost.phase}) of {teacher.architecture} needs "
+            f"{cost.step_bytes / 1e9:.1f} GB of memory on each of {cost.devices}, which has "
             f"{cost.device_bytes / 1e9:.1f} GB. {_advice(config, devices)}"
         )
     return cost
 
 
 def _advice(config: ml_collections.ConfigDict, devices: list[jax.Device]) -> str:
-    """Returns a sentence on what makes a step smaller, of what is not done yet."""
+    """Returns a sentence on what would reduce a step's memory and is not set yet."""
     ways = []
     # CPU devices share one memory.
     if devices[0].platform != "cpu" and len(devices) < config.batch_size:
         ways.append(f"more devices than {len(devices)} to spread the batch over")
     if not config.remat:
-        ways.append("--config.remat=True, which makes activations twice instead of keeping them")
+        ways.append("--config.remat=True, which computes activations twice, to keep fewer of them")
     ways += [
         f"--config.precision.{part}=bfloat16"
         for part in ("teacher", "generator")

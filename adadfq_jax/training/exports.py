@@ -1,4 +1,4 @@
-"""The exported students that a run keeps in its folder: which of them it wrote, of which step."""
+"""The exported students in a run's folder: writing them, and telling those of other steps."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,19 +10,19 @@ from adadfq_jax.config.checks import export_formats
 from adadfq_jax.exporting.description import read_about
 from adadfq_jax.exporting.export import export
 from adadfq_jax.models.network import Student
-from adadfq_jax.storage.files import readable, writable
-from adadfq_jax.training.workdir import STUDENTS, Workdir, refuse_foreign
+from adadfq_jax.storage.files import readable, refuse_foreign, writable
+from adadfq_jax.training.workdir import STUDENTS, Workdir
 
 
 def check_exports(folder: Path, config: ml_collections.ConfigDict) -> None:
-    """Checks that a run replaces no file of a student's name that it did not write.
+    """Checks that a run's exports would replace no file that another program or run wrote.
 
     Args:
-      folder: the run's, which need not exist.
-      config: the run's whole configuration, of `resolve.resolve`.
+      folder: the run's folder, which need not exist.
+      config: the run's whole configuration, from `resolve.resolve`.
 
     Raises:
-      ConfigError: `config.export` asks for a file in the place of another.
+      ConfigError: `config.export` would replace such a file.
     """
     for format in export_formats(config):
         path = folder / STUDENTS[format]
@@ -31,11 +31,14 @@ def check_exports(folder: Path, config: ml_collections.ConfigDict) -> None:
 
 
 def exports_left_behind(folder: Path, total: int) -> list[str]:
-    """Returns in words which exported students are of an earlier end of a run that goes on.
+    """Describes exported students of an earlier, shorter schedule of a run that continues.
 
     Args:
-      folder: the run's.
-      total: the step that it goes on to.
+      folder: the run's folder.
+      total: the last step of the run as it is now configured.
+
+    Returns:
+      One line for each such file.
     """
     there = [name for name in STUDENTS.values() if (folder / name).exists()]
     steps = {name: _step(_about(folder / name)) for name in there}
@@ -53,14 +56,14 @@ def update_exports(
     say: Callable[[str], None],
     warn: Callable[[str], None],
 ) -> None:
-    """Leaves a finished run's student in the formats asked for; tells what else is not it.
+    """Exports a finished run's student in the formats of `config.export`, where not done before.
 
     Args:
-      student: as it is after the run's last step.
-      folder: the run's.
+      student: the student after the run's last step.
+      folder: the run's folder.
       config: the run's whole configuration.
       say: takes a description of each file that was written.
-      warn: takes a line for each file that is there and is not this student.
+      warn: takes a line for each other exported file that holds another student than this.
 
     Raises:
       ConfigError: as `check_exports`.
@@ -98,7 +101,12 @@ def _step(about: dict[str, Any]) -> int | None:
 
 
 def _is_of_run(about: dict[str, Any], config: ml_collections.ConfigDict) -> bool:
-    """Tells whether a run of this configuration, maybe a shorter one, wrote a file at its end."""
+    """Tells whether a run of this configuration, of any length, exported a student.
+
+    Args:
+      about: what the file says of itself, from `read_about`.
+      config: the run's whole configuration.
+    """
     result = about.get("result", {})
     return about.get("teacher") == config.teacher.digest and (
         result.get("seed"),

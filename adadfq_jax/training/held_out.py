@@ -1,4 +1,4 @@
-"""Held-out images, which no player was trained on, made by a run's generator to measure with."""
+"""Held-out images: made by a run's generator from noise that no step uses, to measure students."""
 
 from collections.abc import Iterator
 
@@ -8,37 +8,44 @@ import numpy as np
 from adadfq_jax.game.state import GameState
 from adadfq_jax.game.step import Game
 
-_SCORED_TOGETHER = 256
+_SCORED_AT_A_TIME = 256
 
-# Of images made at once: of each, the generator keeps a few arrays of 64 channels in float32.
+# Pixels of a batch of images; for each pixel the generator holds a few arrays of 64 channels.
 _MOST_PIXELS = 2**21
 
 
 def generator_batch_size(image_size: int) -> int:
-    """Returns how many images the generator makes at a time at most: it then takes about 2 GB."""
+    """Returns the most images that the generator makes at a time, which takes about 2 GB.
+
+    Args:
+      image_size: side of an image in pixels.
+    """
     return max(_MOST_PIXELS // image_size**2, 2)
 
 
 def scoring_batch_size(image_size: int) -> int:
-    """Returns how many held-out images are made, and shown to P and Q, at a time.
+    """Returns the batch size in which held-out images are made and given to P and Q.
 
-    It does not follow `evaluation.batch_size`: G's BatchNorms and L_BNS depend on it, so that the
-    health of students compares only at one size.
+    The batch size is fixed, whatever `evaluation.batch_size` is: G's BatchNorm and L_BNS depend on
+    it, so scores compare only at one size.
+
+    Args:
+      image_size: side of an image in pixels.
     """
-    return min(_SCORED_TOGETHER, generator_batch_size(image_size))
+    return min(_SCORED_AT_A_TIME, generator_batch_size(image_size))
 
 
 def generate(
     game: Game, state: GameState, count: int, batch_size: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Makes images that no player was trained on, with the generator as it is.
+    """Makes held-out images with the generator of a state.
 
     Args:
-      game: the rules.
-      state: its state, arrays without a device axis.
-      count: how many images N.
-      batch_size: images at a time, at most `generator_batch_size`; by default
-        `scoring_batch_size`. Classes are mixed, since G normalises by the batch.
+      game: the step and its rules.
+      state: the run's state, arrays without a device axis.
+      count: number of images N.
+      batch_size: images at a time, at most `generator_batch_size`; None for `scoring_batch_size`.
+        A batch holds mixed classes, since G normalises by the batch.
 
     Returns:
       (images (N, H, W, 3), normalised; labels (N,)).
@@ -51,10 +58,10 @@ def generate(
 def generated_batches(
     game: Game, state: GameState, count: int, batch_size: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields the images of `generate`, which has the same arguments, in whole batches."""
+    """Yields the images of `generate` in whole batches; the arguments are the same."""
     image_size = game.generator.image_size
     size = min(batch_size or scoring_batch_size(image_size), generator_batch_size(image_size))
-    # On the device once, and not with every batch: at 224 pixels G has 160 MB.
+    # Copied to the device once and not for every batch: at 224 pixels G has 160 MB.
     params = jax.device_put(state.generator.params)
     state = state.replace(generator=state.generator.replace(params=params))
     for index in range(-(-count // size)):

@@ -1,4 +1,4 @@
-"""A run, from its newest checkpoint to its result: the order in which everything happens."""
+"""The training loop: from the newest checkpoint over steps, evaluations and saves to the result."""
 
 import contextlib
 import dataclasses
@@ -32,7 +32,7 @@ from adadfq_jax.training.measure import (
     evaluation_is_due,
     measure_accuracy,
     measure_student,
-    note,
+    note_evaluation,
     pictured_epochs,
 )
 from adadfq_jax.training.metric_log import open_log
@@ -45,23 +45,23 @@ from adadfq_jax.training.workdir import RESULT, SAMPLES, SAMPLES_OVER_TIME, Work
 
 @dataclasses.dataclass
 class Run:
-    """One run: all that it needs, and how far it is.
+    """One run: its arguments, its state and how far it is.
 
     Attributes:
-      config: the whole configuration, of `resolve.resolve`.
-      game: the rules.
+      config: the whole configuration, from `resolve.resolve`.
+      game: the step and its rules.
       teacher: P.
-      dataset: evaluation images of the last step; None without.
-      subset: those of the evaluations before, which may be fewer.
-      devices: where it plays.
-      state: of the game; on the devices while steps are played.
-      workdir: where the run is kept, as its user wrote it; None where nothing is.
-      progress: what a person sees.
-      should_stop: a signal's number once the run is to end with a checkpoint.
+      dataset: evaluation images for the last step; None without.
+      subset: images for the evaluations before, which may be fewer; None without.
+      devices: where the steps run.
+      state: the arrays that steps change; on the devices while the loop runs.
+      workdir: the run's folder as the user wrote it; None for a run that writes nothing.
+      progress: the progress display.
+      should_stop: returns a signal's number once the run has to stop with a checkpoint, else None.
       began: `time.monotonic()` when the command began.
-      folder: the workdir, owned; None also in every process but the first of several.
-      cost: what a step asks of the devices.
-      step: how many steps were played.
+      folder: the workdir, owned; None without one and, of several processes, in all but the first.
+      cost: what a step needs of the devices.
+      step: steps taken so far.
     """
 
     config: ml_collections.ConfigDict
@@ -75,27 +75,30 @@ class Run:
     progress: Progress
     should_stop: Callable[[], int | None]
     began: float
-    # Known once the folder is taken.
+    # Set once the folder is taken.
     folder: Workdir | None = None
     cost: Cost | None = None
     step: int = 0
 
     def __post_init__(self):
-        """Begins with nothing known."""
+        """Sets what the loop keeps to itself to that of a run without steps."""
         self._total = self.config.epochs * self.config.steps_per_epoch
         self._record = Record()
-        self._measured: dict[str, Any] = {}  # of the student of the last evaluation
+        self._measured: dict[str, Any] = {}  # numbers of the last evaluation
         self._checkpoints: Checkpoints | None = None
 
     def play(self) -> Student:
-        """Plays the run to its end, and writes its result.
+        """Trains to the last step and writes the result.
+
+        Returns:
+          The student after the last step.
 
         Raises:
           DivergedError, StoppedError, CheckpointError, StorageError: as `quantize`.
         """
         # ---- Resume: the newest whole checkpoint, else the beginning --------------------------
-        # Of several processes, the first alone has the folder.
-        with processes.together():
+        # Only the first of several processes has the folder.
+        with processes.sharing_errors():
             self._checkpoints = None if self.folder is None else Checkpoints(self.folder.path)
             restored = self._checkpoints and self._checkpoints.restore(self.state)
         self._resume(restored or (0, self.state, {}))
@@ -104,7 +107,7 @@ class Run:
         if self.dataset is not None:
             self.progress.say(f"teacher: top-1 {accuracy['top1']:.2%} on {self.dataset.name}")
 
-        # ---- Play -----------------------------------------------------------------------------
+        # ---- Train ----------------------------------------------------------------------------
         self._watch = Watch(self.config, self._record, log, self.progress, self.step, self.began)
         self._log = log
         try:
@@ -112,7 +115,8 @@ class Run:
                 self._play()
         finally:
             with contextlib.ExitStack() as closing:
-                # Checkpoints first, and whatever happens to one.
+                # Callbacks run last to first: checkpoints close first, and the log even if that
+                # fails.
                 for opened in (log, self._checkpoints):
                     if opened is not None:
                         closing.callback(opened.close)
@@ -130,7 +134,7 @@ class Run:
         return student_of(self.game, self.state, self.teacher, result)
 
     def _resume(self, restored: tuple[int, GameState, dict[str, Any]]) -> None:
-        """Takes over a step, a state and a record, in every process those of the first."""
+        """Continues from a step, a state and a record; every process takes the first one's."""
         noted = processes.from_leader(lambda: json.dumps([restored[0], restored[2]]).encode())
         self.step, fields = json.loads(noted)
         self._record = Record(**fields)
@@ -159,7 +163,7 @@ class Run:
             self._save_or_stop(count)
 
     def _end_epoch(self, phase: Phase) -> None:
-        """Measures and pictures what is due after an epoch."""
+        """Evaluates the student and draws a picture, where they are due after this epoch."""
         self._watch.catch_up()
         epoch = self.step // self.config.steps_per_epoch
         evaluated = evaluation_is_due(epoch, self.config)
@@ -169,21 +173,22 @@ class Run:
         host = pmap.fetch(self.state)
         if evaluated:
             self._measured = self._measure_student(host)
-            note(self._record, self.step, epoch, self.config, self._measured)
+            note_evaluation(self._record, self.step, epoch, self.config, self._measured)
             self._watch.show(self.step, phase, self._measured)
         if pictured:
             picture = self._picture(host, PICTURED_PER_CLASS, PICTURED_CLASSES)
             self.folder.write_bytes(f"{SAMPLES_OVER_TIME}/{self.step:09}.png", picture)
 
     def _save_or_stop(self, count: int) -> None:
-        """Saves where it is due after `count` steps, and ends where that was asked for.
+        """Saves a checkpoint if one is due after `count` steps, and stops if a signal asked for it.
 
         Raises:
-          StoppedError: it was.
+          StoppedError: a signal asked for it.
         """
         interval, due = self.config.checkpoint.every_seconds, self.config.checkpoint.every_steps
         late = bool(interval) and time.monotonic() - self._saved > interval
-        # All processes save, or end, after the same step; several wait here for their devices.
+        # All processes must save, or stop, after the same step. Several processes wait here until
+        # their devices are done.
         agreed = processes.union((self.should_stop() or 0) << 1 | late)
         stop, late = agreed >> 1, agreed & 1
         if (
@@ -193,7 +198,7 @@ class Run:
             or self._record.healthiest.get("step") == self.step
             or (due and self.step // due > (self.step - count) // due)
         ):
-            self._watch.catch_up()  # what has diverged is not saved
+            self._watch.catch_up()  # raises if a step diverged, so that its state is not saved
             self._save()
             self._saved = time.monotonic()
         if stop and self.step < self._total:
@@ -211,7 +216,7 @@ class Run:
         if self._checkpoints is None:
             return
         self.folder.check_owner()
-        self._log.flush()  # what is saved is not played again, and would not be logged again
+        self._log.flush()  # a resumed run does not repeat these steps, so nor would their log lines
         self._record.seconds = self._watch.seconds()
         self._checkpoints.save(
             self.step,

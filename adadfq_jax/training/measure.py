@@ -1,4 +1,4 @@
-"""What a run measures of its student on the way, and the pictures that it takes."""
+"""Evaluations of a run's student, and pictures of its generator's images."""
 
 from typing import Any
 
@@ -15,14 +15,15 @@ from adadfq_jax.training.held_out import generate, generator_batch_size, scoring
 from adadfq_jax.training.student import student_of
 from adadfq_jax.training.watch import Record
 
-# The picture at the end, and smaller ones on the way, at so many moments of play.
+# Size of the picture at the end.
 SAMPLES_PER_CLASS, SAMPLED_CLASSES = 10, 100
 
+# Number and size of the smaller pictures during play.
 _PICTURES_OF_PLAY, PICTURED_PER_CLASS, PICTURED_CLASSES = 4, 2, 16
 
 
 def pictured_epochs(config) -> set[int]:
-    """Returns the epochs after which a picture is taken: the first, the warm-up, parts of play."""
+    """Returns the epochs with a picture: the first, the end of warm-up, each quarter of play."""
     played = config.epochs - config.warmup_epochs
     parts = range(_PICTURES_OF_PLAY + 1)
     return {1} | {config.warmup_epochs + played * part // _PICTURES_OF_PLAY for part in parts}
@@ -31,8 +32,19 @@ def pictured_epochs(config) -> set[int]:
 def draw_picture(
     game: Game, host: GameState, teacher: Teacher, per_class: int, classes: int
 ) -> bytes:
-    """Draws images that the generator makes now, of the first classes; always of the same noise."""
-    # One batch of all classes, as far as memory goes, since the generator normalises by it.
+    """Draws a grid of the generator's images, from the same noise at every call.
+
+    Args:
+      game: the step and its rules.
+      host: the run's state, arrays without a device axis.
+      teacher: P.
+      per_class: images of each class.
+      classes: number of classes that are shown, the first ones.
+
+    Returns:
+      A PNG file.
+    """
+    # One batch of all classes, as far as memory allows, since the generator normalises by it.
     count = min(per_class * teacher.classes, generator_batch_size(teacher.image_size))
     images, labels = generate(game, host, count, count)
     shown = labels < classes
@@ -44,12 +56,12 @@ def draw_picture(
 def evaluation_is_due(epoch: int, config: ml_collections.ConfigDict) -> bool:
     """Tells whether a run evaluates its student after an epoch."""
     if epoch <= config.warmup_epochs:
-        return epoch == config.warmup_epochs  # calibrated only: what playing has to beat
+        return epoch == config.warmup_epochs  # the calibrated student, before it is trained
     return epoch % config.evaluation.every_epochs == 0 or epoch == config.epochs
 
 
 def measure_accuracy(config, network, dataset: Dataset | None, devices) -> dict[str, Any]:
-    """Measures a network on a run's evaluation images; None for each number without any."""
+    """Measures a network on a run's evaluation images; every number is None without images."""
     if dataset is None:
         return {"top1": None, "top5": None, "loss": None, "images": None}
     return evaluate(network, dataset, config.evaluation.batch_size, devices)
@@ -59,15 +71,17 @@ def measure_student(config, game, host: GameState, teacher, dataset, devices) ->
     """Measures the student: accuracy where there are images, and health on held-out ones."""
     student = student_of(game, host, teacher)
     accuracy = measure_accuracy(config, student, dataset, devices)
-    together = scoring_batch_size(teacher.image_size)
+    at_a_time = scoring_batch_size(teacher.image_size)
     images, labels = generate(game, host, config.evaluation.generated_images)
-    answers = health.score(teacher, student, images, labels, config.batch_size, together)
+    answers = health.score(teacher, student, images, labels, config.batch_size, at_a_time)
     known = {name: accuracy[name] for name in ("top1", "top5", "loss", "images")}
     return known | answers.numbers() | {"h_prime_histogram": answers.histogram()}
 
 
-def note(record: Record, step: int, epoch: int, config, measured: dict[str, Any]) -> None:
-    """Notes an evaluation in a run's record, where it is the first, best or healthiest."""
+def note_evaluation(
+    record: Record, step: int, epoch: int, config, measured: dict[str, Any]
+) -> None:
+    """Keeps an evaluation in a run's record if it is the first, the best or the healthiest."""
     noted = {name: measured[name] for name in ("top1", "top5", "images", "agreement", "health")}
     noted["step"] = step
     if epoch == config.warmup_epochs:

@@ -1,7 +1,7 @@
-"""What a run logs: one JSON object a line, each with its step.
+"""A run's log of metrics: one JSON object a line, each with its step.
 
-On a disk lines are appended to `metrics.jsonl`. In Cloud Storage, where nothing can be appended,
-they go out by the minute, as `metrics/NUMBER.jsonl`, each part written once.
+On a disk, lines are appended to `metrics.jsonl`. Files in Cloud Storage cannot be appended to, so
+there the lines of each minute are written as a new file `metrics/NUMBER.jsonl`.
 """
 
 import json
@@ -17,22 +17,22 @@ _SECONDS_OF_A_PART = 60.0
 
 
 class MetricLog:
-    """A run's log, open to be written."""
+    """A run's log on a disk, open for writing."""
 
     def __init__(self, workdir: Workdir, step: int):
-        """Opens the log to go on after a step; lines of later steps, since lost, are dropped."""
+        """Opens the log at a step; lines of later steps are dropped, since the run repeats them."""
         path = workdir.path / METRICS
         kept = _until(step, _read([path]) if path.exists() else "")
         workdir.write_text(METRICS, kept)
         self._file = open(path, "a")  # noqa: SIM115 (held until close)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Appends one object, at once on disk."""
+        """Appends one object and flushes it to the disk."""
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
 
     def flush(self) -> None:
-        """Makes sure that what was appended is there: it is."""
+        """Does nothing, since `write` flushes."""
 
     def close(self) -> None:
         """Closes the file."""
@@ -40,10 +40,10 @@ class MetricLog:
 
 
 class MetricLogInParts:
-    """As `MetricLog`, in Cloud Storage."""
+    """A run's log in Cloud Storage, open for writing, with the methods of `MetricLog`."""
 
     def __init__(self, workdir: Workdir, step: int):
-        """As `MetricLog`; a part that holds lost lines is written anew, or removed."""
+        """Opens the log at a step; parts with lines of later steps are rewritten or removed."""
         self._workdir, self._lines, self._number = workdir, [], 0
         workdir.check_owner()
         for path in _parts(workdir.path):
@@ -57,13 +57,13 @@ class MetricLogInParts:
         self._written = time.monotonic()
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Appends one object; it is there after a minute or, before, the next checkpoint."""
+        """Appends one object, which is stored within a minute or with the next checkpoint."""
         self._lines.append(json.dumps(record) + "\n")
         if time.monotonic() - self._written > _SECONDS_OF_A_PART:
             self.flush()
 
     def flush(self) -> None:
-        """Makes sure that what was appended is there."""
+        """Stores the lines that were appended since the last part."""
         if self._lines:
             name = f"{METRICS_IN_PARTS}/{self._number:06}.jsonl"
             self._workdir.write_text(name, "".join(self._lines))
@@ -71,7 +71,7 @@ class MetricLogInParts:
         self._written = time.monotonic()
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Stores the lines that are left."""
         self.flush()
 
 
@@ -79,15 +79,18 @@ Log = MetricLog | MetricLogInParts
 
 
 def open_log(workdir: Workdir, step: int) -> Log:
-    """Opens a run's log to go on after a step; lines of later steps, since lost, are dropped."""
+    """Opens a run's log at a step; lines of later steps are dropped, since the run repeats them."""
     return (MetricLogInParts if is_remote(workdir.path) else MetricLog)(workdir, step)
 
 
 def read_log(workdir: Path) -> list[dict[str, Any]]:
-    """Reads a run's log, of a disk, Cloud Storage or a copy from there; damaged lines are left out.
+    """Reads a run's log in either form; damaged lines are left out.
+
+    Args:
+      workdir: the run's folder, in Cloud Storage or on a disk (a copy from Cloud Storage too).
 
     Returns:
-      The objects that have a step.
+      The objects that have a step, in order.
     """
     whole = workdir / METRICS
     paths = [whole] if whole.exists() else _parts(workdir)
@@ -103,7 +106,7 @@ def _read(paths: Iterable[Path]) -> str:
 
 
 def _records(text: str) -> Iterable[tuple[str, dict[str, Any]]]:
-    """Yields each whole line with what it says."""
+    """Yields each line that is a JSON object with a step, and the object."""
     for line in text.splitlines():
         try:
             record = json.loads(line)

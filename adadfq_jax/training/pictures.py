@@ -1,4 +1,4 @@
-"""PNG pictures of what a generator makes, many images in one."""
+"""PNG pictures of a generator's images, many images in one picture."""
 
 import io
 from collections.abc import Sequence
@@ -7,17 +7,25 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, PngImagePlugin
 
-# What a picture says under "Software", so that it is known again as one of ours.
+# Written into each picture under "Software", so that `is_own` recognises it.
 SOFTWARE = "adadfq_jax"
 
 _MARGIN = 2
 _LABEL_WIDTH = 28
 _HEADING_HEIGHT = 16
-_SMALLEST_SIDE = 48  # small images are enlarged, pixel by pixel, to be seen
+_SMALLEST_SIDE = 48  # smaller images are enlarged by a whole factor, to be visible
 
 
 def pixels(images: np.ndarray, mean, std) -> np.ndarray:
-    """Takes the normalisation off images: uint8 pixels of the same shape (N, H, W, 3)."""
+    """Undoes a normalisation, to uint8 pixels.
+
+    Args:
+      images: (N, H, W, 3), normalised.
+      mean, std: the normalisation, per channel of pixels in [0, 1].
+
+    Returns:
+      Pixels of the same shape; values outside black and white are cut off.
+    """
     values = np.clip(np.asarray(images) * np.asarray(std) + np.asarray(mean), 0, 1)
     return (255 * values).round().astype(np.uint8)
 
@@ -27,9 +35,9 @@ def draw_grid(images: np.ndarray, labels: np.ndarray, mean, std, columns: int = 
 
     Args:
       images: (N, H, W, 3), normalised.
-      labels: (N,) the classes they were made for.
+      labels: (N,) classes that the images were made for.
       mean, std: the normalisation, per channel of pixels in [0, 1].
-      columns: images of each class, at most.
+      columns: most images of a class that are shown.
 
     Returns:
       A PNG file.
@@ -49,10 +57,10 @@ def draw_grid(images: np.ndarray, labels: np.ndarray, mean, std, columns: int = 
 
 
 def side_by_side(pictures: Sequence[tuple[str, bytes]]) -> bytes:
-    """Joins grids of equal rows, each under its heading, with the rows' labels on the left alone.
+    """Joins grids of equal rows under headings; only the leftmost grid keeps the row labels.
 
     Args:
-      pictures: (heading, a file of `draw_grid`).
+      pictures: (heading, PNG file from `draw_grid`) for each grid, left to right.
 
     Returns:
       A PNG file.
@@ -76,7 +84,7 @@ def side_by_side(pictures: Sequence[tuple[str, bytes]]) -> bytes:
 
 
 def to_png(picture: Image.Image) -> bytes:
-    """Returns a picture as a PNG file, which says that it is ours."""
+    """Returns a picture as a PNG file that `is_own` recognises."""
     file, said = io.BytesIO(), PngImagePlugin.PngInfo()
     said.add_text("Software", SOFTWARE)
     picture.save(file, "PNG", pnginfo=said)
@@ -84,7 +92,7 @@ def to_png(picture: Image.Image) -> bytes:
 
 
 def is_own(path: Path) -> bool:
-    """Tells whether a file is a picture that this package has drawn."""
+    """Tells whether a file is a picture that `to_png` wrote."""
     try:
         with Image.open(io.BytesIO(path.read_bytes())) as picture:
             return picture.info.get("Software") == SOFTWARE

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar on a terminal, a line now and then elsewhere."""
+"""A run's progress on stderr: a bar on a terminal, a line every 15 seconds elsewhere."""
 
 import time
 from collections.abc import Mapping
@@ -18,13 +18,15 @@ _SHOWN = (
 
 
 class Progress:
-    """Shows how far a run is, on stderr.
-
-    Used as a context manager; `shown=False` makes every method silent.
-    """
+    """Shows how far a run is, on stderr. A context manager: the bar is visible inside it."""
 
     def __init__(self, total: int, shown: bool = True):
-        """Prepares to show a run of `total` steps."""
+        """Prepares the display.
+
+        Args:
+          total: steps of the run.
+          shown: whether anything is shown; False makes every method silent.
+        """
         self._console = rich.console.Console(stderr=True, quiet=not shown, highlight=False)
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("{task.fields[phase]}"),
@@ -49,17 +51,17 @@ class Progress:
         self._bar.stop()
 
     def say(self, text: str) -> None:
-        """Prints one line that stays."""
+        """Prints a line above the bar."""
         self._console.print(text, soft_wrap=True, markup=False)
 
     def update(self, step: int, phase: str, rate: float, numbers: Mapping[str, float]) -> None:
-        """Moves the bar.
+        """Shows a new step and new metrics.
 
         Args:
-          step: steps done.
-          phase: the phase's name.
+          step: steps taken so far.
+          phase: name of the phase.
           rate: steps per second.
-          numbers: metrics by name; those not given keep their last value.
+          numbers: metrics by name; metrics that are not given keep their last value.
         """
         self._numbers.update(numbers)
         text = "  ".join(

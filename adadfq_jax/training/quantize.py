@@ -1,4 +1,4 @@
-"""The way into a run: checks what was given, opens the folder, and plays the run or reads it."""
+"""`quantize`: checks its arguments, takes the workdir, and trains a student or reads one."""
 
 import contextlib
 import errno
@@ -42,33 +42,34 @@ def quantize(
     should_stop: Callable[[], int | None] = lambda: None,
     show_progress: bool = True,
 ) -> Student:
-    """Plays a game: quantizes a teacher without its data.
+    """Quantizes a teacher without its data: trains a student on images of a generator.
 
-    A workdir that holds a checkpoint of the same run is resumed, one that holds the finished run
-    is read. Where several processes play (`processes.start`), all call this alike, and the workdir
-    lies on a disk that they share, or in Cloud Storage.
+    If the workdir holds a checkpoint of the same run, the run is resumed; if it holds the finished
+    run, the student is read. With several processes (`processes.start`), all of them make this same
+    call, and the workdir is on a disk that they share, or in Cloud Storage.
 
     Args:
-      config: of `default_config` or a file in `configs/`.
-      teacher: a teacher in memory; by default the one at `config.teacher.path`.
-      workdir: where configuration, metrics, checkpoints, pictures and result go, on a disk or
-        `gs://BUCKET/FOLDER`; without it, nothing is written.
-      should_stop: asked after every dispatch; a signal's number ends the run with a checkpoint.
+      config: from `default_config` or a file in `configs/`.
+      teacher: a teacher in memory; None reads the one at `config.teacher.path`.
+      workdir: folder for configuration, metrics, checkpoints, pictures and result, on a disk or
+        `gs://BUCKET/FOLDER`; None writes nothing.
+      should_stop: called after every dispatch; once it returns a signal's number, the run stops
+        with a checkpoint.
       show_progress: whether to show a progress bar on stderr.
 
     Returns:
-      The student as it is after the last step.
+      The student after the last step.
 
     Raises:
-      ConfigError, TeacherError, DataError: something given cannot be used; nothing was changed.
+      ConfigError, TeacherError, DataError: an argument cannot be used; nothing was changed.
       CheckpointError: no checkpoint of the run can be read.
-      DivergedError: a loss or gradient is not finite; in a workdir the last good checkpoint stays.
-      StoppedError: `should_stop` said so; in a workdir a checkpoint was written.
-      StorageError: a workdir in Cloud Storage is not reached; its checkpoints stay.
+      DivergedError: a loss or gradient is not finite; the last good checkpoint in a workdir stays.
+      StoppedError: `should_stop` returned a signal; a checkpoint was written to a workdir.
+      StorageError: a workdir in Cloud Storage is not reached; the checkpoints there stay.
     """
     began = time.monotonic()
-    # ---- What was given, checked before anything compiles -------------------------------------
-    with processes.together():
+    # ---- Check the arguments, before anything compiles ----------------------------------------
+    with processes.sharing_errors():
         config = config.copy_and_resolve_references()
         validate(config)
         if not isinstance(teacher, Teacher | None):
@@ -77,13 +78,13 @@ def quantize(
         config = resolve(config, teacher)
         for name in export_formats(config):
             if workdir is None:
-                raise ConfigError("export needs a workdir: that is where the files go.")
+                raise ConfigError("export needs a workdir, since the files are written there.")
             require(name)
     total = config.epochs * config.steps_per_epoch
     progress = Progress(total, show_progress and processes.leads())
 
-    # ---- Is it finished already? --------------------------------------------------------------
-    with processes.together():
+    # ---- Read a run that is finished already --------------------------------------------------
+    with processes.sharing_errors():
         finished = _finished_steps(workdir, config)
     finished = processes.union(finished)
     if finished >= total:
@@ -93,20 +94,20 @@ def quantize(
                 f"{workdir}: the run is already complete, with {finished} steps; "
                 "`adadfq evaluate --workdir` measures it on other images."
             )
-            with processes.together(), _owned(workdir, config) as folder:
+            with processes.sharing_errors(), _owned(workdir, config) as folder:
                 _export(student, folder, config, progress)
             return student
-        progress.say(f"{workdir}: its last steps are lost, and are played again")
+        progress.say(f"{workdir}: the checkpoint of the last step is lost; its steps are repeated")
 
-    # ---- Images, devices and players; the workdir, ours alone; and the run --------------------
-    with processes.together():
+    # ---- Set up the run, take the workdir, train ----------------------------------------------
+    with processes.sharing_errors():
         run = _set_up(config, teacher, workdir, progress, should_stop, began)
     processes.check_equal("configuration", to_json(config))
     processes.check_equal("number of evaluation images", str(run.dataset and len(run.dataset)))
     with contextlib.ExitStack() as closing:
-        with processes.together():
+        with processes.sharing_errors():
             run.folder = closing.enter_context(_owned(workdir, config))
-            # Compiles the steps of play, which `run.play` finds compiled.
+            # Compiles the steps of play too; `run.play` uses them without compiling again.
             run.cost = estimate_cost(run.game, config, run.state, teacher, run.devices)
             progress.say(run.cost.to_text())
             progress.say(f"teacher: {check_statistics(teacher).to_text()}")
@@ -115,7 +116,7 @@ def quantize(
                 _keep_teacher(run.folder, teacher)
         with translated(f"{workdir} fails"), _telling_of_a_full_disk(workdir):
             student = run.play()
-            with processes.together():
+            with processes.sharing_errors():
                 _export(student, run.folder, config, progress)
     return student
 
@@ -128,7 +129,7 @@ def _set_up(
     should_stop: Callable[[], int | None],
     began: float,
 ) -> Run:
-    """Returns a run before its first step, whose folder is not taken yet and whose cost is unknown.
+    """Returns a run before its first step; its folder and cost are to be set.
 
     Raises:
       ConfigError, DataError: as `quantize`.
@@ -155,9 +156,9 @@ def _set_up(
 
 
 def _finished_steps(workdir: str | Path | None, config: ml_collections.ConfigDict) -> int:
-    """Returns how many steps the run took that ended in a folder; 0 where none did.
+    """Returns the number of steps of the finished run in a folder; 0 where none has finished.
 
-    Of several processes, the first looks, and the others return 0.
+    Only the first of several processes looks; the others return 0.
 
     Raises:
       ConfigError: the folder is another run's, or has files that the run would replace.
@@ -165,7 +166,7 @@ def _finished_steps(workdir: str | Path | None, config: ml_collections.ConfigDic
     if workdir is None or not processes.leads():
         return 0
     path = locate(workdir)
-    # Before the folder is taken, so that nothing is left where it is refused.
+    # Before the folder is taken, so that a refused folder is left as it was.
     check_run(path, config)
     exports.check_exports(path, config)
     result = read_result(path)
@@ -176,7 +177,7 @@ def _finished_steps(workdir: str | Path | None, config: ml_collections.ConfigDic
 def _owned(
     workdir: str | Path | None, config: ml_collections.ConfigDict
 ) -> Iterator[Workdir | None]:
-    """Takes a run's folder, in the first of several processes, and gives it back."""
+    """Owns a run's folder for a while; in all but the first of several processes gives None."""
     if workdir is None or not processes.leads():
         yield None
         return
@@ -190,7 +191,7 @@ def _owned(
 
 @contextlib.contextmanager
 def _telling_of_a_full_disk(workdir: str | Path | None) -> Iterator[None]:
-    """Turns what the system says of a file that cannot be written into one sentence."""
+    """Turns the system's error for a full disk into a ConfigError of one sentence."""
     try:
         yield
     except OSError as error:
@@ -198,19 +199,19 @@ def _telling_of_a_full_disk(workdir: str | Path | None) -> Iterator[None]:
             raise
         raise ConfigError(
             f"workdir {str(workdir)!r} cannot be written ({error.strerror}); once there is room, "
-            "the same command goes on from the newest checkpoint, or begins anew where there is "
-            "none."
+            "the same command goes on from the newest checkpoint, or from the beginning where "
+            "there is none."
         ) from error
 
 
 def _export(student: Student, folder: Workdir | None, config, progress) -> None:
-    """Leaves a finished run's student in the formats asked for, and no other one unsaid."""
+    """Exports a finished run's student into its workdir, and warns of exports of other steps."""
     if folder is not None:
         exports.update_exports(student, folder, config, progress.say, warnings.warn)
 
 
 def _keep_teacher(folder: Workdir, teacher: Teacher) -> None:
-    """Leaves the teacher beside the run, so that its workdir is all that a student needs."""
+    """Writes the teacher into a run's folder, so that a student can be read from that alone."""
     target = folder.path / TEACHER
     if not target.exists():
         save_teacher(teacher, target)

@@ -1,4 +1,4 @@
-"""What a run came to: the numbers of `result.json`, by name, and as a table for people."""
+"""The result of a run: the numbers of `result.json` by name, and as a table for people."""
 
 import dataclasses
 from pathlib import Path
@@ -11,30 +11,31 @@ from adadfq_jax.training.workdir import RESULT, read_json
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a run came to. Accuracies are fractions, None where there were no images to measure on.
+    """The numbers of a run. Accuracies are fractions, and None where there were no images.
 
     Attributes:
-      teacher_top1, teacher_top5: of the teacher.
-      calibrated_top1, calibrated_images: of the student whose ranges are calibrated and who has
-        learned nothing, and on how many images.
-      top1, top5: of the student after the last step.
-      best_top1, best_step, best_images: of the best evaluation, chosen on these images.
-      healthiest_top1, healthiest_images, healthiest_step: of the student of the highest health,
-        chosen without data.
-      health: of the student after the last step, see `evaluation/health.py`.
-      agreement, calibrated_agreement: share of held-out generated images on which teacher and
-        student name the same class, after the last step and before the first of play.
+      teacher_top1, teacher_top5: accuracy of the teacher.
+      calibrated_top1, calibrated_images: top-1 of the calibrated student before training, and the
+        number of images that it was measured on.
+      top1, top5: accuracy of the student after the last step.
+      best_top1, best_step, best_images: the evaluation of the highest top-1, which was chosen on
+        the images that it is measured on.
+      healthiest_top1, healthiest_images, healthiest_step: the evaluation of the student of the
+        highest health, which was chosen without data.
+      health: health of the student after the last step, see `evaluation/health.py`.
+      agreement, calibrated_agreement: share of held-out generated images that teacher and student
+        give the same class, after the last step and before the first step of play.
       range_change: how far the ranges moved in the last epoch of calibration, relative to their
-        width; None where there was one epoch alone.
-      steps: how many there were.
-      weight_bits, activation_bits, overrides: of the student.
-      seed: of the run.
-      architecture, parameters, macs: of the network; macs of one image.
-      step_bytes: of memory that a step asks of each device.
-      evaluation_images: how many there were; None without.
-      seconds: of wall time, compiling and measuring included.
-      steps_per_second: over that time.
-      devices, device_kind, jax_version: what it ran on.
+        width; None where calibration had one epoch.
+      steps: steps taken.
+      weight_bits, activation_bits, overrides: bit-widths of the student.
+      seed: seed of the run.
+      architecture, parameters, macs: name and size of the network; macs are for one image.
+      step_bytes: bytes of memory that a step needs on each device.
+      evaluation_images: number of evaluation images of the last step; None without.
+      seconds: wall time in seconds, compiling and measuring included.
+      steps_per_second: steps over that time.
+      devices, device_kind, jax_version: number and kind of devices, version of JAX.
     """
 
     teacher_top1: float | None
@@ -71,7 +72,7 @@ class Result:
 
     @property
     def on_devices(self) -> str:
-        """How many devices of which kind."""
+        """Number and kind of the devices, such as "1 x cpu"."""
         return f"{self.devices} x {self.device_kind}"
 
     def to_text(self) -> str:

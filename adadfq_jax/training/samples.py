@@ -1,4 +1,4 @@
-"""The verb `adadfq sample`: images of a run's generator in files, with labels and P's logits."""
+"""The verb `adadfq sample`: writes images of a run's generator, with labels and P's logits."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from adadfq_jax.errors import ConfigError
-from adadfq_jax.storage.files import on_a_disk, written_whole
+from adadfq_jax.storage.files import check_replaceable, on_a_disk, written_whole
 from adadfq_jax.training.held_out import generated_batches
 from adadfq_jax.training.pictures import pixels
 from adadfq_jax.training.student import load_state
@@ -17,18 +17,18 @@ _LOGITS = "logits.npz"
 def write_samples(
     workdir: str | Path, count: int, output: str | Path, *, overwrite: bool = False
 ) -> None:
-    """Makes images with a run's newest generator and writes them, all or nothing.
+    """Makes held-out images with a run's newest generator and writes all of them, or none.
 
-    No player was trained on these images; the classes come in turn. The logits are what the teacher
-    says of the images as the generator made them; the pixels are these without their normalisation,
-    rounded, and cut off beyond black and white.
+    Labels run through the classes in turn. The teacher's logits are those of the images as the
+    generator made them. The pixels are the same images with the normalisation undone, rounded, and
+    cut off beyond black and white, so their logits can differ a little.
 
     Args:
       workdir: the run's folder.
-      count: how many images N.
+      count: number of images N.
       output: a file *.npz of `x`, uint8 pixels (N, H, W, 3), `y`, labels (N,), and `logits`,
         float32 (N, C); or a folder of CLASS/NUMBER.png with `logits` and `y` by number in
-        logits.npz. Both are evaluation sets as well.
+        logits.npz. Both can be read as evaluation sets.
       overwrite: whether to replace what an earlier call wrote.
 
     Raises:
@@ -53,7 +53,7 @@ def make_samples(workdir: str | Path, count: int) -> tuple[np.ndarray, np.ndarra
 
     Args:
       workdir: the run's folder.
-      count: how many images N; the first of them do not depend on it.
+      count: number of images N; a larger N adds images after the same first ones.
 
     Returns:
       (pixels, uint8 (N, H, W, 3); labels (N,), the classes in turn; the teacher's logits (N, C)).
@@ -80,20 +80,9 @@ def _check_output(text: str, overwrite: bool) -> bool:
         raise ConfigError(f"output {text!r} is {there} already; choose another name.")
     if not path.parent.is_dir() and (found := _file_above(path)) is not None:
         raise ConfigError(f"output {text!r} cannot be written: {str(found)!r} is a file.")
-    if is_file and path.exists():
-        if not _holds_samples(path):
-            raise ConfigError(
-                f"output {text!r} is a file of something else, and is not replaced; choose another "
-                "name."
-            )
-        if not overwrite:
-            raise ConfigError(f"output {text!r} exists; --overwrite replaces it.")
-    if not is_file and path.exists() and any(path.iterdir()):
-        # A folder of anything else is never deleted.
-        if not _is_of_samples(path):
-            raise ConfigError(f"output {text!r} is a folder of other files; choose another name.")
-        if not overwrite:
-            raise ConfigError(f"output {text!r} exists; --overwrite replaces it.")
+    if is_file or (path.is_dir() and any(path.iterdir())):
+        is_own = _holds_samples if is_file else _is_of_samples
+        check_replaceable(path, "a set of samples", is_own, overwrite)
     return is_file
 
 
@@ -132,7 +121,7 @@ def _is_of_samples(folder: Path) -> bool:
 
 def _write_folder(folder: Path, images: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> None:
     folder.mkdir()
-    # Of equal length, since the order of names is that of the classes where the folder is read.
+    # Names of equal length, since a reader of the folder numbers the classes in order of names.
     width = len(str(logits.shape[1] - 1))
     for label in range(logits.shape[1]):
         (folder / f"{label:0{width}}").mkdir()

@@ -1,4 +1,4 @@
-"""The student: what a game leaves behind, in memory or in a workdir."""
+"""The student of a run: taken from its state in memory, or read from its workdir."""
 
 import functools
 from pathlib import Path
@@ -19,7 +19,14 @@ from adadfq_jax.training.workdir import CONFIG, RESULT, TEACHER, read_json
 def student_of(
     game: Game, state: GameState, teacher: Teacher, result: Result | None = None
 ) -> Student:
-    """Takes the student out of a game's state (arrays without a device axis)."""
+    """Returns the student of a run's state.
+
+    Args:
+      game: the step and its rules.
+      state: the run's state, arrays without a device axis.
+      teacher: P.
+      result: the run's result; None where the run is not finished.
+    """
     return Student(
         architecture=teacher.architecture,
         module=teacher.module,
@@ -35,13 +42,12 @@ def student_of(
 
 
 def load_student(workdir: str | Path, checkpoint: int | str | None = None) -> Student:
-    """Reads a run's student; needs nothing but its workdir.
+    """Reads a run's student from its workdir alone.
 
     Args:
       workdir: the run's folder.
-      checkpoint: which one: "last" or None for the newest that is whole, "best" for that of the
-        healthiest student (chosen without data, see `evaluation/health.py`), or the number of a
-        step.
+      checkpoint: "last" or None for the newest whole checkpoint, "best" for that of the healthiest
+        student (chosen without data, see `evaluation/health.py`), or the number of a step.
 
     Raises:
       ConfigError: `checkpoint` is something else.
@@ -56,14 +62,14 @@ def load_student(workdir: str | Path, checkpoint: int | str | None = None) -> St
 
 
 def load_finished_student(workdir: str | Path, checkpoint: str | None) -> Student:
-    """Reads a student as a command line names it: by default, of a run that is finished.
+    """Reads a run's student; without a named checkpoint, only if the run is finished.
 
     Args:
       workdir: the run's folder.
-      checkpoint: as of `load_student`.
+      checkpoint: as in `load_student`; None for the student of a finished run.
 
     Raises:
-      ConfigError: `checkpoint` is none, or not given and the run is not finished.
+      ConfigError: `checkpoint` is something else, or None though the run is not finished.
       CheckpointError: as `load_student`.
     """
     workdir = locate(workdir)
@@ -72,7 +78,7 @@ def load_finished_student(workdir: str | Path, checkpoint: str | None) -> Studen
         lost = (workdir / RESULT).exists()
         state = "has lost its last checkpoint" if lost else "is not finished"
         raise ConfigError(
-            f"the run in {str(workdir)!r} {state}; --checkpoint=last takes what there is of it."
+            f"the run in {str(workdir)!r} {state}; --checkpoint=last takes the newest one there is."
         )
     return student
 
@@ -80,14 +86,14 @@ def load_finished_student(workdir: str | Path, checkpoint: str | None) -> Studen
 def load_state(
     workdir: str | Path, checkpoint: int | str | None = None
 ) -> tuple[Game, GameState, Teacher, int]:
-    """Reads both players of a run; needs nothing but its workdir.
+    """Reads a run's state from its workdir alone.
 
     Args:
       workdir: the run's folder.
-      checkpoint: as of `load_student`.
+      checkpoint: as in `load_student`.
 
     Returns:
-      (the rules; the state, arrays without a device axis; the teacher; the step).
+      (game; state, arrays without a device axis; teacher; step of the checkpoint).
 
     Raises:
       ConfigError, CheckpointError: as `load_student`.
@@ -105,8 +111,8 @@ def load_state(
     config = read_back(written)
     if teacher.digest != config.teacher.digest:
         raise CheckpointError(
-            f"{TEACHER} in {str(workdir)!r} is not the teacher of the run; put that there, as "
-            "`adadfq convert` writes it."
+            f"{TEACHER} in {str(workdir)!r} is not the teacher of the run; replace it by the "
+            "run's teacher as `adadfq convert` writes it."
         )
     game = Game.create(config, teacher.module, teacher.image_size)
     template = game.init(config, teacher.variables)
@@ -129,7 +135,7 @@ def load_state(
         if (workdir / RESULT).exists():
             raise CheckpointError(
                 f"the checkpoints of the run in {str(workdir)!r} are gone; remove its {RESULT} to "
-                "play it again."
+                "train again."
             )
         raise CheckpointError(f"{str(workdir)!r} holds a run without a checkpoint yet.")
     step, state, _ = restored

@@ -1,4 +1,4 @@
-"""The metrics of a run's steps, read one dispatch late, and what they warn of."""
+"""Reads the metrics of a run's steps, logs them, and finds a run that diverges or stands still."""
 
 import dataclasses
 import math
@@ -13,35 +13,45 @@ from adadfq_jax.game.optimizers import rate_field
 from adadfq_jax.game.state import Phase
 from adadfq_jax.training.metric_log import Log
 
-# Steps in a row in which nothing moves: by chance, not one.
+# A gradient that is exactly 0 for so many steps in a row is no chance.
 _STILL_STEPS = 20
 
-# When the game runs away, L_BNS rises before anything else shows it.
+# A run that is about to diverge shows first in L_BNS.
 _BNS_ALARM_FACTOR, _BNS_ALARM_STEPS = 10.0, 200
 
 
 @dataclasses.dataclass
 class Record:
-    """What a run knows besides its state; travels with every checkpoint, as JSON."""
+    """What a resumed run must know besides its state; saved in every checkpoint, as JSON.
 
-    seconds: float = 0.0  # wall time of the run so far: compiling and measuring included
+    Attributes:
+      seconds: wall time of the run so far, compiling and measuring included.
+      calibrated: the evaluation before the first step of play.
+      best: the evaluation of the highest top-1.
+      healthiest: the evaluation of the highest health.
+      widths: for each epoch of calibration, the mean width of the ranges, summed over its steps.
+      bns_sum, bns_steps: sum of L_BNS over the steps of calibration, and their number.
+      bns_high: steps in a row with an alarming L_BNS.
+    """
+
+    seconds: float = 0.0
     calibrated: dict[str, Any] = dataclasses.field(default_factory=dict)
-    best: dict[str, Any] = dataclasses.field(default_factory=dict)  # by top-1
-    healthiest: dict[str, Any] = dataclasses.field(default_factory=dict)  # without data
-    widths: list[float] = dataclasses.field(default_factory=list)  # of ranges, summed by epoch
+    best: dict[str, Any] = dataclasses.field(default_factory=dict)
+    healthiest: dict[str, Any] = dataclasses.field(default_factory=dict)
+    widths: list[float] = dataclasses.field(default_factory=list)
     bns_sum: float = 0.0
     bns_steps: int = 0
-    bns_high: int = 0  # steps in a row
+    bns_high: int = 0
 
 
 class Watch:
-    """Reads the steps' metrics, one dispatch late so that the device never waits for it."""
+    """Reads the steps' metrics one dispatch late, so that the devices never wait for the host."""
 
     def __init__(self, config, record: Record, log: Log | None, progress, step: int, began: float):
         self._config, self._record, self._log, self._progress = config, record, log, progress
         self._pending: tuple[int, Phase, Any] | None = None
         self._since_log: list[dict[str, float]] = []
-        # A line of the log is of one phase, and the last steps have one too.
+        # Phases end here. A log line averages over one phase only, and none is left at the end.
         epochs = (config.calibration_epochs, config.warmup_epochs, config.epochs)
         self._ends = {epoch * config.steps_per_epoch for epoch in epochs}
         self._began, self._seconds_before = began, record.seconds
@@ -50,19 +60,20 @@ class Watch:
         self._rate = 0.0
 
     def seconds(self) -> float:
-        """Seconds of wall time, earlier processes included."""
+        """Returns the run's wall time in seconds, that of earlier processes included."""
         return self._seconds_before + time.monotonic() - self._began
 
     def look(self, step: int, phase: Phase, metrics: Any) -> None:
-        """Takes the metrics of a dispatch that began at `step`; reads those of the one before."""
+        """Takes the metrics of a dispatch that began at `step`, and reads the previous ones."""
         self.catch_up()
         self._pending = (step, phase, metrics)
 
     def catch_up(self) -> None:
-        """Reads what is pending.
+        """Reads the metrics that were taken last, if they are not read yet.
 
         Raises:
           DivergedError: a value is not finite.
+          ConfigError: a gradient was exactly 0 for many steps.
         """
         if self._pending is None:
             return
@@ -78,7 +89,7 @@ class Watch:
                 self._write(done, phase)
 
     def show(self, step: int, phase: Phase, measured: dict[str, Any]) -> None:
-        """Logs and shows an evaluation after `step` steps."""
+        """Logs and shows the numbers of an evaluation after `step` steps."""
         known = {name: value for name, value in measured.items() if value is not None}
         if self._log is not None:
             self._log.write({"step": step, "evaluation": True} | measured)
@@ -92,7 +103,7 @@ class Watch:
     def _check(self, step: int, phase: Phase, values: dict[str, float]) -> None:
         for name, value in values.items():
             if not math.isfinite(value):
-                kept = " What was saved before stays." if self._log is not None else ""
+                kept = " Earlier checkpoints stay." if self._log is not None else ""
                 rate = rate_field(self._config.student)
                 raise DivergedError(
                     f"the game diverged: {name} is {value} at step {step} ({phase.value}). In a "
@@ -123,7 +134,7 @@ class Watch:
     def _check_that_something_moves(
         self, step: int, phase: Phase, values: dict[str, float]
     ) -> None:
-        """Raises ConfigError where a player has not learned for some steps, to the last bit."""
+        """Raises ConfigError where the gradient of who learns was exactly 0 for many steps."""
         player = "student" if phase is Phase.PLAY else "generator"
         self._still = self._still + 1 if values[f"{player}_gradient"] == 0 else 0
         if self._still == _STILL_STEPS:
@@ -132,7 +143,7 @@ class Watch:
                 f"steps up to step {step} ({phase.value}), as where teacher and student give all "
                 "images the same logits; check the teacher's weights, mean and std."
             )
-            error.shared = True  # every process has read the same
+            error.shared = True  # every process has read the same metrics
             raise error
 
     def _write(self, done: int, phase: Phase) -> None:
@@ -152,9 +163,15 @@ class Watch:
 
 
 def range_change(widths: list[float]) -> float | None:
-    """Returns how far the ranges moved in the last epoch of calibration.
+    """Returns how far the ranges moved in the last epoch of calibration, relative to their width.
 
-    Relative change of their mean width, over layers and the steps of an epoch: single layers
-    fluctuate from batch to batch by more than they drift.
+    The width is averaged over layers and steps, since the width of a single layer fluctuates from
+    batch to batch by more than it drifts.
+
+    Args:
+      widths: mean width of the ranges, summed over the steps of each epoch.
+
+    Returns:
+      The relative change between the last two epochs; None where there are fewer.
     """
     return None if len(widths) < 2 else abs(widths[-1] / widths[-2] - 1)

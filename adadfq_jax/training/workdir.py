@@ -1,19 +1,26 @@
-"""A run's folder: one owner, one identity, files that are whole or absent.
+"""A run's folder: it has one owner and one run, and each file in it is whole or absent.
 
-Also the names of all that verbs write into the folder of a run or of a sweep. What lies there under
-such a name, and was not written by a verb, is refused before anything is computed.
+The names of all files that verbs write into the folder of a run or of a sweep are here. A file of
+such a name that no verb wrote is refused before anything is computed.
 """
 
 import json
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import ml_collections
 
 from adadfq_jax.config.fields import EXPORT_FORMATS
 from adadfq_jax.config.identity import differences, to_json
 from adadfq_jax.errors import ConfigError
-from adadfq_jax.storage.files import is_remote, locate, make_folder, translated, write_whole
+from adadfq_jax.storage.files import (
+    is_remote,
+    locate,
+    make_folder,
+    refuse_foreign,
+    translated,
+    write_whole,
+)
 from adadfq_jax.storage.ownership import own
 from adadfq_jax.training import pictures
 
@@ -34,12 +41,11 @@ SAMPLES, SAMPLES_OVER_TIME, RESULT, DIVERGED = (
 STUDENTS = {name: f"student{suffixes[0]}" for name, suffixes in EXPORT_FORMATS.items()}
 REPORT, FIGURES, EVENTS = "report.html", "report", "tensorboard"
 
-# What tells a sweep's folder, which holds the folders of its runs, from a run's.
+# A folder that holds this file is a sweep's, and contains the folders of its runs.
 SWEEP = "sweep.json"
 TABLE, TABLE_FOR_PEOPLE, TABLE_FOR_SPREADSHEETS = "table.json", "table.md", "table.csv"
 
-# What the verbs write, all of it after the file that tells whose the folder is: `config.json` of a
-# run, `sweep.json` of a sweep.
+# What the verbs write once `config.json` marks a folder as a run's, or `sweep.json` as a sweep's.
 _OF_A_RUN = {
     TEACHER,
     METRICS,
@@ -66,14 +72,14 @@ class Workdir:
     """
 
     def __init__(self, path: str | Path):
-        """Creates the folder where it is missing, and takes it.
+        """Creates the folder where it is missing, and becomes its owner.
 
         Args:
-          path: where the run's files go, on a disk or `gs://BUCKET/FOLDER`.
+          path: the folder, on a disk or `gs://BUCKET/FOLDER`.
 
         Raises:
-          ConfigError: it is a file or cannot be written.
-          WorkdirInUseError: another process owns it.
+          ConfigError: the path is a file or cannot be written.
+          WorkdirInUseError: another process owns the folder.
           StorageError: Cloud Storage is not reached.
         """
         self.path = locate(path)
@@ -92,19 +98,19 @@ class Workdir:
             ) from error
 
     def close(self) -> None:
-        """Gives the folder back."""
+        """Ends the ownership, so that another process can take the folder."""
         self._ownership.close()
 
     def check_owner(self) -> None:
-        """Checks that the folder is still ours, before something is written into it.
+        """Checks that this process still owns the folder; called before every write.
 
         Raises:
-          StorageError: its lease ran out, in Cloud Storage.
+          StorageError: the lease of a folder in Cloud Storage ran out.
         """
         self._ownership.check()
 
     def claim(self, config: ml_collections.ConfigDict) -> None:
-        """Writes a run's configuration, where the folder belongs to the same run or to none.
+        """Writes a run's configuration, if the folder belongs to the same run or to none.
 
         Raises:
           ConfigError: as `check_run`; nothing was written.
@@ -113,11 +119,23 @@ class Workdir:
         self.write_text(CONFIG, to_json(config))
 
     def write_text(self, name: str, text: str) -> None:
-        """Writes a file in one piece."""
+        """Writes a file in one piece, encoded as UTF-8.
+
+        Args:
+          name: the file's path below the folder.
+          text: the content.
+
+        Raises:
+          StorageError: as `check_owner`.
+        """
         self.write_bytes(name, text.encode())
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """As `write_text`, for bytes.
+        """Writes a file in one piece.
+
+        Args:
+          name: the file's path below the folder.
+          content: the content.
 
         Raises:
           StorageError: as `check_owner`.
@@ -129,15 +147,15 @@ class Workdir:
 
 
 def check_run(path: Path, config: ml_collections.ConfigDict) -> None:
-    """Checks that a folder belongs to this run, or to none and can become its own; writes nothing.
+    """Checks that a folder holds this run, or is free for it; writes nothing.
 
     Args:
       path: the folder, which need not exist.
       config: the run's configuration.
 
     Raises:
-      ConfigError: the folder holds a run of another identity, whose fields are named, or something
-        that this one would replace and no run wrote.
+      ConfigError: the folder holds another run (the fields that differ are named), or a file that
+        this run would replace and no run wrote.
     """
     there = _names_in(path)
     if SWEEP in there:
@@ -161,15 +179,16 @@ def check_run(path: Path, config: ml_collections.ConfigDict) -> None:
 
 
 def check_sweep(path: Path) -> None:
-    """Checks that a folder belongs to a sweep, or to none and can become one's; writes nothing.
+    """Checks that a folder holds a sweep, or is free for one; writes nothing.
 
-    The tables of a sweep are for `table.is_sweep_table` to tell.
+    Whether a sweep wrote the tables in it, `table.is_sweep_table` tells.
 
     Args:
       path: the folder, which need not exist.
 
     Raises:
-      ConfigError: it holds a single run, or something that a sweep would replace and none wrote.
+      ConfigError: the folder holds a single run, or a file that a sweep would replace and no sweep
+        wrote.
     """
     there = _names_in(path)
     if CONFIG in there:
@@ -183,21 +202,8 @@ def check_sweep(path: Path) -> None:
         refuse_foreign(path / SWEEP, "a list of a sweep's games")
 
 
-def refuse_foreign(path: Path, what: str) -> NoReturn:
-    """Raises ConfigError for a file that would be replaced, and that no verb wrote.
-
-    Args:
-      path: the file.
-      what: what it would be if a verb had written it.
-    """
-    raise ConfigError(
-        f"{str(path)!r} would be replaced, but is not {what} that adadfq wrote; move it away, or "
-        "choose another workdir."
-    )
-
-
 def _refuse_unowned(path: Path, found: set[str], owner: str) -> None:
-    """Raises ConfigError where a folder without an owner holds what one would replace."""
+    """Raises ConfigError where a folder of no run or sweep holds files that one would replace."""
     if found:
         raise ConfigError(
             f"workdir {str(path)!r} holds no {owner}, but {', '.join(sorted(found))}, which a "
@@ -220,7 +226,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except IsADirectoryError as error:
-        raise ConfigError(f"{str(path)!r} is a folder, and should be a file of adadfq.") from error
+        raise ConfigError(f"{str(path)!r} must be a file of adadfq, but is a folder.") from error
     except ValueError as error:
         raise ConfigError(
             f"{str(path)!r} is damaged, or was not written by adadfq: {error}."

@@ -12,7 +12,7 @@ from ml_collections import config_flags
 from adadfq_jax.cli import main
 from adadfq_jax.config import recipes
 from adadfq_jax.config.checks import validate
-from adadfq_jax.config.fields import FROM_TEACHER, default_config, leave_to_teacher
+from adadfq_jax.config.fields import Filler, default_config, filled_by, leave_to_teacher
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.models import registry
 from adadfq_jax.models.network import flatten
@@ -23,10 +23,12 @@ from tests import ROOT
 from tests.conftest import make_teacher
 
 FILE = ROOT / "configs" / "teacher.py"
+# As `make_small_config`, whose compiled steps these runs share.
 SHORT = (
     "--config.epochs=4",
-    "--config.steps_per_epoch=2",
-    "--config.calibration_epochs=2",
+    "--config.steps_per_epoch=3",
+    "--config.calibration_epochs=1",
+    "--config.warmup_epochs=2",
     "--config.batch_size=8",
     "--config.devices=1",
     "--config.evaluation.generated_images=40",
@@ -165,7 +167,7 @@ def test_what_is_set_stays():
     assert isinstance(config.game.temperature, float)
 
 
-@pytest.mark.parametrize("field", FROM_TEACHER)
+@pytest.mark.parametrize("field", filled_by(Filler.NETWORK))
 def test_open_fields_are_still_checked_when_set(field):
     values = {
         "warmup_epochs": -1,

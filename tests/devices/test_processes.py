@@ -196,7 +196,7 @@ def test_a_process_that_never_comes(index):
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 1, done.stderr
-    assert f"were not together within 5 seconds: process {1 - index} did not" in done.stderr
+    assert f"within 5 seconds: process {1 - index} is missing" in done.stderr
 
 
 def test_those_who_came_learn_who_did_not():

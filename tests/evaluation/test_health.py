@@ -121,5 +121,5 @@ def test_networks_go_to_the_device_once(small_config):
     for network in (teacher, student):
         assert network.on_device is network.on_device
     with jax.transfer_guard("disallow"):
-        health._ask_both(teacher, student, images, together=8)
+        health._run_both(teacher, student, images, at_a_time=8)
         evaluate(student, (np.zeros((12, SIZE, SIZE, 3), np.uint8), np.zeros(12, np.int32)), 4)

@@ -369,9 +369,9 @@ def test_bad_input(run_folder, tmp_path, sentence):
     there.write_text("mine")
     good = f"--workdir={run_folder}"
     for argv, words in (
-        ([good], "--output is missing"),
+        ([good], "--output=FILE is missing"),
         (["--output=x.onnx"], "give either --workdir=DIR or --teacher=FILE"),
-        ([good, f"--output={there}"], "exists; overwrite it with --overwrite"),
+        ([good, f"--output={there}"], "is not an exported student that adadfq wrote"),
         ([good, "--output=x.bin"], "should end in .safetensors or .onnx"),
         ([good, "--output=x.onnx", "--format=tflite"], "unknown format 'tflite'"),
         ([good, "--output=x.onnx", "--format=integers"], "should end in .safetensors"),
@@ -396,7 +396,7 @@ def test_what_is_no_exported_student_is_not_overwritten(run_folder, tmp_path, se
         path.write_bytes(Path(DIGITS_TEACHER).read_bytes() if "teacher" in name else b"mine")
     before = path.read_bytes()
     argv = ["export", f"--workdir={run_folder}", f"--output={path}", "--overwrite", "--cache="]
-    assert "is no exported student" in sentence(argv)
+    assert "is not an exported student that adadfq wrote" in sentence(argv)
     assert path.read_bytes() == before
 
 
@@ -544,7 +544,9 @@ def test_a_newer_format_is_refused(files, tmp_path):
     content["format"] += 1
     torch.save(content, tmp_path / "s.pth")
     for name in ("s.safetensors", "s.onnx", "s.stablehlo", "s.pth"):
-        with pytest.raises(ExportError, match=r"has format [23], but this version reads up to [12]"):
+        with pytest.raises(
+            ExportError, match=r"has format [23], but this version reads up to [12]"
+        ):
             adadfq_jax.load_exported(tmp_path / name)
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from adadfq_jax.config import recipes
-from adadfq_jax.config.fields import FROM_METHOD, default_config
+from adadfq_jax.config.fields import Filler, default_config, filled_by
 from adadfq_jax.game import losses
 from adadfq_jax.game.methods import METHODS
 
@@ -45,7 +45,7 @@ def log_softmax(z):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_says_what_it_fixes(method):
-    assert set(FROM_METHOD) == METHODS[method].defaults.keys()
+    assert set(filled_by(Filler.METHOD)) == METHODS[method].defaults.keys()
     for field, value in METHODS[method].overrides_recipe.items():
         assert METHODS[method].defaults.get(field, value) == value
 

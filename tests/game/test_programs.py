@@ -84,7 +84,7 @@ def test_of_a_bfloat16_teacher_logits_and_moments_are_float32(small_config, teac
     small_config.precision.teacher = "bfloat16"
     game = make_game(small_config, teacher)
     images = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
-    logits, moments = game.ask_teacher(teacher.variables, jnp.array(images))
+    logits, moments = game.run_teacher(teacher.variables, jnp.array(images))
     assert {leaf.dtype for leaf in jax.tree.leaves((logits, moments))} == {np.dtype(np.float32)}
     exact = teacher(images)
     assert not np.allclose(logits, exact, rtol=1e-5)
@@ -97,10 +97,10 @@ def test_what_a_step_costs_is_known(small_config, teacher, capfd):
     assert (result.parameters, result.macs) == (75_290, 765_568)
     said = " ".join(capfd.readouterr().err.split())
     assert "network: 75,290 parameters, 765,568 MACs an image" in said
-    assert f"a step (play) of 8 images: {result.step_bytes / 1e9:.2f} GB" in said
-    assert "on each of 1 x cpu, which plays 8" in said
+    assert f"a step (play) of 8 generated images: {result.step_bytes / 1e9:.2f} GB" in said
+    assert "on each of 1 x cpu, with 8 generated images each" in said
     beside = Cost(1, 1, 1, "play", 10**9, None, "1 x cpu", 8, 16, 8).to_text()
-    assert "of 8 images and 16 procedural ones: 1.00 GB" in beside
+    assert "of 8 generated images and 16 procedural ones: 1.00 GB" in beside
 
 
 @pytest.mark.slow
@@ -117,7 +117,7 @@ def test_memory_grows_with_the_batch_and_shrinks_with_the_devices(small_config, 
 
 def test_what_does_not_fit_is_refused_with_advice(small_config, teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "memory_bytes", lambda *_: 1_000_000)
-    with pytest.raises(ConfigError, match="of resnet8_cifar asks for") as caught:
+    with pytest.raises(ConfigError, match="of resnet8_cifar needs") as caught:
         adadfq_jax.quantize(small_config, teacher, tmp_path / "run")
     for wanted in ("remat=True", "precision.teacher=bfloat16", "batch_size below 8", "0.0 GB"):
         assert wanted in str(caught.value)

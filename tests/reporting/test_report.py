@@ -467,9 +467,9 @@ UNKNOWN = {
         (
             {"statistics": 0.2},
             NOTE,
-            "The teacher may not be what it was read as: procedural images",
+            "The teacher may have been read as another network than it is: procedural images",
         ),
-        ({"statistics": 0.2, **UNKNOWN}, PROBLEM, "may not be what it was read as"),
+        ({"statistics": 0.2, **UNKNOWN}, PROBLEM, "may have been read as another network"),
         ({"range_change": 0.12}, PROBLEM, "moved by 12% in the last calibration epoch: calibrate"),
         ({"range_change": None, "calibration_epochs": 1}, NOTE, "One epoch of calibration does"),
         ({"activations": [activation(clipped=0.031)]}, NOTE, "reach further than those of calib"),
@@ -505,7 +505,7 @@ UNKNOWN = {
             NOTE,
             "agree on only 34.1% of the held-out images: these are harder",
         ),
-        ({"agreement": 0.341, **LOST}, PROBLEM, "agree on only 34.1% of the held-out images: play"),
+        ({"agreement": 0.341, **LOST}, PROBLEM, "34.1% of the held-out images: train"),
         ({"agreement": 0.341, **UNKNOWN}, PROBLEM, "agree on only 34.1%"),
         (
             {"agreement": 0.55, **UNKNOWN},
@@ -514,7 +514,7 @@ UNKNOWN = {
         ),
         (UNKNOWN, NOTE, "Accuracy is not measured"),
         ({"top1": 0.795, "best_top1": 0.795}, NOTE, "to 79.50%, no gain that these images"),
-        ({"top1": 0.7, "best_top1": 0.7}, PROBLEM, "80.00% (calibrated only) to 70.00%, less"),
+        ({"top1": 0.7, "best_top1": 0.7}, PROBLEM, "(calibrated only) to 70.00%, so training"),
         ({"top1": 0.85, "best_top1": 0.85}, NOTE, "8.0 points below the teacher's 93.00%"),
         ({"healthiest": 0.5}, NOTE, "healthier at step 800 (0.500, now 0.400): --checkpoint=best"),
         ({"best_top1": 0.93}, NOTE, "fell from 93.00% at step 900 to 91.00%"),
@@ -543,8 +543,8 @@ def test_a_rule_speaks_when_it_should(changes, level, words):
         ({"activations": [activation(clipped=0.014)]}, "calibrate longer"),
         ({"agreement": 0.55, "calibrated_agreement": 0.6}, "did not raise"),
         ({"healthiest": 0.6, "healthiest_top1": 0.8}, "healthier"),
-        ({"top1": 0.85, "best_top1": 0.88}, "a longer game"),
-        ({"agreement": 0.3}, "play longer"),
+        ({"top1": 0.85, "best_top1": 0.88}, "longer training"),
+        ({"agreement": 0.3}, "train longer"),
         ({"h_prime": [0.9, 0.95]}, "too easy"),
     ],
 )
@@ -656,8 +656,8 @@ def test_a_run_that_is_not_finished(run):
 def test_overwriting_is_asked_for(run, reported, sentence, capfd):
     page, argv = run / "report.html", ["report", f"--workdir={run}", "--cache="]
     page.write_text("mine")
-    for flags, words in (([], "exists; --overwrite"), (["--overwrite"], "is not a report that")):
-        assert words in sentence([*argv, *flags])
+    for flags in ([], ["--overwrite"]):
+        assert "is not a report that adadfq wrote" in sentence([*argv, *flags])
         assert page.read_text() == "mine"
         assert not (run / "report").exists()
     shutil.copyfile(reported / "without" / "report.html", page)

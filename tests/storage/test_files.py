@@ -4,7 +4,8 @@ import contextlib
 
 import pytest
 
-from adadfq_jax.storage.files import write_whole, written_whole
+from adadfq_jax.errors import ConfigError
+from adadfq_jax.storage.files import check_replaceable, write_whole, written_whole
 
 
 def names(folder):
@@ -50,3 +51,25 @@ def test_the_suffix_is_there_before_the_name(tmp_path):
         assert partial.suffix == ".onnx"
         partial.write_bytes(b"")
     assert names(tmp_path) == ["student.onnx"]
+
+
+def test_what_may_be_replaced(tmp_path):
+    path = tmp_path / "report"
+
+    def check(overwrite):
+        check_replaceable(path, "a report", lambda place: place.read_text() == "ours", overwrite)
+
+    check(overwrite=False)
+    path.write_text("ours")
+    with pytest.raises(ConfigError, match=r"report' exists; --overwrite replaces it\."):
+        check(overwrite=False)
+    check(overwrite=True)
+    path.write_text("mine")
+    for overwrite in (False, True):  # it would not be replaced, so nobody is told to ask for it
+        with pytest.raises(ConfigError, match="would be replaced, but is not a report that adadf"):
+            check(overwrite)
+    path.unlink()
+    path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="exists; --overwrite replaces it"):
+        check(overwrite=False)
+    check(overwrite=True)

@@ -63,7 +63,7 @@ def test_values_have_their_fields_types(text, grid):
         ("seed=0;seed=1", "names seed twice"),
         ("bits=w3", "w4a4"),
         ("bits=w9a4", "between 1 and 8, not 9"),
-        ("bits=w3a3;quant.weight_bits=3", "and these"),
+        ("bits=w3a3;quant.weight_bits=3", "and one of these as well"),
     ],
 )
 def test_bad_grids_are_one_sentence(text, message):
@@ -79,7 +79,7 @@ def test_bad_grids_are_one_sentence(text, message):
         ({"sed": (1,)}, "did you mean seed"),
         ({"seed": ()}, "seed no value"),
         ({"seed": ("1",)}, "wrong type"),
-        ("seed=-1", "seed must be at least 0, not -1"),
+        ("seed=-1", "seed must be at least 0 and below 2^32, not -1"),
         ("game.method=gdfq,adagf", "unknown game.method 'adagf'"),
         ("game.method=adadfq,gdfq;game.alpha_ds=0.1", "means nothing to gdfq"),
         ("quant.weight_bits=0", "between 1 and 8, not 0"),

@@ -288,7 +288,7 @@ def test_what_is_no_teacher_to_convert(tmp_path, path, state):
         load(path, exported)
     (tmp_path / "link.safetensors").symlink_to(tmp_path / "nowhere")
     path.write_bytes(before)
-    with pytest.raises(ConfigError, match="exists; overwrite it with --overwrite"):
+    with pytest.raises(ConfigError, match="exists; --overwrite replaces it"):
         convert(path, tmp_path / "link.safetensors", Stated(**GIVEN))
 
 

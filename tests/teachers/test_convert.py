@@ -80,13 +80,14 @@ def test_a_file_that_exists_is_kept(tmp_path, checkpoint, sentence):
     output = tmp_path / "teacher.safetensors"
     output.write_text("mine")
     arguments = ["convert", f"--input={checkpoint}", f"--output={output}", "--mean=imagenet"]
-    assert "exists; overwrite it with --overwrite" in sentence(arguments)
-    assert "no file of `adadfq convert`" in sentence([*arguments, "--overwrite"])
+    for flags in ([], ["--overwrite"]):
+        assert "is not a teacher that adadfq wrote" in sentence([*arguments, *flags])
     assert output.read_text() == "mine"
     output.unlink()
-    for flags in ([], ["--overwrite"]):
-        assert main.run([*arguments, *flags]) == 0
-        assert load_teacher(output).classes == 100
+    assert main.run(arguments) == 0
+    assert "exists; --overwrite replaces it." in sentence(arguments)
+    assert main.run([*arguments, "--overwrite"]) == 0
+    assert load_teacher(output).classes == 100
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="no real checkpoint at hand")

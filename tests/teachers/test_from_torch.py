@@ -73,9 +73,17 @@ class Everything(nn.Module):
         x = self.wide(self.stem(x))
         x = F.max_pool2d(x, 3, 2, 1, ceil_mode=True) + F.avg_pool2d(x, 2, ceil_mode=True)
         first, second = self.leaky(x).chunk(2, 1)
-        x = torch.cat([F.pad(second, (1, 0, 0, 1), value=0.5)[:, :, ::2, ::2], first[:, :, ::2, ::2][
-            :, :, :3, :2
-        ]], 1) if False else torch.cat([second, first], 1)
+        x = (
+            torch.cat(
+                [
+                    F.pad(second, (1, 0, 0, 1), value=0.5)[:, :, ::2, ::2],
+                    first[:, :, ::2, ::2][:, :, :3, :2],
+                ],
+                1,
+            )
+            if False
+            else torch.cat([second, first], 1)
+        )
         batch, channels, height, width = x.shape
         x = x.view(batch, 2, channels // 2, height, width).transpose(1, 2).reshape(x.shape)
         gate = self.squeeze(x.mean((2, 3)))
@@ -125,7 +133,10 @@ def test_every_kind_of_node_is_exported(everything, tmp_path, suffix):
     student = calibrated_on(teacher, "w8a8", images)
     path = tmp_path / f"student{suffix}"
     adadfq_jax.export(student, path, images=images)
-    found, expected = np.asarray(adadfq_jax.load_exported(path)(images)), np.asarray(student(images))
+    found, expected = (
+        np.asarray(adadfq_jax.load_exported(path)(images)),
+        np.asarray(student(images)),
+    )
     difference = np.abs(found - expected).max(1) / np.ptp(expected)
     assert np.median(difference) < 1e-5
     if suffix == ".safetensors":
@@ -231,7 +242,10 @@ def branching(x):
         (lambda: Small(lambda self, x: x.flip(2)).eval(), "computes flip"),
         (lambda: Small(lambda self, x: x.transpose(2, 3)).eval(), "of other axes than a channel"),
         (lambda: Small(lambda self, x: x.reshape(2, -1, 5, 8)).eval(), "whose order of values"),
-        (lambda: nn.Sequential(Small(), nn.BatchNorm1d(3), nn.Unflatten(1, (3, 1))).eval(), "logit"),
+        (
+            lambda: nn.Sequential(Small(), nn.BatchNorm1d(3), nn.Unflatten(1, (3, 1))).eval(),
+            "logit",
+        ),
         (lambda: nn.Conv2d(4, 3, 3).eval(), "takes images of 4 channels"),
         (lambda: nn.Linear(3, 3).eval(), "without BatchNorm"),
         (lambda: nn.Conv2d(3, 3, 30).eval(), r"cannot take images \(3, 12, 12\)"),
@@ -267,7 +281,9 @@ def test_a_network_that_is_read_wrongly_is_not_returned(monkeypatch):
         return reader.add("relu", name, [call.value("self")], largest=0.1)
 
     monkeypatch.setitem(READERS, "relu", wrong)
-    with pytest.raises(VerificationError, match=r"Small was not read .* of the largest, in float64"):
+    with pytest.raises(
+        VerificationError, match=r"Small was not read .* of the largest, in float64"
+    ):
         adadfq_jax.from_torch(disturbed(Small()), image_size=SIZE, **HALF)
 
 
@@ -296,7 +312,10 @@ def test_a_users_own_class_in_a_notebook(tmp_path):
     example = text.partition("```python\n")[2].partition("```")[0]
     assert example.count("\n") <= 24
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", example], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-W", "ignore", "-c", example],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "mine.onnx").exists()

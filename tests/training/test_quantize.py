@@ -172,7 +172,8 @@ def test_the_plus_is_resumed_and_keeps_its_length(small_config, teacher, tmp_pat
 
 def test_killed_and_resumed_is_uninterrupted(small_config, teacher, tmp_path):
     """kill -9 while the command line plays; its lock does not outlive it."""
-    small_config.epochs, small_config.checkpoint.every_steps = 40, 2
+    small_config.epochs, small_config.checkpoint.every_steps = 20, 5
+    small_config.evaluation.every_epochs = 20
     path, workdir = tmp_path / "teacher.safetensors", tmp_path / "run"
     save_teacher(teacher, path)
     config_file = tmp_path / "config.py"
@@ -180,7 +181,8 @@ def test_killed_and_resumed_is_uninterrupted(small_config, teacher, tmp_path):
         "from tests.conftest import make_small_config\n"
         "def get_config():\n"
         "    config = make_small_config()\n"
-        "    config.epochs, config.checkpoint.every_steps = 40, 2\n"
+        "    config.epochs, config.checkpoint.every_steps = 20, 5\n"
+        "    config.evaluation.every_epochs = 20\n"
         f"    config.teacher.path = {str(path)!r}\n"
         "    return config\n"
     )
@@ -196,7 +198,7 @@ def test_killed_and_resumed_is_uninterrupted(small_config, teacher, tmp_path):
     assert not (workdir / "result.json").exists()
 
     resumed = run(small_config, teacher, workdir)
-    assert resumed.result.steps == 120
+    assert resumed.result.steps == 60
     assert_same_student(run(small_config, teacher), resumed)
 
 

@@ -14,9 +14,8 @@ TEACHER = make_teacher()
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A run of two steps."""
+    """A run."""
     config = make_small_config()
-    config.steps_per_epoch, config.epochs, config.warmup_epochs = 1, 2, 2
     folder = tmp_path_factory.mktemp("run")
     quantize.quantize(config, TEACHER, folder, show_progress=False)
     return folder
@@ -126,17 +125,20 @@ def test_nothing_is_half_written(workdir, tmp_path, capfd, monkeypatch, name):
     ("argv", "words"),
     [
         (["--count=0"], "count must be at least 1, not 0."),
-        (["--count=many"], "--count=many: it must be a whole number"),
-        (["--output={folder}/file.npz", "--overwrite"], "is a file of something else"),
+        (["--count=many"], "--count=many: it must be an integer."),
+        (
+            ["--output={folder}/file.npz", "--overwrite"],
+            "is not a set of samples that adadfq wrote",
+        ),
         (["--output={folder}/file.npz/x.npz"], "file.npz' is a file."),
-        (["--workdir="], "--workdir is missing"),
-        (["--output="], "--output is missing"),
+        (["--workdir="], "--workdir=DIR is missing"),
+        (["--output="], "--output=PATH is missing"),
         (["--workdir={folder}"], "holds no run"),
         (["--output={folder}/images.zip"], "must be FILE.npz, or a folder"),
         (["--output={folder}/folder.npz"], "is a folder already"),
         (["--output={folder}/file.npz/"], "is a file already"),
-        (["--output={folder}", "--overwrite"], "is a folder of other files"),
-        (["--output={folder}/mine", "--overwrite"], "is a folder of other files"),
+        (["--output={folder}", "--overwrite"], "is not a set of samples that adadfq wrote"),
+        (["--output={folder}/mine", "--overwrite"], "is not a set of samples that adadfq wrote"),
     ],
 )
 def test_bad_input_is_one_sentence(workdir, tmp_path, sentence, argv, words):
@@ -153,4 +155,4 @@ def test_bad_input_is_one_sentence(workdir, tmp_path, sentence, argv, words):
 def test_count_is_needed(workdir, tmp_path, capfd):
     output = f"--output={tmp_path / 'images.npz'}"
     assert main.run(["sample", f"--workdir={workdir}", output]) == 2
-    assert "--count is missing: how many images." in capfd.readouterr().err
+    assert "--count=N is missing: how many images." in capfd.readouterr().err
