@@ -102,9 +102,9 @@ def _scaled(
 
 
 def _two(reader: GraphReader, call: Call, op: str) -> str:
+    values = [call.value("self"), call.value("other")]
     if len(call.shape_of("self")) != len(call.shape_of("other")):
         call.refuse("of an image and features")
-    values = [call.value("self"), call.value("other")]
     return reader.add(op, reader.name_of(call, op), values)
 
 
@@ -166,23 +166,23 @@ def _reshape(reader: GraphReader, call: Call) -> str | View:
             groups = value.grouped[1]
             name = reader.name_of(call, "shuffle")
             return reader.add("shuffle_channels", name, [value.name], groups=groups)
-        call.refuse("whose order of values is not understood")
+        call.refuse("of values in another order")
     if before == after:
         return value
-    if after[0] == before[0]:
+    if before[:2] == after[:2] and set(before[2:] + after[2:]) <= {1}:  # of one pixel, or of none
+        if len(after) < 4:
+            return reader.features(call, value, before) if len(before) == 4 else value
+        if len(before) < 4 and len(after) == 4:
+            name = reader.name_of(call, "reshape")
+            return reader.add("reshape", name, [value], shape=(1, 1, after[1]))
+    elif after[0] == before[0]:
         if len(after) == 2 and len(before) == 4:
-            return reader.features(call, value, before)
-        if len(before) == 2 and after[2:] == (1, 1):
-            return reader.add(
-                "reshape", reader.name_of(call, "reshape"), [value], shape=(1, 1, after[1])
-            )
-        if len(before) == 4 and after == before[:2]:
             return reader.features(call, value, before)
         if len(before) == 4 and len(after) == 5 and after[3:] == before[2:]:
             return View(value, before, grouped=after)
         if len(before) == 4 and after == (*before[:2], before[2] * before[3]):
             return View(value, before, grouped=after)
-    call.refuse("whose order of values is not understood")
+    call.refuse("of values in another order")
 
 
 def _transpose(reader: GraphReader, call: Call) -> View:

@@ -127,7 +127,8 @@ def _logits(module: Any, images: np.ndarray) -> np.ndarray:
     torch = _torch()
     if _input_channels(torch, module) == 1:
         images = images.mean(-1, keepdims=True)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         return module(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
 
 
@@ -142,7 +143,8 @@ def _export(torch: Any, module: Any, label: str, shape: tuple[int, ...]) -> Any:
     module = copy.deepcopy(module).cpu().float()
     images = torch.zeros(shape)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             module(images)
     except Exception as error:  # the user's code fails in its own way
         raise TeacherError(
