@@ -64,11 +64,12 @@ def _evaluate(given: SimpleNamespace) -> None:
 
 def _convert(given: SimpleNamespace) -> None:
     """turn a PyTorch checkpoint into a file that says all there is to say about its network"""
-    from adadfq_jax.evaluation.statistics import check_statistics
-    from adadfq_jax.teachers import convert
+    from adadfq_jax.evaluation.original import describe_teacher, prove
+    from adadfq_jax.teachers.convert import convert
 
-    teacher = convert.convert(given.input, given.output, _stated(given), overwrite=given.overwrite)
-    print(convert.summary(teacher, check_statistics(teacher).to_text()))
+    stated = _stated(given)
+    teacher = convert(given.input, given.output, stated, overwrite=given.overwrite, prove=prove)
+    print(describe_teacher(teacher))
     print(f"{'file':<22}{given.output}")
 
 

@@ -14,9 +14,10 @@ import numpy as np
 from adadfq_jax.exporting import integers, numpy_reader
 from adadfq_jax.exporting.quantized import Activation, QuantizedNetwork, Weights
 from adadfq_jax.models.graph import Node
+from adadfq_jax.models.operations import OPERATIONS
 
-# Between a quantized ReLU and a convolution, these pass codes on as they are.
-_TRANSPARENT = ("max_pool", "subsample")
+# Between a quantized activation and a convolution, these pass codes on as they are.
+_TRANSPARENT = ("max_pool", "subsample", "slice_channels", "shuffle_channels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +70,11 @@ def check(network: QuantizedNetwork, images: np.ndarray) -> tuple[list[LayerChec
 
 
 def _quantized_source(node: Node, by_name: dict[str, Node]) -> str | None:
-    """Returns the quantized ReLU whose codes a layer reads, if it reads codes."""
+    """Returns the quantized activation whose codes a layer reads, if it reads codes."""
     (name,) = node.inputs
     while name in by_name and by_name[name].op in _TRANSPARENT:
         (name,) = by_name[name].inputs
-    return name if name in by_name and by_name[name].op == "relu" else None
+    return name if name in by_name and OPERATIONS[by_name[name].op].activation else None
 
 
 def _in_integers(
@@ -84,9 +85,8 @@ def _in_integers(
     step, zero_point, _ = activation.affine()
     # Integers in float64, in which matrix products are fast, and exact up to 2^53.
     codes = np.round(x.astype(np.float64) / step - zero_point)
-    places = weights.codes.shape[0], settings["strides"], settings["padding"]
     # A padded zero is the value 0, whose code is minus the zero point.
-    seen = numpy_reader.windows(codes, *places, fill=-float(zero_point))
+    seen = numpy_reader.windows(codes, settings, fill=-float(zero_point))
     kernel = weights.codes.astype(np.float64)
     groups = settings["groups"]
     products, sums = [], []

@@ -9,13 +9,13 @@ Tensors, by the layers' names (`stage1_block1/conv1`):
   LAYER/zero_point  float32 (out,), integer-valued: kernel = (codes + zero_point) step
   LAYER/bias        float32 (out,), where there is one
   NORM/scale, bias, mean, variance   float32 (channels,)
-  RELU/range        float32 (2,): minimum and maximum of the activation
+  ACTIVATION/range  float32 (2,): minimum and maximum of the activation
 
 Under the metadata key `adadfq_integers` stands one JSON string: format (a number that grows with
-the layout), architecture, classes, image_size, mean, std, bits (of layers and ReLUs), shapes (of
-kernels), graph ([op, name, inputs, attributes] in order of computation), about (whoever made it:
-versions, the digests of teacher and student, the step, the run's result) and checksum, the SHA-256
-of all the rest.
+the layout; of 1, another graph of the same networks is read too), architecture, classes,
+image_size, mean, std, bits (of layers and activations), shapes (of kernels), graph ([op, name,
+inputs, attributes] in order of computation), about (whoever made it: versions, the digests of
+teacher and student, the step, the run's result) and checksum, the SHA-256 of all the rest.
 `numpy_reader.py` is a whole program that runs such a file.
 """
 
@@ -32,10 +32,13 @@ from adadfq_jax.errors import AdaDFQError, ExportError
 from adadfq_jax.exporting.description import INTEGERS_KEY, read_description
 from adadfq_jax.exporting.quantized import Activation, Norm, QuantizedNetwork, Weights
 from adadfq_jax.models import registry
-from adadfq_jax.models.graph import Node
+from adadfq_jax.models.graph import to_json
+from adadfq_jax.models.operations import OPERATIONS
+from adadfq_jax.models.tracing import trace
 from adadfq_jax.storage.digests import checksum
 
-FORMAT = 1
+FORMAT = 2
+_NORM = ("scale", "bias", "mean", "variance")
 
 
 def pack(codes: np.ndarray, bits: int) -> np.ndarray:
@@ -73,7 +76,7 @@ def to_bytes(network: QuantizedNetwork, about: dict[str, Any]) -> bytes:
         if weights.bias is not None:
             arrays[f"{name}/bias"] = weights.bias
     for name, norm in network.norms.items():
-        for field in ("scale", "bias", "mean", "variance"):
+        for field in _NORM:
             arrays[f"{name}/{field}"] = getattr(norm, field)
     for name, activation in network.activations.items():
         arrays[f"{name}/range"] = np.array([activation.minimum, activation.maximum], np.float32)
@@ -89,7 +92,7 @@ def to_bytes(network: QuantizedNetwork, about: dict[str, Any]) -> bytes:
             for name, part in [*network.weights.items(), *network.activations.items()]
         },
         "shapes": {name: list(part.codes.shape) for name, part in network.weights.items()},
-        "graph": [[node.op, node.name, node.inputs, node.attributes] for node in network.nodes],
+        "graph": to_json(network.nodes),
         "about": about,
     }
     described["checksum"] = checksum(described, arrays)
@@ -117,19 +120,19 @@ def read(path: Path) -> QuantizedNetwork:
 
 
 def _network(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> QuantizedNetwork:
-    registry.build(described["architecture"], described["classes"])  # raises where it is unknown
+    size = described["image_size"]
+    module = registry.restore(
+        described["architecture"], described["classes"], size, described["graph"]
+    )
+    nodes = trace(module, size)
     bits, shapes = described["bits"], described["shapes"]
-    nodes = [
-        Node(op, name, tuple(inputs), attributes)
-        for op, name, inputs, attributes in described["graph"]
-    ]
-    names = {op: [node.name for node in nodes if node.op == op] for op in ("norm", "relu")}
     return QuantizedNetwork(
         architecture=described["architecture"],
         classes=described["classes"],
         image_size=described["image_size"],
         mean=tuple(described["mean"]),
         std=tuple(described["std"]),
+        module=module,
         nodes=nodes,
         weights={
             name: Weights(
@@ -142,13 +145,15 @@ def _network(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> Quanti
             for name, shape in shapes.items()
         },
         norms={
-            name: Norm(
-                *(arrays[f"{name}/{field}"] for field in ("scale", "bias", "mean", "variance"))
+            node.name: Norm(
+                *(arrays[f"{node.name}/{field}"] for field in _NORM), node.attributes["affine"]
             )
-            for name in names["norm"]
+            for node in nodes
+            if node.op == "norm"
         },
         activations={
-            name: Activation(*map(float, arrays[f"{name}/range"]), bits[name])
-            for name in names["relu"]
+            node.name: Activation(*map(float, arrays[f"{node.name}/range"]), bits[node.name])
+            for node in nodes
+            if OPERATIONS[node.op].activation
         },
     )

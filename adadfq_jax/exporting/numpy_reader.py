@@ -4,10 +4,13 @@ python numpy_reader.py student.safetensors test.npz     # x: uint8 (N, H, W, 3),
 """
 
 import json
+import math
 import struct
 import sys
 
 import numpy as np
+
+FORMAT = 2
 
 
 def parse(content):
@@ -30,60 +33,158 @@ def parse(content):
     return described, arrays
 
 
-def windows(x, size, strides, padding, fill=0.0):
-    """Returns (B, H', W', channels, size, size): what a kernel sees at each place."""
-    around = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-    x = np.pad(x, around, constant_values=fill)
-    return np.lib.stride_tricks.sliding_window_view(x, (size, size), (1, 2))[
-        :, ::strides, ::strides
-    ]
+def windows(x, settings, fill=0.0):
+    """Returns (B, H', W', channels, height, width): what a kernel or a pool sees at each place."""
+    x = np.pad(x, ((0, 0), *settings["padding"], (0, 0)), constant_values=fill)
+    (high, wide), (down, across) = settings.get("dilation", (1, 1)), settings["strides"]
+    height, width = settings.get("kernel_size") or settings["window"]
+    size = high * (height - 1) + 1, wide * (width - 1) + 1
+    seen = np.lib.stride_tricks.sliding_window_view(x, size, (1, 2))
+    return seen[:, ::down, ::across, :, ::high, ::wide]
 
 
-def compute(op, name, inputs, settings, arrays, bits):
-    """Returns the output of one operation."""
-    x = inputs[0]
-    if op == "conv":
-        kernel, groups = arrays[name + "/kernel"], settings["groups"]
-        seen = windows(x, kernel.shape[0], settings["strides"], settings["padding"])
-        seen = np.split(seen, groups, axis=3)
-        kernels = np.split(kernel, groups, axis=3)
-        y = [np.tensordot(a, k, ((4, 5, 3), (0, 1, 2))) for a, k in zip(seen, kernels, strict=True)]
-        return np.concatenate(y, axis=3) + arrays.get(name + "/bias", 0)
-    if op == "dense":
-        return x @ arrays[name + "/kernel"] + arrays[name + "/bias"]
-    if op == "norm":
-        scale, bias, mean, variance = (
-            arrays[f"{name}/{part}"] for part in ("scale", "bias", "mean", "variance")
-        )
-        return (x - mean) / np.sqrt(variance + np.float32(settings["epsilon"])) * scale + bias
-    if op == "relu":
-        x = np.clip(x, 0, settings["largest"])
-        (low, high), n = arrays[name + "/range"], np.float32(2**bits - 1)
-        width = max(high - low, np.float32(1e-8))
-        zero_point = np.round(n / width * low)
-        return (np.clip(np.round(n / width * x - zero_point), 0, n) + zero_point) * (width / n)
-    if op == "max_pool":
-        places = settings["window"], settings["strides"], settings["padding"]
-        return windows(x, *places, fill=-np.inf).max((4, 5))
-    if op == "average_pool":
-        return windows(x, settings["window"], settings["window"], 0).mean((4, 5))
-    return {
-        "add": lambda: x + inputs[-1],
-        "subsample": lambda: x[:, :: settings.get("strides"), :: settings.get("strides")],
-        "pad_channels": lambda: np.pad(
-            x, ((0, 0),) * 3 + ((settings.get("before"), settings.get("after")),)
-        ),
-        "mean": lambda: x.mean((1, 2)),
-        "reshape": lambda: x.reshape(len(x), *settings.get("shape", ())),
-    }[op]()
+def conv(settings, arrays, x):
+    """A convolution, group by group."""
+    seen = np.split(windows(x, settings), settings["groups"], axis=3)
+    kernels = np.split(arrays["kernel"], settings["groups"], axis=3)
+    y = [np.tensordot(a, k, ((4, 5, 3), (0, 1, 2))) for a, k in zip(seen, kernels, strict=True)]
+    return np.concatenate(y, axis=3) + arrays.get("bias", 0)
+
+
+def norm(settings, arrays, x):
+    """A BatchNorm by its stored statistics."""
+    scale, bias, mean, variance = (arrays[part] for part in ("scale", "bias", "mean", "variance"))
+    return (x - mean) / np.sqrt(variance + np.float32(settings["epsilon"])) * scale + bias
+
+
+def hardsigmoid(x):
+    """ReLU6(x + 3) / 6."""
+    return np.clip(x + 3, 0, 6) / np.float32(6)
+
+
+def sigmoid(x):
+    """The logistic function."""
+    return 1 / (1 + np.exp(-x))
+
+
+def gelu(settings, x):
+    """x times the normal distribution function, exact or by tanh."""
+    if settings["approximate"]:
+        curve = np.tanh(np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x**3))
+    else:
+        curve = np.vectorize(math.erf, otypes="f")(x * np.float32(math.sqrt(0.5)))
+    return x * np.float32(0.5) * (1 + curve)
+
+
+def average_pool(settings, x):
+    """The mean of each window, padding counted or not."""
+    total = windows(x, settings).sum((4, 5))
+    if settings["include_padding"]:
+        return total / np.float32(np.prod(settings["window"]))
+    return total / windows(np.ones_like(x), settings).sum((4, 5))
+
+
+def resampling(method, before, after):
+    """Returns the weights (after, before) of pixels in one direction."""
+    rows, matrix = np.arange(after), np.zeros((after, before), np.float32)
+    if method == "nearest":
+        matrix[rows, rows * before // after] = 1
+    elif method == "average":
+        for row in rows:
+            part = slice(row * before // after, -(-(row + 1) * before // after))
+            matrix[row, part] = 1 / (part.stop - part.start)
+    else:
+        places = (rows + 0.5) * before / after - 0.5
+        if method == "bilinear_corners":
+            places = rows * (before - 1) / max(after - 1, 1)
+        places = np.clip(places, 0, before - 1)
+        first = places.astype(int)
+        np.add.at(matrix, (rows, first), 1 - (places - first))
+        np.add.at(matrix, (rows, np.minimum(first + 1, before - 1)), places - first)
+    return matrix
+
+
+def resample(settings, x):
+    """Another number of pixels, by rows and then by columns."""
+    (down, across), method = settings["size"], settings["method"]
+    x = np.einsum("oh,bhwc->bowc", resampling(method, x.shape[1], down), x)
+    return np.einsum("pw,bowc->bopc", resampling(method, x.shape[2], across), x)
+
+
+def shuffle(settings, x):
+    """Channels read across their groups."""
+    parts = x.reshape(*x.shape[:-1], settings["groups"], -1)
+    return parts.swapaxes(-1, -2).reshape(x.shape)
+
+
+def quantize(x, ends, bits):
+    """Rounds an activation to the levels of its range."""
+    (low, high), n = ends, np.float32(2**bits - 1)
+    width = max(high - low, np.float32(1e-8))
+    zero_point = np.round(n / width * low)
+    return (np.clip(np.round(n / width * x - zero_point), 0, n) + zero_point) * (width / n)
+
+
+# By kind of node: what has variables takes (settings, its arrays, x), ...
+LAYERS = {
+    "conv": conv,
+    "dense": lambda s, arrays, x: x @ arrays["kernel"] + arrays.get("bias", 0),
+    "norm": norm,
+}
+# ... activation functions, which are quantized, take (settings, x), ...
+ACTIVATIONS = {
+    "relu": lambda s, x: np.clip(x, 0, s["largest"]),
+    "leaky_relu": lambda s, x: np.where(x >= 0, x, np.float32(s["slope"]) * x),
+    "silu": lambda s, x: x * sigmoid(x),
+    "hardswish": lambda s, x: x * hardsigmoid(x),
+    "gelu": gelu,
+    "hardtanh": lambda s, x: np.clip(x, s["min"], s["max"]),
+}
+# ... and all others (settings, x, ...).
+OTHERS = {
+    "sigmoid": lambda s, x: sigmoid(x),
+    "hardsigmoid": lambda s, x: hardsigmoid(x),
+    "add": lambda s, x, y: x + y,
+    "multiply": lambda s, x, y: x * y,
+    "scale": lambda s, x: x * np.float32(s["factor"]) + np.float32(s["shift"]),
+    "concatenate": lambda s, *parts: np.concatenate(parts, axis=-1),
+    "slice_channels": lambda s, x: x[..., s["start"] : s["stop"]],
+    "shuffle_channels": shuffle,
+    "pad_channels": lambda s, x: np.pad(x, ((0, 0),) * 3 + ((s["before"], s["after"]),)),
+    "mean_channels": lambda s, x: x.mean(-1, keepdims=True),
+    "subsample": lambda s, x: x[:, :: s["strides"][0], :: s["strides"][1]],
+    "pad": lambda s, x: np.pad(
+        x, ((0, 0), *s["padding"], (0, 0)), constant_values=np.float32(s["value"])
+    ),
+    "max_pool": lambda s, x: windows(x, s, fill=-np.inf).max((4, 5)),
+    "average_pool": average_pool,
+    "mean": lambda s, x: x.mean((1, 2)),
+    "resample": resample,
+    "flatten": lambda s, x: np.moveaxis(x, -1, 1).reshape(len(x), -1),
+    "reshape": lambda s, x: x.reshape(len(x), *s["shape"]),
+}
+
+
+def compute(op, settings, inputs, arrays, bits):
+    """Returns the output of one node; arrays are its own."""
+    if op in LAYERS:
+        return LAYERS[op](settings, arrays, *inputs)
+    if op in ACTIVATIONS:
+        return quantize(ACTIVATIONS[op](settings, *inputs), arrays["range"], bits)
+    return OTHERS[op](settings, *inputs)
 
 
 def compute_all(described, arrays, images):
-    """Returns every operation's output by name, for normalised images (B, H, W, 3)."""
+    """Returns every node's output by name, for normalised images (B, H, W, 3)."""
+    own = {}
+    for key, array in arrays.items():
+        layer, _, part = key.rpartition("/")
+        own.setdefault(layer, {})[part] = array
     values = {"image": images}
     for op, name, inputs, settings in described["graph"]:
         read = [values[source] for source in inputs]
-        values[name] = compute(op, name, read, settings, arrays, described["bits"].get(name))
+        bits = described["bits"].get(name)
+        values[name] = compute(op, settings, read, own.get(name, {}), bits)
     return values
 
 
@@ -111,6 +212,8 @@ def main(words):
         return fail(f"{model!r} cannot be read: {error.strerror}")
     except Exception:  # of another kind, or damaged, a file fails in many ways
         return fail(f"{model!r} is no file of `adadfq export --format=integers`, or it is damaged")
+    if described["format"] != FORMAT:
+        return fail(f"{model!r} has format {described['format']}; this program reads {FORMAT}")
     try:
         test = np.load(images)
         pixels, labels = test["x"], test["y"]

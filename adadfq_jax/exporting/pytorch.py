@@ -3,8 +3,8 @@
 state_dict    quantized weights as floats, biases and BatchNorm as they are: it loads into the
               network that the teacher's checkpoint is for, and computes what the student computes
               once the activations are quantized too
-activations   {our name of the ReLU: {minimum, maximum, bits}}; which module it follows is in the
-              name, `stage1_block2/relu1`
+activations   {our name of the activation: {minimum, maximum, bits}}; which module it follows is in
+              the name, `stage1_block2/relu1`
 weight_bits   {PyTorch's name of the kernel: bits}
 checksum      SHA-256 of the rest
 about         input space, versions, digests of teacher and student, the step, the run's result
@@ -20,11 +20,12 @@ from adadfq_jax.errors import AdaDFQError, ExportError, install_command
 from adadfq_jax.exporting.description import refuse_newer
 from adadfq_jax.exporting.quantized import QuantizedNetwork
 from adadfq_jax.models import registry
+from adadfq_jax.models.graph import GraphNetwork
 from adadfq_jax.models.network import Network, flatten, unflatten
 from adadfq_jax.storage.digests import checksum
 from adadfq_jax.teachers import naming
 from adadfq_jax.teachers.recognition import recognise
-from adadfq_jax.teachers.to_flax import fit_state_dict, to_pytorch
+from adadfq_jax.teachers.to_flax import fit, to_pytorch, variable_shapes
 
 FORMAT = 1
 
@@ -74,7 +75,8 @@ def to_bytes(network: QuantizedNetwork, about: dict[str, Any], code: str | None)
             "image_size": network.image_size,
             "mean": list(network.mean),
             "std": list(network.std),
-        },
+        }
+        | ({} if network.graph is None else {"graph": network.graph}),
     }
     content = io.BytesIO()
     torch.save(saved | {"checksum": _checksum(saved)}, content)
@@ -110,8 +112,13 @@ def read(path: Path) -> Network:
             raise ExportError(f"{name} is damaged: its checksum does not hold.")
         about = content["about"]
         state = {key: tensor.numpy() for key, tensor in content["state_dict"].items()}
-        recognised = recognise({key: array.shape for key, array in state.items()})
-        variables = fit_state_dict(name, state, recognised, about["architecture"])
+        architecture, size = about["architecture"], about["image_size"]
+        module = registry.restore(architecture, about["classes"], size, about.get("graph"))
+        if isinstance(module, GraphNetwork):
+            convention = naming.MODULES
+        else:
+            convention = recognise({key: array.shape for key, array in state.items()}).convention
+        variables = fit(name, state, convention, architecture, variable_shapes(module, size))
         activations = {
             f"{collection}/{relu}/{kind}": value
             for relu, activation in content["activations"].items()
@@ -122,10 +129,10 @@ def read(path: Path) -> Network:
             )
         }
         return Network(
-            architecture=about["architecture"],
-            module=registry.build(about["architecture"], about["classes"]),
+            architecture=architecture,
+            module=module,
             variables=variables | unflatten(activations),
-            image_size=about["image_size"],
+            image_size=size,
             mean=tuple(about["mean"]),
             std=tuple(about["std"]),
         )

@@ -6,12 +6,13 @@ import dataclasses
 import functools
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
-from adadfq_jax.models import registry
-from adadfq_jax.models.graph import Node, trace
+from adadfq_jax.models.graph import GraphNetwork, Node, to_json
 from adadfq_jax.models.network import Network, flatten, kernel_range, unflatten
+from adadfq_jax.models.tracing import trace
 from adadfq_jax.quantization import codes as codes_module
 from adadfq_jax.quantization.codes import encode
 
@@ -44,14 +45,21 @@ class Weights:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Norm:
-    """A BatchNorm's variables, float32, (channels,) each."""
+    """A BatchNorm's variables, float32, (channels,) each.
+
+    Attributes:
+      scale, bias: 1 and 0 where it has none.
+      mean, variance: its statistics.
+      affine: whether it has a scale and a bias.
+    """
 
     scale: np.ndarray
     bias: np.ndarray
     mean: np.ndarray
     variance: np.ndarray
+    affine: bool = True
 
-    def affine(self, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
+    def factor_and_shift(self, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
         """Returns (factor, shift): the BatchNorm is x factor + shift."""
         factor = self.scale / np.sqrt(self.variance + np.float32(epsilon))
         return factor, self.bias - self.mean * factor
@@ -59,7 +67,7 @@ class Norm:
 
 @dataclasses.dataclass(frozen=True)
 class Activation:
-    """A quantized ReLU: its static range and bit-width."""
+    """A quantized activation: its static range and bit-width."""
 
     minimum: float
     maximum: float
@@ -79,6 +87,7 @@ class QuantizedNetwork:
     Attributes:
       architecture, image_size, mean, std: as in `Network`.
       classes: number of classes C.
+      module: the linen module of teacher and student.
       nodes: the operations.
       weights, norms, activations: variables by the layers' names.
     """
@@ -88,10 +97,16 @@ class QuantizedNetwork:
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    nodes: list[Node]
+    module: nn.Module
+    nodes: tuple[Node, ...]
     weights: dict[str, Weights]
     norms: dict[str, Norm]
     activations: dict[str, Activation]
+
+    @property
+    def graph(self) -> list[Any] | None:
+        """The nodes as JSON holds them, of a network that only they define; else None."""
+        return to_json(self.nodes) if isinstance(self.module, GraphNetwork) else None
 
     @functools.cached_property
     def network(self) -> Network:
@@ -102,7 +117,8 @@ class QuantizedNetwork:
             if weights.bias is not None:
                 flat[f"params/{name}/bias"] = weights.bias
         for name, norm in self.norms.items():
-            flat[f"params/{name}/scale"], flat[f"params/{name}/bias"] = norm.scale, norm.bias
+            if norm.affine:
+                flat[f"params/{name}/scale"], flat[f"params/{name}/bias"] = norm.scale, norm.bias
             flat[f"batch_stats/{name}/mean"] = norm.mean
             flat[f"batch_stats/{name}/var"] = norm.variance
         for name, activation in self.activations.items():
@@ -112,7 +128,7 @@ class QuantizedNetwork:
             flat[f"ranges/{name}/maximum"] = np.float32(activation.maximum)
         return Network(
             architecture=self.architecture,
-            module=registry.build(self.architecture, self.classes),
+            module=self.module,
             variables=unflatten(flat),
             image_size=self.image_size,
             mean=self.mean,
@@ -144,13 +160,15 @@ def take_apart(student: Network) -> QuantizedNetwork:
                     kernel_range(arrays, name),
                 )
             case "norm":
+                mean = arrays[f"batch_stats/{name}/mean"]
                 norms[name] = Norm(
-                    scale=arrays[f"params/{name}/scale"],
-                    bias=arrays[f"params/{name}/bias"],
-                    mean=arrays[f"batch_stats/{name}/mean"],
+                    scale=arrays.get(f"params/{name}/scale", np.ones_like(mean)),
+                    bias=arrays.get(f"params/{name}/bias", np.zeros_like(mean)),
+                    mean=mean,
                     variance=arrays[f"batch_stats/{name}/var"],
+                    affine=node.attributes["affine"],
                 )
-            case "relu" if f"bits/{name}/activation" in arrays:
+            case _ if f"bits/{name}/activation" in arrays:
                 activations[name] = Activation(
                     minimum=float(arrays[f"ranges/{name}/minimum"]),
                     maximum=float(arrays[f"ranges/{name}/maximum"]),
@@ -162,6 +180,7 @@ def take_apart(student: Network) -> QuantizedNetwork:
         image_size=student.image_size,
         mean=tuple(student.mean),
         std=tuple(student.std),
+        module=student.module,
         nodes=nodes,
         weights=weights,
         norms=norms,

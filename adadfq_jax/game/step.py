@@ -45,6 +45,7 @@ from adadfq_jax.game.state import GameState, Phase, Player, Responses
 from adadfq_jax.models import registry
 from adadfq_jax.models.generator import LATENT_SIZE, Generator, linearize
 from adadfq_jax.models.layers import PRECISIONS, Calibration, apply_with_moments, stored_statistics
+from adadfq_jax.models.tracing import with_roles
 from adadfq_jax.ops.gradients import sum_gradients
 from adadfq_jax.ops.moments import unite_moments
 from adadfq_jax.quantization.bits import assign_bits
@@ -138,9 +139,8 @@ class Game:
             self.network.clone(calibration=Calibration()), self.generator.image_size
         )
         quant = config.quant
-        bits = assign_bits(
-            shapes["bits"], quant.weight_bits, quant.activation_bits, quant.overrides
-        )
+        overrides = with_roles(quant.overrides, self.network, self.generator.image_size)
+        bits = assign_bits(shapes["bits"], quant.weight_bits, quant.activation_bits, overrides)
         key = jax.random.fold_in(jax.random.key(config.seed), _INITIALIZATION)
         generator_params = _initialize(self.generator.clone(axis_name=None), key)
         params = jax.tree.map(jnp.asarray, teacher_variables["params"])

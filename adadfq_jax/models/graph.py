@@ -1,28 +1,34 @@
-"""A classifier as a list of operations, read off its module: what every exported format is made of.
+"""A classifier as a list of nodes, each one operation on the results of earlier ones.
 
-The layers of `layers` become one operation each, by their names; what stands between them
-(additions, shortcuts, pooling) is read from the traced program. A new network needs nothing here if
-it is made of those layers, additions, pools, `global_average` and one dense layer at its end; other
-operations go into `_glue`, and into what runs them: `exporting/numpy_reader.py` and
-`exporting/onnx_qdq.py`. Arrays are (B, H, W, channels) throughout.
+Every exported format is written from that list, and `GraphNetwork` computes it: a network that no
+module of this package defines is one. The hand-written modules are read by `tracing.py`.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.extend
 import jax.numpy as jnp
+from flax.core import FrozenDict
 
-from adadfq_jax.models.layers import FrozenBatchNorm, QuantConv, QuantDense, QuantReLU
+from adadfq_jax.errors import AdaDFQError, ConfigError, nearest
+from adadfq_jax.models.layers import Calibration, FrozenBatchNorm
+from adadfq_jax.models.operations import OPERATIONS
 
 INPUT = "image"
-_MARK = "adadfq_layer_"
-# Only its axis is looked for in the traced shapes.
-_BATCH = 2
+
+# Of what one node makes of one image, and of its sides: more is a mistake, or malice, of a file.
+_MOST_NUMBERS, _LONGEST_SIDE = 2**28, 4096
+_MOST_NODES = 10_000
+_NAME = re.compile(r"[\w\-]+(?:[./][\w\-]+)*", re.ASCII)
+_LONGEST_NAME = 200
+# Layers with weights between two places where activations are kept, if the others are made again.
+_KEPT_EVERY = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,154 +36,215 @@ class Node:
     """One operation.
 
     Attributes:
-      op: conv, norm, relu, dense (layers, with their variables); add, subsample, pad_channels,
-        max_pool, average_pool, mean, reshape.
-      name: the layer's, such as `stage1_block1/conv1`; for others made up.
+      op: of `operations.OPERATIONS`.
+      name: the layer's, such as `stage1_block1/conv1`; for what is no layer, any other.
       inputs: names of the nodes that it reads, or `INPUT`.
-      attributes: what else defines it, as JSON would hold it.
+      attributes: what else defines it; hashable, and as JSON would hold it but for tuples.
     """
 
     op: str
     name: str
     inputs: tuple[str, ...]
-    attributes: dict[str, Any]
+    attributes: FrozenDict[str, Any]
 
 
-def trace(module: nn.Module, image_size: int) -> list[Node]:
-    """Reads a classifier's operations, in an order in which they can be computed.
+def is_network_name(name: str) -> bool:
+    """Tells whether a network that only its nodes define may be called so."""
+    return re.fullmatch(r"[\w\-.]{1,60}", name, re.ASCII) is not None
 
-    Args:
-      module: of `registry.build`.
-      image_size: side of its images in pixels.
 
-    Returns:
-      The nodes; the last one makes the logits.
+def to_json(nodes: Iterable[Node]) -> list[list[Any]]:
+    """Returns nodes as JSON holds them: [op, name, inputs, attributes] of each."""
+    return [[node.op, node.name, list(node.inputs), dict(node.attributes)] for node in nodes]
+
+
+def from_json(written: Any) -> tuple[Node, ...]:
+    """Reads what `to_json` wrote, from a file that nobody vouches for.
 
     Raises:
-      NotImplementedError: the module does something between its layers that is not known here.
+      ConfigError: it is no list of nodes, a node is not known, or reads what does not go before it,
+        or its attributes cannot be.
     """
-    layers: list[tuple[str, str, dict[str, Any]]] = []
-    images = jax.ShapeDtypeStruct((_BATCH, image_size, image_size, 3), jnp.float32)
-    with nn.intercept_methods(functools.partial(_mark_layer, layers)):
-        program = jax.make_jaxpr(lambda images: module.apply({}, images))(images)
+    if not isinstance(written, list) or not 1 <= len(written) <= _MOST_NODES:
+        raise ConfigError(f"a graph must be a list of 1 to {_MOST_NODES:,} nodes.")
     nodes: list[Node] = []
-    (source,) = program.jaxpr.invars
-    _walk(program.jaxpr, {source: INPUT}, layers, nodes)
-    return nodes
+    known = {INPUT}
+    for entry in written:
+        nodes.append(_node(entry, known))
+        known.add(nodes[-1].name)
+    layers = {node.name for node in nodes if OPERATIONS[node.op].layer is not None}
+    for name in layers:
+        parts = name.split("/")
+        for end in range(1, len(parts)):
+            if (outer := "/".join(parts[:end])) in layers:
+                raise ConfigError(f"a layer {name!r} cannot lie in another layer, {outer!r}.")
+    return tuple(nodes)
 
 
-def _mark_layer(layers: list, layer: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
-    """Puts a call of a recognisable name in a layer's place; its variables are never asked for."""
-    module = context.module
-    if context.method_name != "__call__":
-        return layer(*args, **kwargs)
-    (x,) = args
-    match module:
-        case QuantConv():
-            padding = module.kernel_size // 2 if module.padding is None else module.padding
-            height, width = (
-                (side + 2 * padding - module.kernel_size) // module.strides + 1
-                for side in x.shape[1:3]
-            )
-            shape = (x.shape[0], height, width, module.features)
-            attributes = {
-                "strides": module.strides,
-                "padding": padding,
-                "groups": module.groups,
-            }
-            op = "conv"
-        case QuantDense():
-            op, shape, attributes = "dense", (x.shape[0], module.features), {}
-        case FrozenBatchNorm():
-            op, shape, attributes = "norm", x.shape, {"epsilon": module.epsilon}
-        case QuantReLU():
-            op, shape, attributes = "relu", x.shape, {"largest": module.largest}
-        case _:
-            return layer(*args, **kwargs)
-
-    def mark(x):
-        return jnp.zeros(shape, x.dtype) + x.sum()
-
-    mark.__name__ = f"{_MARK}{len(layers)}"
-    layers.append((op, "/".join(module.path), attributes))
-    return jax.jit(mark)(x)
-
-
-def _walk(jaxpr: Any, names: dict[Any, str], layers: list, nodes: list[Node]) -> None:
-    """Appends the nodes of a program; `names` says which node makes which variable."""
-    for equation in jaxpr.eqns:
-        called = equation.params.get("name", "")
-        inputs = tuple(
-            names[variable]
-            for variable in equation.invars
-            if not isinstance(variable, jax.extend.core.Literal) and variable in names
+def _node(entry: Any, known: set[str]) -> Node:
+    """Reads one node that follows those whose names are known."""
+    if not isinstance(entry, list) or [type(part) for part in entry] != [str, str, list, dict]:
+        raise ConfigError(f"a node must be [op, name, inputs, attributes], not {entry!r:.80}.")
+    op, name, inputs, attributes = entry
+    if op not in OPERATIONS:
+        raise ConfigError(f"an operation {op!r:.40} is not known: {nearest(op, OPERATIONS)}")
+    if not _NAME.fullmatch(name) or len(name) > _LONGEST_NAME or name in known:
+        raise ConfigError(f"{name!r:.80} cannot be a node's name, or is another one's.")
+    operation = OPERATIONS[op]
+    if operation.inputs not in (None, len(inputs)) or not inputs:
+        raise ConfigError(f"{name!r} ({op}) reads {len(inputs)} nodes, not {operation.inputs}.")
+    for read in inputs:
+        if not isinstance(read, str) or read not in known:
+            raise ConfigError(f"{name!r} reads {read!r:.80}, which is no node before it.")
+    settings = FrozenDict({key: _immutable(value) for key, value in attributes.items()})
+    if settings.keys() != operation.attributes.keys():
+        raise ConfigError(
+            f"{name!r} ({op}) has the attributes {', '.join(settings) or 'none'}, not "
+            f"{', '.join(operation.attributes) or 'none'}."
         )
-        if called.startswith(_MARK):
-            op, name, attributes = layers[int(called.removeprefix(_MARK))]
-            nodes.append(Node(op, name, inputs, attributes))
-            names[equation.outvars[0]] = name
-            continue
-        # That of a function with a gradient of its own has another name.
-        program = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-        if program is not None:
-            inner = program.jaxpr
-            inside = {
-                variable: names[given]
-                for variable, given in zip(inner.invars, equation.invars, strict=True)
-                if not isinstance(given, jax.extend.core.Literal) and given in names
-            }
-            _walk(inner, inside, layers, nodes)
-            names[equation.outvars[0]] = inside[inner.outvars[0]]
-            continue
-        if not inputs:  # constants
-            continue
-        found = _glue(equation, nodes)
-        if found is None:  # changes nothing
-            names[equation.outvars[0]] = inputs[0]
-            continue
-        op, attributes = found
-        name = f"{op}_{sum(node.op == op for node in nodes) + 1}"
-        nodes.append(Node(op, name, inputs, attributes))
-        names[equation.outvars[0]] = name
+    for key, holds in operation.attributes.items():
+        if not holds(settings[key]):
+            raise ConfigError(f"{name!r} ({op}) cannot have {key}={settings[key]!r:.80}.")
+    return Node(op, name, tuple(inputs), settings)
 
 
-def _glue(equation: Any, nodes: list[Node]) -> tuple[str, dict[str, Any]] | None:
-    """Returns (op, attributes) of what stands between layers, None where it adds nothing."""
-    params = equation.params
-    before = equation.invars[0].aval.shape
-    after = equation.outvars[0].aval.shape
-    match equation.primitive.name:
-        case "add" if before == equation.invars[1].aval.shape:
-            return "add", {}
-        case "slice" if not any(params["start_indices"]) and params["limit_indices"] == before:
-            _, strides, across, _ = params["strides"]
-            if strides == across == 1:
-                return None
-            if strides == across:
-                return "subsample", {"strides": strides}
-        case "pad":
-            *others, (low, high, inner) = params["padding_config"]
-            if not inner and not any(map(any, others)):
-                if low == high == 0:
-                    return None
-                return "pad_channels", {"before": int(low), "after": int(high)}
-        case "reduce_window_max":
-            _, window, _, _ = params["window_dimensions"]
-            _, strides, _, _ = params["window_strides"]
-            _, (padding, _), _, _ = params["padding"]
-            return "max_pool", {"window": window, "strides": strides, "padding": padding}
-        # Both sums are taken for a mean: the division that follows is checked, and adds nothing.
-        case "reduce_sum" if params["axes"] == (1, 2):
-            return "mean", {"count": before[1] * before[2]}
-        case "reduce_window_sum" if not any(map(any, params["padding"])):
-            _, window, across, _ = params["window_dimensions"]
-            if params["window_strides"] == params["window_dimensions"] == (1, window, window, 1):
-                return "average_pool", {"window": window, "count": window * across}
-        case "div" if isinstance(equation.invars[1], jax.extend.core.Literal):
-            # A reshape may stand between.
-            sums = [node for node in nodes[-2:] if "count" in node.attributes]
-            if sums and sums[-1].attributes["count"] == equation.invars[1].val:
-                return None
-        case "reshape" | "broadcast_in_dim" | "squeeze":
-            return "reshape", {"shape": list(after[1:])}
-    raise NotImplementedError(f"a network with {equation} cannot be exported.")
+def _immutable(value: Any) -> Any:
+    return tuple(map(_immutable, value)) if isinstance(value, list | tuple) else value
+
+
+class _Scope(nn.Module):
+    """What has the layers `stage1_block1/conv1` and `stage1_block1/norm1` in it."""
+
+    @nn.compact
+    def __call__(self, layer: nn.Module, x: jax.Array) -> jax.Array:
+        return layer.clone(parent=self)(x)
+
+
+class GraphNetwork(nn.Module):
+    """A classifier that computes a list of nodes, with the layers of teacher and student.
+
+    Its variables have the names of its layers, as those of a module with the same layers have.
+
+    Attributes:
+      nodes: in an order in which they can be computed; the last one makes the logits.
+      classes: number of classes C.
+      norm: constructor of the normalisation (`flax.linen.BatchNorm` to train a teacher).
+      calibration: how activation ranges follow a batch.
+      remat: whether to keep only some activations, from one place where a single value is passed
+        on to the next, and to make the others again for the backward pass.
+    """
+
+    nodes: tuple[Node, ...]
+    classes: int
+    norm: Callable[..., nn.Module] = FrozenBatchNorm
+    calibration: Calibration = Calibration()
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps normalised images (B, H, W, 3) to logits (B, classes)."""
+        compute = GraphNetwork._compute
+        segments: Sequence[tuple[int, int, str]] = [(0, len(self.nodes), INPUT)]
+        if self.remat:
+            compute = nn.remat(compute, static_argnums=(2, 3, 4))
+            segments = _segments(self.nodes)
+        for start, stop, passed_on in segments:
+            wanted = self.nodes[-1].name
+            if stop < len(self.nodes):
+                wanted = next(name for first, _, name in segments if first == stop)
+            x = compute(self, x, passed_on, wanted, (start, stop))
+        if x.shape[1:] != (self.classes,):
+            raise ConfigError(f"a graph of {self.classes} classes ends in the shape {x.shape[1:]}.")
+        return x
+
+    def _compute(self, x: jax.Array, name: str, wanted: str, part: tuple[int, int]) -> jax.Array:
+        """Computes some of the nodes, of which the first read the value of a name alone."""
+        values, scopes = {name: x}, {}
+        for node in self.nodes[slice(*part)]:
+            inputs = [values[read] for read in node.inputs]
+            operation = OPERATIONS[node.op]
+            if operation.layer is None:
+                value = operation.compute(node.attributes, *inputs)
+            else:
+                make = operation.layer(node.attributes, self.norm, self.calibration)
+                value = self._apply(scopes, make, node.name, *inputs)
+            _require_memory(node.name, value.shape[1:])
+            values[node.name] = value
+        return values[wanted]
+
+    def _apply(self, scopes: dict, make: Callable, name: str, x: jax.Array) -> jax.Array:
+        """Applies a layer, in the scopes that its name says."""
+        *outer, last = name.split("/")
+        layer, scope, path = make(last), self, ""
+        for part in outer:
+            path += f"/{part}"
+            if path not in scopes:
+                scopes[path] = _Scope(name=part, parent=scope)
+            scope = scopes[path]
+        return layer.clone(parent=self)(x) if scope is self else scope(layer, x)
+
+
+def _require_memory(name: str, shape: tuple[int, ...]) -> None:
+    """Raises ConfigError where a value of one image is larger than images and features are."""
+    if math.prod(shape) > _MOST_NUMBERS or max(shape[:-1], default=0) > _LONGEST_SIDE:
+        raise ConfigError(f"a graph's {name!r} has the shape {shape}, which is too large.")
+
+
+def _segments(nodes: Sequence[Node]) -> list[tuple[int, int, str]]:
+    """Divides nodes where one value alone is read later: (start, stop, name of what they read)."""
+    last_read = {name: index for index, node in enumerate(nodes) for name in node.inputs}
+    live, segments, start, passed_on, weights = {INPUT}, [], 0, INPUT, 0
+    for index, node in enumerate(nodes[:-1]):
+        live = {name for name in live | {node.name} if last_read.get(name, -1) > index}
+        weights += node.op in ("conv", "dense")
+        if len(live) == 1 and weights >= _KEPT_EVERY:
+            segments.append((start, index + 1, passed_on))
+            start, (passed_on,), weights = index + 1, live, 0
+    return [*segments, (start, len(nodes), passed_on)]
+
+
+def value_shapes(nodes: Iterable[Node], image_size: int) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every node's value for one image, by name; computes nothing."""
+    values = {INPUT: jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)}
+    for node in nodes:
+        inputs = [values[name] for name in node.inputs]
+        operation = OPERATIONS[node.op]
+        if operation.layer is None:
+            compute = functools.partial(operation.compute, node.attributes)
+        else:
+            layer = operation.layer(node.attributes, FrozenBatchNorm, Calibration())("layer")
+            compute = functools.partial(_initial_value, layer)
+        values[node.name] = jax.eval_shape(compute, *inputs)
+    return {name: value.shape[1:] for name, value in values.items()}
+
+
+def _initial_value(layer: nn.Module, x: jax.Array) -> jax.Array:
+    return layer.init_with_output(jax.random.key(0), x)[0]
+
+
+@functools.lru_cache(maxsize=8)
+def _checked(nodes: tuple[Node, ...], classes: int, image_size: int) -> GraphNetwork:
+    network = GraphNetwork(nodes, classes)
+    images = jnp.zeros((1, image_size, image_size, 3))
+    try:
+        jax.eval_shape(network.init, jax.random.key(0), images)
+    except AdaDFQError:
+        raise
+    except Exception as error:  # JAX and Flax raise many kinds for shapes that do not fit
+        reason = str(error).strip().split("\n")[0]
+        raise ConfigError(f"a graph that cannot be computed: {reason}.") from error
+    return network
+
+
+def checked_network(written: Any, classes: int, image_size: int) -> GraphNetwork:
+    """Makes a network of nodes from a file that nobody vouches for.
+
+    Args:
+      written: what `to_json` wrote.
+      classes: number of classes C.
+      image_size: side of its images in pixels.
+
+    Raises:
+      ConfigError: as `from_json`; or the nodes cannot be computed, or not in reasonable memory.
+    """
+    return _checked(from_json(written), classes, image_size)

@@ -18,18 +18,25 @@ The variable collections that a caller hands to `apply` decide what a layer does
 
 `init` creates `params`, `batch_stats`, `bits` and `ranges`.
 
+What is quantized, in every network: the kernel of every convolution and dense layer, by output
+channel; and what follows an activation function (ReLU, ReLU6, hardtanh, leaky ReLU, SiLU,
+hardswish, GELU), with one static range, whose lower end is negative where the function's values
+are. Not quantized: the images, biases, gates (sigmoid, hardsigmoid) and their products, sums,
+pools. Where ranges are learned, an activation's upper end is.
+
 Layers compute in the type of their input, whatever the type of their parameters, so images in
 bfloat16 make a teacher of that precision. Moments, the global average and therefore the logits are
 in float32 at least.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict
 
 from adadfq_jax.ops.convolutions import convolution
 from adadfq_jax.ops.moments import batch_moments
@@ -84,37 +91,56 @@ class QuantConv(nn.Module):
 
     Attributes:
       features: output channels.
-      kernel_size: side of the square kernel.
-      strides: the same in both directions.
-      padding: zeros added on every side, as PyTorch counts them; None keeps the size at stride 1.
+      kernel_size: side of a square kernel, or (height, width).
+      strides: the same in both directions, or (down, across).
+      padding: zeros added on every side, as PyTorch counts them, or ((top, bottom), (left, right));
+        None keeps the size at stride 1.
       groups: feature groups; as many as input channels for a depthwise convolution.
       use_bias: whether to add a bias, which is never quantized.
+      dilation: distance of the kernel's taps, or (down, across).
     """
 
     features: int
-    kernel_size: int
-    strides: int = 1
-    padding: int | None = None
+    kernel_size: int | tuple[int, int]
+    strides: int | tuple[int, int] = 1
+    padding: int | tuple[tuple[int, int], tuple[int, int]] | None = None
     groups: int = 1
     use_bias: bool = False
+    dilation: int | tuple[int, int] = 1
+
+    def geometry(self) -> dict[str, Any]:
+        """Returns kernel_size, strides, padding and dilation in their long forms."""
+        height, width = both(self.kernel_size)
+        padding = self.padding
+        if padding is None:
+            padding = ((height // 2,) * 2, (width // 2,) * 2)
+        elif isinstance(padding, int):
+            padding = ((padding,) * 2,) * 2
+        return {
+            "kernel_size": (height, width),
+            "strides": both(self.strides),
+            "padding": padding,
+            "dilation": both(self.dilation),
+        }
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (B, H, W, in) to (B, H', W', features)."""
-        shape = (self.kernel_size, self.kernel_size, x.shape[-1] // self.groups, self.features)
+        geometry = self.geometry()
+        shape = (*geometry["kernel_size"], x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape)
         bits = _bits(self, "weight")
         if bits is not None:
             kernel = _quantize_kernel(self, kernel, bits)
-        padding = self.kernel_size // 2 if self.padding is None else self.padding
-        if (self.kernel_size, self.strides, padding, self.groups) == (3, 1, 1, 1):
+        if (*geometry.values(), self.groups) == _PLAIN_3X3:
             x = convolution(x, kernel.astype(x.dtype))
         else:
             x = jax.lax.conv_general_dilated(
                 x,
                 kernel.astype(x.dtype),
-                window_strides=(self.strides, self.strides),
-                padding=[(padding, padding)] * 2,
+                window_strides=geometry["strides"],
+                padding=geometry["padding"],
+                rhs_dilation=geometry["dilation"],
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
                 feature_group_count=self.groups,
             )
@@ -124,14 +150,25 @@ class QuantConv(nn.Module):
         return x
 
 
+# What `ops/convolutions.py` has a faster form of: kernel, strides, padding, dilation, groups.
+_PLAIN_3X3 = ((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1)
+
+
+def both(sides: int | tuple[int, int]) -> tuple[int, int]:
+    """Returns (down, across) of a number that may be the same in both directions."""
+    return (sides, sides) if isinstance(sides, int) else tuple(sides)
+
+
 class QuantDense(nn.Module):
-    """Dense layer with bias whose kernel is quantized per output unit where bits are given.
+    """Dense layer whose kernel is quantized per output unit where bits are given.
 
     Attributes:
       features: output units.
+      use_bias: whether to add a bias, which is never quantized.
     """
 
     features: int
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -141,24 +178,21 @@ class QuantDense(nn.Module):
         bits = _bits(self, "weight")
         if bits is not None:
             kernel = _quantize_kernel(self, kernel, bits)
+        if not self.use_bias:
+            return x @ kernel
         return x @ kernel + self.param("bias", nn.initializers.zeros, (self.features,))
 
 
-class QuantReLU(nn.Module):
-    """ReLU followed, where bits are given, by a quantizer with one static range.
+class ActivationLayer(nn.Module):
+    """An activation function followed, where bits are given, by a quantizer with one static range.
 
-    Attributes:
-      largest: upper bound of the activation, 6 for ReLU6, None for ReLU.
-      calibration: how the range follows a batch.
+    A class of it has the field `calibration` and the method `activate`.
     """
-
-    largest: float | None = None
-    calibration: Calibration = Calibration()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps an array of any shape to the same shape."""
-        x = nn.relu(x) if self.largest is None else jnp.clip(x, 0, self.largest)
+        x = self.activate(x)
         bits = _bits(self, "activation")
         if self.is_initializing():
             self.variable("ranges", "minimum", jnp.zeros, (), x.dtype)
@@ -181,6 +215,52 @@ class QuantReLU(nn.Module):
         self.put_variable("ranges", "updates", updates + 1)
 
 
+class QuantReLU(ActivationLayer):
+    """ReLU followed, where bits are given, by a quantizer with one static range.
+
+    Attributes:
+      largest: upper bound of the activation, 6 for ReLU6, None for ReLU.
+      calibration: how the range follows a batch.
+    """
+
+    largest: float | None = None
+    calibration: Calibration = Calibration()
+
+    def activate(self, x: jax.Array) -> jax.Array:
+        """Returns the activation before its quantizer."""
+        return nn.relu(x) if self.largest is None else jnp.clip(x, 0, self.largest)
+
+
+# The activation functions besides ReLU, all with negative values, by the name of their node.
+ACTIVATIONS: dict[str, Callable[..., jax.Array]] = {
+    "leaky_relu": lambda x, slope: jnp.where(x >= 0, x, slope * x),
+    "silu": nn.silu,
+    "hardswish": nn.hard_swish,
+    "gelu": nn.gelu,
+    "hardtanh": jnp.clip,
+}
+
+
+class QuantActivation(ActivationLayer):
+    """An activation function other than ReLU, followed, where bits are given, by a quantizer.
+
+    Its range has a negative end as calibration finds it.
+
+    Attributes:
+      function: of `ACTIVATIONS`.
+      settings: the function's constants.
+      calibration: how the range follows a batch.
+    """
+
+    function: str
+    settings: Mapping[str, Any] = FrozenDict()
+    calibration: Calibration = Calibration()
+
+    def activate(self, x: jax.Array) -> jax.Array:
+        """Returns the activation before its quantizer."""
+        return ACTIVATIONS[self.function](x, **self.settings)
+
+
 class FrozenBatchNorm(nn.Module):
     """BatchNorm in evaluation mode: it uses stored statistics and never updates them.
 
@@ -189,16 +269,19 @@ class FrozenBatchNorm(nn.Module):
 
     Attributes:
       epsilon: added to the variance.
+      use_scale, use_bias: whether a trained scale, and a bias, follow.
     """
 
     epsilon: float = 1e-5
+    use_scale: bool = True
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (..., channels) to the same shape."""
         channels = x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, channels)
-        bias = self.param("bias", nn.initializers.zeros, channels)
+        scale = self.param("scale", nn.initializers.ones, channels) if self.use_scale else 1
+        bias = self.param("bias", nn.initializers.zeros, channels) if self.use_bias else 0
         mean = self.variable("batch_stats", "mean", jnp.zeros, channels, x.dtype).value
         variance = self.variable("batch_stats", "var", jnp.ones, channels, x.dtype).value
         if self.is_mutable_collection("statistics") and not self.is_initializing():

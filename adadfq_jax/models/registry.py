@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from adadfq_jax.errors import ConfigError, nearest
+from adadfq_jax.models.graph import checked_network, is_network_name
 from adadfq_jax.models.mobilenet_v2 import STRIDES, MobileNetV2, rounded_widths, truncated_widths
 from adadfq_jax.models.resnet import ResNet
 from adadfq_jax.models.resnet_cifar import OptionA, ResNetCifar
@@ -190,6 +191,34 @@ def build(architecture: str, classes: int) -> nn.Module:
     if min(widths) < 1:
         raise ConfigError(f"{architecture!r} is too narrow: it has layers without channels.")
     return family.construct(widths=widths, classes=classes)
+
+
+def restore(architecture: str, classes: int, image_size: int, graph: Any = None) -> nn.Module:
+    """Constructs the classifier that a file describes.
+
+    Args:
+      architecture: one of `ARCHITECTURES`, or the name of a network that the graph defines.
+      classes: number of classes C.
+      image_size: side of its images in pixels.
+      graph: the nodes as JSON holds them, where the file has them.
+
+    Raises:
+      ConfigError: the name is unknown and there is no graph, or that is damaged.
+    """
+    if graph is None or is_registered(architecture):
+        return build(architecture, classes)
+    if not is_network_name(architecture):
+        raise ConfigError(f"{architecture!r:.80} cannot be a network's name.")
+    return checked_network(graph, classes, image_size)
+
+
+def is_registered(architecture: str) -> bool:
+    """Tells whether a name is one of the networks of this package."""
+    try:
+        parse(architecture)
+    except ConfigError:
+        return False
+    return True
 
 
 def default_image_size(architecture: str) -> int | None:

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from adadfq_jax.models.layers import QuantConv, QuantDense
+from adadfq_jax.models.layers import QuantConv, QuantDense, both
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ def measure_network(module: nn.Module, image_size: int) -> Size:
             # Every output element is one sum over this many inputs.
             inputs = args[0].shape[-1]
             if isinstance(layer, QuantConv):
-                inputs = layer.kernel_size**2 * inputs // layer.groups
+                inputs = math.prod(both(layer.kernel_size)) * inputs // layer.groups
             counted.append(math.prod(result.shape[1:]) * inputs)
         return result
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from adadfq_jax.evaluation.statistics import apply_for_moments, divergences
-from adadfq_jax.models.graph import trace
 from adadfq_jax.models.network import Network, flatten, unflatten
+from adadfq_jax.models.tracing import trace
 from adadfq_jax.reporting.layer_errors import BATCH
 
 _FINE_BITS = 16  # so many that the error of quantization is negligible

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adadfq_jax.models.graph import trace
-from adadfq_jax.models.layers import QuantReLU
+from adadfq_jax.models.layers import ActivationLayer
 from adadfq_jax.models.network import Network, flatten, kernel_range
+from adadfq_jax.models.tracing import trace
 from adadfq_jax.quantization.codes import MAX_BITS, decode, encode
 
 BATCH = 64  # images at a time, since activations of large networks need much memory
@@ -126,11 +126,11 @@ def measure_activations(student: Network, images: np.ndarray) -> list[QuantizedA
 def _look(found: dict, layer: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
     """Records the error of a quantized activation into `found`; returns what the layer returns."""
     module, y = context.module, layer(*args, **kwargs)
-    if not isinstance(module, QuantReLU) or context.method_name != "__call__":
+    if not isinstance(module, ActivationLayer) or context.method_name != "__call__":
         return y
     if not module.has_variable("bits", "activation"):
         return y
-    x = jnp.clip(args[0], 0, module.largest)
+    x = module.activate(args[0])
     low, high = (module.get_variable("ranges", name) for name in ("minimum", "maximum"))
     codes = encode(x, low, high, module.get_variable("bits", "activation"))
     found["/".join(module.path)] = {

@@ -2,13 +2,15 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from adadfq_jax.errors import TeacherError
 from adadfq_jax.models.network import Teacher
 from adadfq_jax.models.size import measure_network
 from adadfq_jax.storage.files import absolute, check_replaceable, locate
-from adadfq_jax.teachers import native, packages
+from adadfq_jax.teachers import native, packages, torch_module
 from adadfq_jax.teachers.load import load_foreign, read_teacher, save_teacher
 from adadfq_jax.teachers.stated import Stated
 
@@ -21,6 +23,7 @@ def convert(
     stated: Stated = _NOTHING_STATED,
     *,
     overwrite: bool = False,
+    prove: Callable[[Teacher, Any], float] | None = None,
 ) -> Teacher:
     """Writes a teacher as this project's own file; converting twice gives identical bytes.
 
@@ -30,6 +33,8 @@ def convert(
       output: the file to write, `.safetensors`.
       stated: what the source does not say. A package says some of it; what is stated goes before.
       overwrite: whether a file that exists may be replaced.
+      prove: raises VerificationError where a teacher gives other logits than a PyTorch module, else
+        returns how they differ; asked where a package has the module.
 
     Returns:
       The teacher.
@@ -47,7 +52,7 @@ def convert(
         )
     check_replaceable(output, "a teacher", _is_ours, overwrite)
     if packages.is_package_name(str(source)):
-        teacher = _load_pretrained(str(source), stated)
+        teacher = _load_pretrained(str(source), stated, prove)
     else:
         teacher = read_teacher(source, stated)
         if teacher.source is None:
@@ -68,12 +73,44 @@ def _is_same(one: Path, other: Path) -> bool:
     return one.exists() and other.exists() and absolute(one).resolve() == absolute(other).resolve()
 
 
-def _load_pretrained(name: str, stated: Stated) -> Teacher:
+def _load_pretrained(
+    name: str, stated: Stated, prove: Callable[[Teacher, Any], float] | None
+) -> Teacher:
     pretrained = packages.find_pretrained(name)
     try:
         known = pretrained.architecture
-    except TeacherError as error:
-        raise TeacherError(f"{name!r} {error}") from error
+    except TeacherError:  # a network that its code alone describes
+        teacher = _read_code(name, pretrained, stated)
+    else:
+        teacher = _load_recognised(name, pretrained, known, stated)
+    if prove is None:
+        return teacher
+    difference = prove(teacher, packages.with_weights(pretrained))
+    said = f"{teacher.convention}; its logits differ by at most {difference:.1e} of the largest"
+    return dataclasses.replace(teacher, convention=said)
+
+
+def _read_code(name: str, pretrained: packages.Pretrained, stated: Stated) -> Teacher:
+    for field in ("architecture", "entry", "prefix"):
+        if getattr(stated, field) is not None:
+            raise TeacherError(f"{name!r} is read from its code, which has no {field} to choose.")
+    stated = stated.or_else(
+        mean=pretrained.mean, std=pretrained.std, image_size=pretrained.image_size
+    )
+    teacher = torch_module.read_module(
+        packages.with_weights(pretrained),
+        image_size=stated.image_size,
+        mean=stated.mean,
+        std=stated.std,
+        name=name.partition(":")[2],
+    )
+    digest = hashlib.sha256(pretrained.path.read_bytes()).hexdigest()
+    return dataclasses.replace(teacher, source=digest)
+
+
+def _load_recognised(
+    name: str, pretrained: packages.Pretrained, known: str | None, stated: Stated
+) -> Teacher:
     if stated.architecture is not None and known is not None and stated.architecture != known:
         raise TeacherError(f"{name!r} is {known}, not {stated.architecture}.")
     stated = stated.or_else(

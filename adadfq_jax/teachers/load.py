@@ -225,7 +225,7 @@ def _load_own(path: Path, stated: Stated) -> Teacher:
             )
     return Teacher(
         architecture=described["architecture"],
-        module=registry.build(described["architecture"], described["classes"]),
+        module=described["module"],
         variables=unflatten(arrays),
         image_size=described["image_size"],
         mean=tuple(described["mean"]),

@@ -178,8 +178,14 @@ MOBILENETS = {
 }
 
 
+# A graph's layers have the names of the modules that they come from, `layer1.0.conv1`.
+MODULES = Convention("the module's own", lambda layer: layer, "modules")
+
+
 def by_code(code: str) -> Convention | None:
     """Returns the convention of a code, or None where there is none."""
+    if code == MODULES.code:
+        return MODULES
     match code.split():
         case ["layered", ("shortcut" | "downsample") as shortcut, ("linear" | "fc") as classifier]:
             return layered("layered", shortcut, classifier)

@@ -3,11 +3,12 @@
 One safetensors file: the variables by name, and under the metadata key `adadfq` one JSON string:
 
   architecture, classes, image_size, mean, std   what is needed to run the network
+  graph                                          its nodes, where its name alone does not say them
   source                                         SHA-256 of the file that it was converted from
   keys                                           that file's names, see `naming.by_code`
   checksum                                       SHA-256 of all the rest
 
-The last three may be missing. The same teacher gives the same bytes.
+The last four may be missing. The same teacher gives the same bytes.
 """
 
 import json
@@ -15,6 +16,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import flax.traverse_util
 import numpy as np
 import safetensors
@@ -22,6 +24,7 @@ import safetensors.numpy
 
 from adadfq_jax.errors import ConfigError, TeacherError, nearest
 from adadfq_jax.models import registry
+from adadfq_jax.models.graph import GraphNetwork, to_json
 from adadfq_jax.models.network import Network, flatten
 from adadfq_jax.storage.digests import checksum
 from adadfq_jax.storage.files import write_whole
@@ -65,6 +68,8 @@ def write_native(teacher: Network, path: Path, source: str | None, keys: str | N
         "mean": list(teacher.mean),
         "std": list(teacher.std),
     }
+    if isinstance(teacher.module, GraphNetwork):
+        described["graph"] = to_json(teacher.module.nodes)
     if source is not None:
         described["source"] = source
     if keys is not None:
@@ -82,7 +87,7 @@ def read_native(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Reads and checks a file of `write_native`.
 
     Returns:
-      (what its metadata say, its variables by name).
+      (what its metadata say, and the `module` that they describe; its variables by name).
 
     Raises:
       TeacherError: the file is damaged or does not say enough.
@@ -102,11 +107,19 @@ def read_native(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     if said is not None and said != checksum(described, arrays):
         raise TeacherError(f"{name} is damaged: its checksum does not hold.")
     try:
-        module = registry.build(described["architecture"], described["classes"])
+        module = _module(described)
     except ConfigError as error:
-        raise TeacherError(f"{name} names an {error}") from error
+        verb = "names an" if "graph" not in described else "holds a network that cannot be:"
+        raise TeacherError(f"{name} {verb} {error}") from error
     check_variables(name, arrays, module, described["image_size"])
-    return described, arrays
+    return described | {"module": module}, arrays
+
+
+def _module(described: dict[str, Any]) -> nn.Module:
+    architecture, graph = described["architecture"], described.get("graph")
+    if graph is not None and registry.is_registered(architecture):
+        raise ConfigError(f"{architecture!r} is a network of this package, which has no graph.")
+    return registry.restore(architecture, described["classes"], described["image_size"], graph)
 
 
 def check_variables(name: str, arrays: dict[str, np.ndarray], module, image_size: int) -> None:
@@ -189,8 +202,9 @@ _FIELDS = {
     "image_size": (_is_size, f"a positive integer up to {LARGEST_IMAGE}"),
     "mean": (is_mean, "three numbers"),
     "std": (is_std, "three positive numbers"),
+    "graph": (lambda value: isinstance(value, list), "a list of nodes"),
     "source": (_is_sha256, "a SHA-256"),
     "keys": (lambda value: isinstance(value, str) and by_code(value) is not None, "a convention"),
     "checksum": (_is_sha256, "a SHA-256"),
 }
-_OPTIONAL = ("source", "keys", "checksum")
+_OPTIONAL = ("graph", "source", "keys", "checksum")

@@ -22,6 +22,11 @@ from adadfq_jax.teachers import naming
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+_FROM_CODE = (
+    "any network with BatchNorm is read from its code, adadfq_jax.from_torch(module, "
+    "image_size=..., mean=..., std=...)"
+)
+
 # What makes other well-known networks known.
 _OTHERS = {
     "a Vision Transformer": r"(?:cls_token|class_token|patch_embed\..*)",
@@ -81,7 +86,7 @@ def recognise(shapes: Shapes) -> Recognised:
 def _known() -> str:
     return (
         ": the known ones are CIFAR ResNets, ResNets and MobileNetV2 as written by their original "
-        "authors, torchvision, timm or pytorchcv."
+        f"authors, torchvision, timm or pytorchcv; {_FROM_CODE}."
     )
 
 
@@ -161,10 +166,10 @@ def _resnet(form: str, shapes: Shapes) -> Recognised:
         raise TeacherError(
             f"looks like a ResNet that is not known ({convention.name} keys): {len(sizes)} stages "
             f"of {', '.join(map(str, sizes))} {'bottlenecks' if bottleneck else 'basic blocks'} "
-            f"after a {stem[-1]}x{stem[-1]} convolution."
+            f"after a {stem[-1]}x{stem[-1]} convolution; {_FROM_CODE}."
         )
     if stem[1] != 3:
-        raise TeacherError(f"takes images of {stem[1]} channels; only 3 are known.")
+        raise TeacherError(f"takes images of {stem[1]} channels; only 3 are known; {_FROM_CODE}.")
     answers = {full_name(name, width / base): answer for name, answer in answers.items()}
     return _recognised(shapes, convention, question, answers)
 
@@ -235,7 +240,7 @@ def _mobilenet(form: str, shapes: Shapes) -> Recognised:
     if multiplier is None:
         raise TeacherError(
             f"looks like {base} with unusual widths, which no multiplier gives: "
-            f"{', '.join(map(str, widths))}."
+            f"{', '.join(map(str, widths))}; {_FROM_CODE}."
         )
     answers = {full_name(base, multiplier): ""}
     question = ""

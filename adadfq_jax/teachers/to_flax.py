@@ -3,12 +3,14 @@
 import functools
 from typing import Any
 
+import flax.linen as nn
 import flax.traverse_util
 import numpy as np
 
 from adadfq_jax.errors import TeacherError, nearest
 from adadfq_jax.models import registry
 from adadfq_jax.models.network import unflatten
+from adadfq_jax.teachers.naming import Convention
 from adadfq_jax.teachers.recognition import Recognised
 
 # Variables have the same shapes at any size.
@@ -33,10 +35,33 @@ def fit_state_dict(
     Raises:
       TeacherError: keys are missing or left over, or a shape does not fit.
     """
-    variables = _shapes(architecture, recognised.classes)
-    expected = {
-        recognised.convention.key(variable.partition("/")[2]): variable for variable in variables
-    }
+    module = registry.build(architecture, recognised.classes)
+    return fit(name, state, recognised.convention, architecture, variable_shapes(module, _ANY_SIZE))
+
+
+def fit(
+    name: str,
+    state: dict[str, np.ndarray],
+    convention: Convention,
+    architecture: str,
+    variables: dict[str, tuple[int, ...]],
+) -> dict[str, Any]:
+    """Turns a state dict into the variables that a network has by these names, of these shapes.
+
+    Args:
+      name: whose state dict it is, for messages.
+      state: arrays by PyTorch's names.
+      convention: how those name our variables.
+      architecture: the network's name, for messages.
+      variables: of `variable_shapes`.
+
+    Returns:
+      The collections `params` and `batch_stats`.
+
+    Raises:
+      TeacherError: keys are missing or left over, or a shape does not fit.
+    """
+    expected = {convention.key(variable.partition("/")[2]): variable for variable in variables}
     _require_same_keys(name, state, expected, architecture)
     arrays = {}
     for key, variable in expected.items():
@@ -49,9 +74,10 @@ def fit_state_dict(
     return unflatten(arrays)
 
 
-@functools.cache
-def _shapes(architecture: str, classes: int) -> dict[str, tuple[int, ...]]:
-    shapes = registry.initial_variables(registry.build(architecture, classes), _ANY_SIZE)
+@functools.lru_cache(maxsize=32)
+def variable_shapes(module: nn.Module, image_size: int) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of a classifier's parameters and statistics by name, `params/...`."""
+    shapes = registry.initial_variables(module, image_size)
     return {
         variable: leaf.shape
         for variable, leaf in flax.traverse_util.flatten_dict(shapes, sep="/").items()

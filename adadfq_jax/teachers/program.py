@@ -1,0 +1,269 @@
+"""The reader of a program of `torch.export`: its calls one by one, as nodes of a graph."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+from flax.core import FrozenDict
+
+from adadfq_jax.errors import TeacherError
+from adadfq_jax.models.graph import INPUT, Node
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """An image whose axes are divided: its channels into groups, or its pixels into one list.
+
+    Attributes:
+      name: of the image's node.
+      shape: of the image, PyTorch's.
+      grouped: (B, groups, channels / groups, H, W), or (B, channels, pixels).
+      transposed: whether the groups and what is in them have changed places.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    grouped: tuple[int, ...]
+    transposed: bool = False
+
+
+class Call:
+    """One call of PyTorch, with its arguments by name.
+
+    Attributes:
+      node: the call in `torch.fx`.
+      operation: PyTorch's name of what is called, without the mark of a change in place.
+      in_place: whether it changes its first argument.
+      arguments: by PyTorch's names, with their defaults.
+    """
+
+    def __init__(self, reader: "GraphReader", node: Any):
+        schema = node.target._schema
+        name = schema.name.rpartition("::")[2]
+        self.reader, self.node = reader, node
+        self.in_place = name.endswith("_") and not name.endswith("__")
+        self.operation = name.removesuffix("_") if self.in_place else name
+        given = dict(zip((argument.name for argument in schema.arguments), node.args, strict=False))
+        defaults = {
+            argument.name: argument.default_value
+            for argument in schema.arguments
+            if argument.has_default_value()
+        }
+        self.arguments: dict[str, Any] = defaults | given | dict(node.kwargs)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Returns an argument, or the default where there is none of this name."""
+        return self.arguments.get(name, default)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the result, PyTorch's."""
+        return tuple(self.node.meta["val"].shape)
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """Returns the shape of an argument, PyTorch's."""
+        return tuple(self.arguments[name].meta["val"].shape)
+
+    def value(self, name: str) -> str:
+        """Returns the name of the node that makes an argument."""
+        return self.reader.value_of(self.arguments[name], self)
+
+    def image(self, name: str) -> str:
+        """As `value`, of an argument (B, channels, H, W)."""
+        if len(self.shape_of(name)) != 4:
+            self.refuse("of what are no images")
+        return self.value(name)
+
+    def require_channels(self, dim: int) -> None:
+        """Refuses the call where it is along another axis than the channels."""
+        first = self.arguments.get("self", self.arguments.get("tensors"))
+        first = first[0] if isinstance(first, list | tuple) else first
+        if dim % first.meta["val"].ndim != 1:
+            self.refuse("along another axis than the channels")
+
+    def refuse(self, how: str = "") -> NoReturn:
+        """Raises TeacherError that names the call, its place and what is understood."""
+        what = f"{self.operation} {how}".strip()
+        raise TeacherError(
+            f"{self.reader.label} computes {what}{place(self.node)}, which is not understood; "
+            f"understood are {', '.join(sorted(self.reader.operations))}."
+        )
+
+
+def place(node: Any) -> str:
+    """Returns where a call stands in the user's source, in brackets; nothing where unknown."""
+    return place_in(node.meta.get("stack_trace") or "")
+
+
+def place_in(trace: str) -> str:
+    """As `place`, of a stack trace: its innermost line outside of PyTorch."""
+    frames = re.findall(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)', trace)
+    frames = [frame for frame in frames if not re.search(r"[/\\]torch[/\\]", frame[0])]
+    if not frames:
+        return ""
+    file, line, code = frames[-1]
+    return f" ({file}, line {line}: {code.strip()})"
+
+
+class GraphReader:
+    """Collects the nodes of a program.
+
+    Attributes:
+      label: the user's module, for messages.
+      operations: what reads each of PyTorch's operations.
+      parameters: PyTorch's keys by the program's placeholders.
+      values: what each call made: the name of a node, a list of them, or a `View`.
+      nodes: what was read.
+    """
+
+    def __init__(
+        self, label: str, operations: Mapping[str, Callable], parameters: Mapping[str, str]
+    ):
+        self.label, self.operations, self.parameters = label, operations, parameters
+        self.values: dict[Any, Any] = {}
+        self.nodes: list[Node] = []
+        self._names = {INPUT} | {key.rpartition(".")[0] for key in parameters.values()}
+        self._layers: set[str] = set()
+
+    def read(self, node: Any) -> None:
+        """Reads one call."""
+        if getattr(node.target, "__name__", "") == "getitem":
+            made, index = node.args
+            self.values[node] = self.values[made][index]
+            return
+        if not hasattr(node.target, "_schema"):
+            raise TeacherError(f"{self.label} computes {node.target}{place(node)}, not understood.")
+        call = Call(self, node)
+        if call.operation not in self.operations:
+            call.refuse()
+        self.values[node] = self.operations[call.operation](self, call)
+        if call.in_place:  # whoever reads the argument from here on reads the result
+            self.values[node.args[0]] = self.values[node]
+
+    def add(self, op: str, name: str, inputs: list[str], **attributes: Any) -> str:
+        """Appends a node; returns its name."""
+        self.nodes.append(Node(op, name, tuple(inputs), FrozenDict(attributes)))
+        return name
+
+    def value_of(self, argument: Any, call: Call) -> str:
+        """Returns the name of the node that makes an argument of a call."""
+        if not hasattr(argument, "op"):
+            call.refuse(f"of {argument!r:.40}")
+        value = self.values.get(argument)
+        if value is None:
+            key = self.parameters.get(argument.name, argument.name)
+            call.refuse(f"with the tensor {key!r}, which is no layer's and has no statistics,")
+        if not isinstance(value, str):
+            call.refuse("of divided axes")
+        return value
+
+    def layer(self, call: Call, **expected: str) -> str:
+        """Returns a layer's name: what its parameters' keys have in common.
+
+        Args:
+          call: of the layer.
+          **expected: by argument, what its key ends in.
+        """
+        found = set()
+        for argument, ending in expected.items():
+            if call[argument] is None:
+                continue
+            key = self.parameters.get(getattr(call[argument], "name", None))
+            name, _, last = (key or "").rpartition(".")
+            if last != ending or not name:
+                call.refuse(
+                    f"with a {argument} that is computed, or not called MODULE.{ending}, in it,"
+                )
+            found.add(name)
+        if len(found) != 1 or found & self._layers:
+            call.refuse(f"with the parameters of {' and '.join(sorted(found))}, used twice,")
+        self._layers |= found
+        return found.pop()
+
+    def name_of(self, call: Call, op: str) -> str:
+        """Makes a name of what is no layer, from the module that computes it."""
+        stack = list((call.node.meta.get("nn_module_stack") or {}).values())
+        path, kind = stack[-1] if stack else ("", "")
+        name = path.split("@")[0]
+        if not name or not str(kind).startswith("torch.nn.modules"):
+            name = f"{name}.{op}".lstrip(".")
+        unique, count = name, 1
+        while unique in self._names:
+            count += 1
+            unique = f"{name}_{count}"
+        self._names.add(unique)
+        return unique
+
+    def shape_before(self, call: Call) -> tuple[int, ...]:
+        """Returns the shape of a call's first argument, PyTorch's."""
+        return tuple(call.node.args[0].meta["val"].shape)
+
+    def average(self, call: Call, image: str, keep: bool) -> str:
+        """Adds the mean over all pixels, with both axes kept or not."""
+        channels = call.node.args[0].meta["val"].shape[1]
+        mean = self.add("mean", self.name_of(call, "mean"), [image])
+        if not keep:
+            return mean
+        return self.add("reshape", self.name_of(call, "pixel"), [mean], shape=(1, 1, channels))
+
+    def features(self, call: Call, image: str, shape: tuple[int, ...]) -> str:
+        """Adds what makes features of an image of this shape, PyTorch's."""
+        made = next((node for node in self.nodes if node.name == image), None)
+        if made is not None and made.op == "reshape":  # of features
+            return made.inputs[0]
+        if shape[2:] == (1, 1):
+            name = self.name_of(call, "reshape")
+            return self.add("reshape", name, [image], shape=(shape[1],))
+        return self.add("flatten", self.name_of(call, "flatten"), [image])
+
+
+def simplify(nodes: list[Node], last: str) -> tuple[Node, ...]:
+    """Names activation functions that are written out, and leaves out what nothing reads.
+
+    x sigmoid(x) is SiLU, ReLU6(x + 3) / 6 a hard sigmoid, and x times that a hard swish: so each is
+    quantized as one function, and a gate not at all.
+
+    Args:
+      nodes: in order of computation.
+      last: which of them makes the logits.
+    """
+    found = {node.name: node for node in nodes}
+    readers = [name for node in nodes for name in node.inputs]
+
+    def alone(name: str, op: str, **settings: Any) -> Node | None:
+        node = found.get(name)
+        fits = node is not None and node.op == op and readers.count(name) == 1
+        if fits and all(node.attributes[key] == value for key, value in settings.items()):
+            return node
+        return None
+
+    for node in nodes:
+        sixth = node.op == "scale" and abs(node.attributes["factor"] - 1 / 6) < 1e-6
+        if sixth and not node.attributes["shift"]:
+            if source := _shifted_relu6(node.inputs[0], alone):
+                found[node.name] = Node("hardsigmoid", node.name, (source,), FrozenDict())
+            elif product := alone(node.inputs[0], "multiply"):
+                for x, gate in (product.inputs, product.inputs[::-1]):
+                    if _shifted_relu6(gate, alone) == x:
+                        found[node.name] = Node("hardswish", node.name, (x,), FrozenDict())
+        if node.op == "multiply":
+            for x, gate in (node.inputs, node.inputs[::-1]):
+                for op, function in (("sigmoid", "silu"), ("hardsigmoid", "hardswish")):
+                    if (made := alone(gate, op)) and made.inputs == (x,):
+                        found[node.name] = Node(function, node.name, (x,), FrozenDict())
+    wanted = {last}
+    for node in reversed(list(found.values())):
+        if node.name in wanted:
+            wanted |= set(node.inputs)
+    return tuple(node for node in found.values() if node.name in wanted)
+
+
+def _shifted_relu6(name: str, alone: Callable[..., Node | None]) -> str | None:
+    """Returns x where a node is ReLU6(x + 3)."""
+    relu = alone(name, "relu", largest=6.0)
+    shifted = relu and alone(relu.inputs[0], "scale", factor=1.0, shift=3.0)
+    return shifted.inputs[0] if shifted else None

@@ -1,0 +1,243 @@
+"""A network that is given as its PyTorch module: read through `torch.export`, PyTorch's exporter.
+
+Its layers keep the names of their modules, so that a student goes back by the user's own keys.
+"""
+
+import contextlib
+import copy
+import io
+import logging
+import re
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from adadfq_jax.errors import ConfigError, TeacherError, install_command
+from adadfq_jax.models import registry
+from adadfq_jax.models.graph import (
+    INPUT,
+    GraphNetwork,
+    Node,
+    checked_network,
+    is_network_name,
+    to_json,
+)
+from adadfq_jax.models.network import Teacher
+from adadfq_jax.teachers import naming, to_flax
+from adadfq_jax.teachers.aten import READERS
+from adadfq_jax.teachers.program import GraphReader, place_in, simplify
+from adadfq_jax.teachers.stated import Stated
+
+_BATCH = 2  # of the program; 1 could not be told from other sizes
+_COLOURS = 3
+
+
+def read_module(
+    module: Any,
+    *,
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    pixel_units: int = 1,
+    name: str | None = None,
+) -> Teacher:
+    """Reads a network from its PyTorch module; whether it is the same is for others to prove.
+
+    Args:
+      module: a `torch.nn.Module` in evaluation mode that maps (B, 3, H, W), or (B, 1, H, W), to
+        logits (B, C). Of a module of grey images, the network takes the mean of three channels.
+      image_size: side of the images in pixels.
+      mean, std: normalisation per channel, in `pixel_units`: three numbers, or one of grey images.
+      pixel_units: 1 for mean and std of pixels in [0, 1]; 255 for those of pixels from 0 to 255.
+      name: what the network is called; by default, its class.
+
+    Raises:
+      TeacherError: PyTorch is missing, or the module is no network that can be read; says why.
+      ConfigError: the name is one of this package's networks.
+    """
+    torch = _torch()
+    if not isinstance(module, torch.nn.Module):
+        raise TeacherError(f"from_torch takes a torch.nn.Module, not {module!r:.60}.")
+    label = name or type(module).__name__
+    if not is_network_name(label) or registry.is_registered(label):
+        raise ConfigError(
+            f"{label!r} cannot be the network's name, or is one of this package: give another name."
+        )
+    mean, std = (tuple(value) * (_COLOURS if len(value) == 1 else 1) for value in (mean, std))
+    stated = Stated(None, mean, std, image_size, pixel_units=pixel_units)
+    if not stated.mean or not stated.std or not image_size:
+        raise TeacherError(f"{label} does not say its images: give image_size, mean and std.")
+    if any(part.training for part in module.modules()):
+        raise TeacherError(f"{label} is in training mode: call its eval() first.")
+    channels = _input_channels(torch, module)
+    if channels not in (1, _COLOURS):
+        raise TeacherError(f"{label} takes images of {channels} channels; 3 and 1 are known.")
+    program = _export(torch, module, label, (_BATCH, channels, image_size, image_size))
+    nodes, classes = _nodes(module, label, program, channels)
+    network = _checked(label, nodes, classes, image_size)
+    state = {
+        key: value.detach().cpu().float().numpy()
+        for key, value in {**program.state_dict, **program.constants}.items()
+        if hasattr(value, "detach")
+    }
+    shapes = to_flax.variable_shapes(network, image_size)
+    wanted = {naming.MODULES.key(variable.partition("/")[2]) for variable in shapes}
+    state = {key: value for key, value in state.items() if key in wanted}
+    variables = to_flax.fit(label, state, naming.MODULES, label, shapes)
+    _require_finite(label, state)
+    return Teacher(
+        architecture=label,
+        module=network,
+        variables=variables,
+        image_size=image_size,
+        mean=stated.mean,
+        std=stated.std,
+        convention=f"the module {type(module).__name__}, by torch.export of PyTorch "
+        f"{torch.__version__}",
+        keys=naming.MODULES.code,
+    )
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise TeacherError(f"from_torch needs PyTorch: {install_command('torch')}.") from error
+    return torch
+
+
+def in_float64(module: Any, images: np.ndarray) -> np.ndarray:
+    """Returns a module's logits in float64.
+
+    Args:
+      module: the PyTorch module; it stays as it is.
+      images: (B, H, W, 3), normalised.
+    """
+    return _logits(copy.deepcopy(module).cpu().double(), images.astype(np.float64))
+
+
+def in_float32(module: Any, images: np.ndarray) -> np.ndarray:
+    """As `in_float64`, in float32."""
+    return _logits(copy.deepcopy(module).cpu().float(), images.astype(np.float32))
+
+
+def _logits(module: Any, images: np.ndarray) -> np.ndarray:
+    torch = _torch()
+    if _input_channels(torch, module) == 1:
+        images = images.mean(-1, keepdims=True)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return module(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+
+
+def _input_channels(torch: Any, module: Any) -> int:
+    convolutions = (part for part in module.modules() if isinstance(part, torch.nn.Conv2d))
+    first = next(convolutions, None)
+    return _COLOURS if first is None else first.in_channels
+
+
+def _export(torch: Any, module: Any, label: str, shape: tuple[int, ...]) -> Any:
+    """Returns the program of a module."""
+    module = copy.deepcopy(module).cpu().float()
+    images = torch.zeros(shape)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module(images)
+    except Exception as error:  # the user's code fails in its own way
+        raise TeacherError(
+            f"{label} cannot take images {shape[1:]}: {_first_line(error)}."
+        ) from error
+    try:
+        with warnings.catch_warnings(), _quiet():
+            warnings.simplefilter("ignore")
+            return torch.export.export(module, (images,))
+    except Exception as error:  # torch.export has many kinds
+        where = place_in(str(error))
+        raise TeacherError(
+            f"{label} cannot be read by torch.export, which takes no control flow that depends on "
+            f"values{where}: {_first_line(error)}."
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Keeps PyTorch's exporter from printing its own account of a failure."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    nowhere = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")[:200] or type(error).__name__
+
+
+def _nodes(module: Any, label: str, program: Any, channels: int) -> tuple[tuple[Node, ...], int]:
+    """Returns (the nodes, the number of classes)."""
+    signature = program.graph_signature
+    parameters = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    _require_batch_norm(module, label, program)
+    reader = GraphReader(label, READERS, parameters)
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in signature.user_inputs:
+            reader.values[node] = INPUT
+            if channels == 1:
+                grey = {"channels": _COLOURS}
+                reader.values[node] = reader.add("mean_channels", "grey", [INPUT], **grey)
+        elif node.op == "call_function":
+            reader.read(node)
+    (outputs,) = program.graph.output_node().args
+    if len(outputs) != 1 or not hasattr(outputs[0], "meta") or outputs[0].meta["val"].ndim != 2:
+        raise TeacherError(
+            f"{label} returns no logits (B, classes) alone: give a module that does."
+        )
+    return simplify(reader.nodes, reader.values[outputs[0]]), outputs[0].meta["val"].shape[1]
+
+
+def _require_batch_norm(module: Any, label: str, program: Any) -> None:
+    """Raises TeacherError where a program has no BatchNorm, and says what became of it."""
+    called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    if any("batch_norm" in target for target in called):
+        return
+    others = {"layer_norm": "LayerNorm", "group_norm": "GroupNorm", "instance_norm": "InstanceNorm"}
+    found = [name for part, name in others.items() if any(part in target for target in called)]
+    folded = [
+        name
+        for name, part in module.named_modules()
+        if type(part).__name__ == "Identity" and re.search(r"bn|norm", name.rpartition(".")[2])
+    ]
+    if folded:
+        reason = (
+            f"its BatchNorms, such as {folded[0]!r}, are folded into the convolutions before them, "
+            "and their statistics are gone: give the network as it was before"
+        )
+    elif found:
+        reason = f"it normalises by {' and '.join(found)}, which keeps no statistics"
+    else:
+        reason = "it normalises nothing, or its BatchNorms are folded into its convolutions"
+    raise TeacherError(
+        f"{label} is a network without BatchNorm, whose statistics are all that data-free "
+        f"quantization knows about the images: {reason}."
+    )
+
+
+def _checked(label: str, nodes: tuple[Node, ...], classes: int, image_size: int) -> GraphNetwork:
+    try:
+        return checked_network(to_json(nodes), classes, image_size)
+    except ConfigError as error:
+        raise TeacherError(f"{label} cannot be read: {error}") from error
+
+
+def _require_finite(label: str, state: dict[str, np.ndarray]) -> None:
+    for key, value in state.items():
+        if not np.isfinite(value).all():
+            raise TeacherError(f"{label}: {key!r} holds infinite or not-a-number values.")
+        if key.endswith(".running_var") and (value < 0).any():
+            raise TeacherError(f"{label}: {key!r} holds negative variances.")
