@@ -21,7 +21,8 @@ Set a field with `--config.FIELD=VALUE`, or `config.FIELD = VALUE` in Python. Al
 network fills in its fields where a configuration file empties them (`configs/teacher.py` and those
 for ImageNet); after "the method" stands what `adadfq` takes, unless the network has a setting.
 *On resume*: a fixed field is part of a run's identity, and a workdir whose run has another value is
-refused.
+refused. "May change with sgd": fixed where `student.optimizer` is adam, whose rate falls over the
+whole schedule.
 """
 _COLUMNS = ("field", "default", "must be", "meaning", "left open", "on resume")
 

@@ -146,7 +146,7 @@ def test_bad_input_on_the_command_line(tmp_path, sentence):
         (["--against=torch", "--config.game.method=adadfq_plus"], "set that, or leave"),
         (["--against=torch", "--config.samples.procedural=1"], "samples.procedural=0, not 1"),
         (["--against=torch", "--config.remat=True"], "remat=False, not True"),
-        (["--steps=0"], "positive"),
+        (["--steps=0"], "--steps=0: it must be an integer, at least 1."),
         (["--config.batch_size=1"], "batch_size"),
         (["--config.teacher.architecture=resnet99"], "unknown network"),
         (["--config.teacher.path=nowhere.th"], "no teacher file"),

@@ -37,7 +37,6 @@ def play(workdir, count, devices, *, stopped=-1, after=0, seeds=None):
     coordinator = f"127.0.0.1:{free_port()}"
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiled sooner
         "JAX_COMPILATION_CACHE_DIR": str(Path(tempfile.gettempdir(), "adadfq_jax_tests")),
         "PYTHONPATH": str(ROOT),
     }

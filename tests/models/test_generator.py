@@ -96,17 +96,18 @@ def test_the_gradient_of_every_parameter_is_of_the_whole_batch(batch):
     params = module.clone(axis_name=None).init(jax.random.key(1), noise, labels)["params"]
     weights = jax.random.normal(jax.random.key(2), (batch, 8, 8, 3))
 
-    def loss(params):
+    # Arguments all of them: the compiler would compute with constants for half a minute.
+    def loss(params, noise, labels, weights):
         images = module.clone(axis_name=None).apply({"params": params}, noise, labels)
         return (images * weights).sum()
 
-    def of_a_slice(noise, labels, weights):
+    def of_a_slice(params, noise, labels, weights):
         _, pull = generator.linearize(module, params, noise, labels)
         return sum_gradients(*pull(weights), "data")
 
-    whole = jax.jit(jax.grad(loss))(params)
+    whole = jax.jit(jax.grad(loss))(params, noise, labels, weights)
     parts = [x.reshape(4, batch // 4, *x.shape[1:]) for x in (noise, labels, weights)]
-    each = jax.jit(jax.vmap(of_a_slice, axis_name="data"))(*parts)
+    each = jax.jit(jax.vmap(of_a_slice, (None, 0, 0, 0), axis_name="data"))(params, *parts)
     for device in range(4):
         own = jax.tree.map(lambda leaf, device=device: leaf[device], each)
         chex.assert_trees_all_close(own, whole, atol=1e-10)

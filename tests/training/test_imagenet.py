@@ -28,8 +28,18 @@ def make_images(folder, classes, size, count=60):
         Image.fromarray(pixels).save(folder / f"n{label:08}" / f"{index}.jpeg")
 
 
-def play(tmp_path, config_name, architecture, size, classes, epochs, steps_per_epoch, fields):
-    """Plays all three phases, stopped before the last two steps and resumed."""
+def play(
+    tmp_path,
+    config_name,
+    architecture,
+    size,
+    classes,
+    epochs,
+    steps_per_epoch,
+    fields,
+    warmup=1,
+):
+    """Plays all phases, stopped before the last two steps and resumed."""
     teacher = settled(make_teacher(architecture=architecture, size=size, classes=classes))
     images = tmp_path / "images"
     make_images(images, classes, size)
@@ -46,7 +56,7 @@ def play(tmp_path, config_name, architecture, size, classes, epochs, steps_per_e
             "generator.conditioning": "batch_norm",
             "devices": 1,
             "calibration_epochs": 1,
-            "warmup_epochs": 2,
+            "warmup_epochs": 1 + warmup,
             "epochs": epochs,
             "steps_per_epoch": steps_per_epoch,
             "log_every_steps": 1,
@@ -70,11 +80,11 @@ def play(tmp_path, config_name, architecture, size, classes, epochs, steps_per_e
     assert [line["step"] for line in lines if "phase" in line] == [*range(1, total + 1)]
     assert [line["phase"] for line in lines if "phase" in line] == [
         name
-        for name, count in (("calibrate", 1), ("warmup", 1), ("play", epochs - 2))
+        for name, count in (("calibrate", 1), ("warmup", warmup), ("play", epochs - 1 - warmup))
         for _ in range(count * steps_per_epoch)
     ]
     measured = [line["images"] for line in lines if "evaluation" in line]
-    assert measured == [40] * (epochs - 2) + [60]
+    assert measured == [40] * (epochs - 1 - warmup) + [60]
     assert (workdir / "samples.png").exists()
     logits = student(np.zeros((2, size, size, 3), np.uint8))
     np.testing.assert_array_equal(
@@ -85,9 +95,9 @@ def play(tmp_path, config_name, architecture, size, classes, epochs, steps_per_e
 
 
 def test_a_small_one(tmp_path):
-    """64 pixels, 20 classes, ResNet-18 of an eighth of the channels."""
+    """64 pixels, 20 classes, ResNet-18 of an eighth of the channels; without a warm-up."""
     student = play(
-        tmp_path, "imagenet_resnet18", "resnet18_x0.125", 64, 20, 4, 2, {"batch_size": 8}
+        tmp_path, "imagenet_resnet18", "resnet18_x0.125", 64, 20, 3, 2, {"batch_size": 8}, 0
     )
     assert student.module.widths == (8, 16, 32, 64)
 
