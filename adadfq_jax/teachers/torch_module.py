@@ -213,13 +213,13 @@ def _require_batch_norm(module: Any, label: str, program: Any) -> None:
         for name, part in module.named_modules()
         if type(part).__name__ == "Identity" and re.search(r"bn|norm", name.rpartition(".")[2])
     ]
-    if folded:
+    if found:
+        reason = f"it normalises by {' and '.join(found)}, which keeps no statistics"
+    elif folded:
         reason = (
             f"its BatchNorms, such as {folded[0]!r}, are folded into the convolutions before them, "
             "and their statistics are gone: give the network as it was before"
         )
-    elif found:
-        reason = f"it normalises by {' and '.join(found)}, which keeps no statistics"
     else:
         reason = "it normalises nothing, or its BatchNorms are folded into its convolutions"
     raise TeacherError(

@@ -548,6 +548,23 @@ def test_a_newer_format_is_refused(files, tmp_path):
             adadfq_jax.load_exported(tmp_path / name)
 
 
+def test_integers_of_the_first_format_are_read(files, tmp_path):
+    """Whose graph had other attributes; the networks are those of this package."""
+    with safetensors.safe_open(files / "s.safetensors", "numpy") as file:
+        described = json.loads(file.metadata()["adadfq_integers"])
+        arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    described["format"] = 1
+    described["graph"] = [[*node[:3], {"padding": 1}] for node in described["graph"]]
+    del described["checksum"]
+    described["checksum"] = checksum(described, arrays)
+    path = tmp_path / "s.safetensors"
+    safetensors.numpy.save_file(arrays, path, {"adadfq_integers": json.dumps(described)})
+    images = make_images(SIZE)
+    expected = adadfq_jax.load_exported(files / "s.safetensors")(images)
+    np.testing.assert_array_equal(adadfq_jax.load_exported(path)(images), expected)
+    assert numpy_reader.main([str(path), str(DIGITS_TEST)]) == 2
+
+
 def test_other_files_are_refused(tmp_path):
     with pytest.raises(ExportError, match="there is no file"):
         adadfq_jax.load_exported(tmp_path / "s.onnx")

@@ -6,9 +6,11 @@ import json
 import jax
 import numpy as np
 import pytest
+import safetensors
+import safetensors.numpy
 
 import adadfq_jax
-from adadfq_jax.errors import ConfigError
+from adadfq_jax.errors import ConfigError, TeacherError
 from adadfq_jax.exporting import numpy_reader, onnx_operations
 from adadfq_jax.models import registry
 from adadfq_jax.models.graph import GraphNetwork, checked_network, to_json, value_shapes
@@ -252,6 +254,32 @@ def test_a_graph_of_a_file_is_checked(written, message):
     with pytest.raises(ConfigError, match=message) as caught:
         checked_network(written, 10, SIZE)
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"graph": [["mean", "mean", ["image"], {}]]},
+            "holds a network that cannot be: a graph of",
+        ),
+        ({"graph": [["exec", "mean", ["image"], {}]]}, "operation 'exec' is not known"),
+        ({"graph": {}}, "'graph' in its metadata must be a list of nodes"),
+        ({"architecture": "resnet8_cifar"}, "is a network of this package, which has no graph"),
+        ({"architecture": "a/../b"}, "cannot be a network's name"),
+        ({"classes": 9}, "a graph of 9 classes ends in the shape"),
+    ],
+)
+def test_a_hostile_teacher_file_is_refused(tmp_path, changes, message):
+    path = tmp_path / "teacher.safetensors"
+    save_teacher(graph_of(make_teacher()), path)
+    with safetensors.safe_open(path, "numpy") as file:
+        described = json.loads(file.metadata()["adadfq"]) | changes
+        arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    del described["checksum"]
+    safetensors.numpy.save_file(arrays, path, {"adadfq": json.dumps(described)})
+    with pytest.raises(TeacherError, match=message):
+        load_teacher(path)
 
 
 def test_a_calibrated_graph_goes_through_a_teacher_file(tmp_path):

@@ -5,13 +5,14 @@ import importlib
 import sys
 import types
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
 from adadfq_jax import load_teacher
 from adadfq_jax.cli import main
-from adadfq_jax.errors import TeacherError
+from adadfq_jax.errors import TeacherError, VerificationError
 from adadfq_jax.teachers.convert import convert, summary
 from adadfq_jax.teachers.normalisation import NORMALISATIONS
 from adadfq_jax.teachers.stated import Stated
@@ -121,7 +122,11 @@ def pytorchcv(monkeypatch):
     """The package without the index of all its networks, which would import torchvision."""
     known = {
         name: getattr(importlib.import_module(f"pytorchcv.models.{module}"), name)
-        for module, name in (("resnet_cifar", "resnet20_cifar10"), ("resnet", "resnet50"))
+        for module, name in (
+            ("resnet_cifar", "resnet20_cifar10"),
+            ("resnet", "resnet50"),
+            ("preresnet_cifar", "preresnet20_cifar10"),
+        )
     }
     fake(
         monkeypatch,
@@ -161,6 +166,37 @@ def test_pytorchcv_networks_come_from_its_cache(home, monkeypatch, pytorchcv, ca
     path.write_bytes(path.read_bytes() + b"x")
     assert main.run([*arguments, "--std=cifar10-pytorchcv", "--overwrite"]) == 2
     assert "SHA-1" in capsys.readouterr().err
+
+
+def test_a_package_gives_the_code_of_what_is_not_recognised(home, monkeypatch, pytorchcv, capsys):
+    name, output = "preresnet20_cifar10", home / "teacher.safetensors"
+    network = nets.disturb(pytorchcv[name]()).eval()
+    cache_pytorchcv(home, monkeypatch, network, name)
+    arguments = ["convert", f"--input=pytorchcv:{name}", f"--output={output}", "--mean=imagenet"]
+    assert main.run([*arguments, "--std=imagenet", "--architecture=resnet20_cifar"]) == 2
+    assert "which has no architecture to choose" in capsys.readouterr().err
+    assert main.run([*arguments, "--std=imagenet"]) == 0
+    assert "logits differ by at most" in capsys.readouterr().out
+    teacher = load_teacher(output)
+    assert (teacher.architecture, teacher.keys, len(teacher.source)) == (name, "modules", 64)
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = network(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+    np.testing.assert_allclose(teacher(images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_package_gives_is_not_written_where_it_differs(home, monkeypatch, pytorchcv):
+    network = nets.disturb(pytorchcv["resnet20_cifar10"]())
+    cache_pytorchcv(home, monkeypatch, network, "resnet20_cifar10")
+
+    def prove(teacher, module):
+        raise VerificationError("they differ.")
+
+    output = home / "teacher.safetensors"
+    stated = Stated(mean=(0.5,) * 3, std=(0.25,) * 3)
+    with pytest.raises(VerificationError, match="they differ"):
+        convert("pytorchcv:resnet20_cifar10", output, stated, prove=prove)
+    assert not output.exists()
 
 
 def test_a_package_tells_the_stride_and_the_size(home, monkeypatch, pytorchcv):
