@@ -34,7 +34,6 @@ class Call:
     Attributes:
       node: the call in `torch.fx`.
       operation: PyTorch's name of what is called, without the mark of a change in place.
-      in_place: whether it changes its first argument.
       arguments: by PyTorch's names, with their defaults.
     """
 
@@ -42,8 +41,8 @@ class Call:
         schema = node.target._schema
         name = schema.name.rpartition("::")[2]
         self.reader, self.node = reader, node
-        self.in_place = name.endswith("_") and not name.endswith("__")
-        self.operation = name.removesuffix("_") if self.in_place else name
+        # torch.export lets those who read what is changed in place read the result of the change.
+        self.operation = name.removesuffix("_")
         given = dict(zip((argument.name for argument in schema.arguments), node.args, strict=False))
         defaults = {
             argument.name: argument.default_value
@@ -141,8 +140,6 @@ class GraphReader:
         if call.operation not in self.operations:
             call.refuse()
         self.values[node] = self.operations[call.operation](self, call)
-        if call.in_place:  # whoever reads the argument from here on reads the result
-            self.values[node.args[0]] = self.values[node]
 
     def add(self, op: str, name: str, inputs: list[str], **attributes: Any) -> str:
         """Appends a node; returns its name."""
