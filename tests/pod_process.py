@@ -29,7 +29,8 @@ def main(workdir, coordinator, count, index, devices, stopped, after, seed):
     teacher.variables.update(jax.tree.map(np.float64, teacher.variables))
     config = make_small_config()
     config.devices, config.seed = 0, seed
-    config.steps_per_epoch, config.epochs = 8, 3
+    # Without a warm-up, whose steps are those of play but for the student's.
+    config.steps_per_epoch, config.epochs, config.warmup_epochs = 8, 3, 1
     dispatches = 0
 
     def should_stop():

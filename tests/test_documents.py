@@ -14,8 +14,8 @@ import pytest
 import adadfq_jax
 from adadfq_jax.benchmarks import benchmark, precompile
 from adadfq_jax.cli import evaluate, main, verbs
-from adadfq_jax.config.checks import check_field, validate
-from adadfq_jax.config.fields import default_config
+from adadfq_jax.config.checks import validate
+from adadfq_jax.config.fields import default_config, find_field
 from adadfq_jax.exporting import export
 from adadfq_jax.reporting import write
 from adadfq_jax.teachers import convert
@@ -245,9 +245,9 @@ def test_every_flag_and_field_in_the_text_exists(flags, name):
         for flag in re.findall(r"(?:^|\s)--([\w.]+)", code):
             if flag.startswith("config."):
                 if flag != "config.FIELD":
-                    check_field(flag.removeprefix("config."))
+                    find_field(flag.removeprefix("config."))
             else:
                 assert flag in known, f"{name}: {code}"
         field = re.match(r"(\w+)\.\w+(?:=|$)", code)
         if field and field[1] in sections and not code.endswith((".py", ".png", ".safetensors")):
-            check_field(code.partition("=")[0])
+            find_field(code.partition("=")[0])
