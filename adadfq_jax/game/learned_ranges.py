@@ -33,8 +33,8 @@ def with_kernel_ranges(ranges: Any, params: Any, bits: Any, rule: str) -> Any:
 def learned_ends(ranges: Any) -> Any:
     """Returns the ends that are learned, as the collection `clipping`.
 
-    A kernel's range has two learned ends; an activation's only the upper one, since a ReLU's range
-    starts at 0.
+    A kernel's range has two learned ends; an activation's only the upper one: the lower one is 0
+    after a ReLU, and stays as calibrated after other functions.
     """
     if "maximum" not in ranges:
         return {name: learned_ends(below) for name, below in ranges.items()}

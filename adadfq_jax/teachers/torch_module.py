@@ -77,16 +77,7 @@ def read_module(
     program = _export(torch, module, label, (_BATCH, channels, image_size, image_size))
     nodes, classes = _nodes(module, label, program, channels)
     network = _checked(label, nodes, classes, image_size)
-    state = {
-        key: value.detach().cpu().float().numpy()
-        for key, value in {**program.state_dict, **program.constants}.items()
-        if hasattr(value, "detach")
-    }
-    shapes = to_flax.variable_shapes(network, image_size)
-    wanted = {naming.MODULES.key(variable.partition("/")[2]) for variable in shapes}
-    state = {key: value for key, value in state.items() if key in wanted}
-    variables = to_flax.fit(label, state, naming.MODULES, label, shapes)
-    _require_finite(label, state)
+    variables = _variables(label, program, network, image_size)
     return Teacher(
         architecture=label,
         module=network,
@@ -233,6 +224,19 @@ def _checked(label: str, nodes: tuple[Node, ...], classes: int, image_size: int)
         return checked_network(to_json(nodes), classes, image_size)
     except ConfigError as error:
         raise TeacherError(f"{label} cannot be read: {error}") from error
+
+
+def _variables(label: str, program: Any, network: GraphNetwork, image_size: int) -> dict[str, Any]:
+    """Returns the collections `params` and `batch_stats` from a program's tensors."""
+    shapes = to_flax.variable_shapes(network, image_size)
+    wanted = {naming.MODULES.key(variable.partition("/")[2]) for variable in shapes}
+    state = {
+        key: value.detach().cpu().float().numpy()
+        for key, value in program.state_dict.items()
+        if key in wanted
+    }
+    _require_finite(label, state)
+    return to_flax.fit(label, state, naming.MODULES, label, shapes)
 
 
 def _require_finite(label: str, state: dict[str, np.ndarray]) -> None:
