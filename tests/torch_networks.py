@@ -238,9 +238,10 @@ def disturb(network, seed=0):
                 module.weight.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
                 if module.bias is not None:
                     uniform(module.bias, -1, 1)
-            elif isinstance(module, nn.BatchNorm2d):
-                uniform(module.weight, 0.5, 1.5)
-                uniform(module.bias, -0.3, 0.3)
+            elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                if module.affine:
+                    uniform(module.weight, 0.5, 1.5)
+                    uniform(module.bias, -0.3, 0.3)
                 uniform(module.running_mean, -0.3, 0.3)
                 uniform(module.running_var, 0.5, 1.5)
     return network.eval()

@@ -14,6 +14,7 @@ from adadfq_jax.game import procedural
 from adadfq_jax.models.network import Teacher
 from adadfq_jax.teachers import torch_module
 from adadfq_jax.teachers.convert import summary
+from adadfq_jax.teachers.stated import Stated
 
 # Of the largest logit: what float32 may differ by, and float64, which tells rounding from mistakes.
 _LARGEST_DIFFERENCE, _LARGEST_IN_FLOAT64 = 1e-4, 1e-6
@@ -46,12 +47,11 @@ def from_torch(
       TeacherError: the module is no network that can be read; says why, and where.
       VerificationError: the network that was read gives other logits.
     """
-    teacher = torch_module.read_module(
-        module, image_size=image_size, mean=mean, std=std, pixel_units=pixel_units, name=name
-    )
-    difference = prove(teacher, module)
-    said = f"{teacher.convention}; its logits differ by at most {difference:.1e} of the largest"
-    return dataclasses.replace(teacher, convention=said)
+    # One number, of grey images, holds for each of the three channels that are alike.
+    mean, std = (tuple(value) * (3 if len(value) == 1 else 1) for value in (mean, std))
+    stated = Stated(None, mean, std, image_size, pixel_units=pixel_units)
+    teacher = torch_module.read_module(module, stated, name)
+    return torch_module.with_proof(teacher, prove(teacher, module))
 
 
 def prove(teacher: Teacher, module: Any) -> float:

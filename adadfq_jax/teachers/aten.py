@@ -160,8 +160,7 @@ def _slice(reader: GraphReader, call: Call) -> str:
 
 
 def _reshape(reader: GraphReader, call: Call) -> str | View:
-    before, after = reader.shape_before(call), call.shape
-    value = reader.values[call.node.args[0]]
+    before, after, value = call.shape_before, call.shape, call.before
     if isinstance(value, View):
         if after == value.shape and value.transposed:
             groups = value.grouped[1]
@@ -187,7 +186,7 @@ def _reshape(reader: GraphReader, call: Call) -> str | View:
 
 
 def _transpose(reader: GraphReader, call: Call) -> View:
-    value, dims = reader.values[call.node.args[0]], call.get("dims")
+    value, dims = call.before, call.get("dims")
     dims = dims or sorted((call["dim0"] % len(call.shape), call["dim1"] % len(call.shape)))
     swapped = list(dims) in ([1, 2], [0, 2, 1, 3, 4])
     if isinstance(value, View) and len(value.grouped) == 5 and swapped and not value.transposed:
@@ -201,7 +200,7 @@ def _channel_shuffle(reader: GraphReader, call: Call) -> str:
 
 
 def _pass(reader: GraphReader, call: Call) -> str | View | list[str]:
-    return reader.values[call.node.args[0]]
+    return call.before
 
 
 # By PyTorch's names, without the mark of those that change their input in place.

@@ -13,7 +13,7 @@ def pair(value: Any) -> tuple[int, int]:
 
 
 def _mean(reader: GraphReader, call: Call) -> str:
-    value, dims = reader.values[call.node.args[0]], call.get("dim") or []
+    value, dims = call.before, call.get("dim") or []
     if isinstance(value, View) and len(value.grouped) == 3 and dims in ([2], [-1]):
         value = value.name
         if call["keepdim"]:

@@ -1,6 +1,7 @@
 """Conversion: a PyTorch checkpoint becomes this project's own file, which says all about itself."""
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -77,33 +78,26 @@ def _load_pretrained(
     name: str, stated: Stated, prove: Callable[[Teacher, Any], float] | None
 ) -> Teacher:
     pretrained = packages.find_pretrained(name)
+    with_weights = functools.cache(lambda: packages.with_weights(pretrained))
     try:
         known = pretrained.architecture
     except TeacherError:  # a network that its code alone describes
-        teacher = _read_code(name, pretrained, stated)
+        teacher = _read_code(name, pretrained, with_weights(), stated)
     else:
         teacher = _load_recognised(name, pretrained, known, stated)
     if prove is None:
         return teacher
-    difference = prove(teacher, packages.with_weights(pretrained))
-    said = f"{teacher.convention}; its logits differ by at most {difference:.1e} of the largest"
-    return dataclasses.replace(teacher, convention=said)
+    return torch_module.with_proof(teacher, prove(teacher, with_weights()))
 
 
-def _read_code(name: str, pretrained: packages.Pretrained, stated: Stated) -> Teacher:
+def _read_code(name: str, pretrained: packages.Pretrained, module: Any, stated: Stated) -> Teacher:
     for field in ("architecture", "entry", "prefix"):
         if getattr(stated, field) is not None:
             raise TeacherError(f"{name!r} is read from its code, which has no {field} to choose.")
     stated = stated.or_else(
         mean=pretrained.mean, std=pretrained.std, image_size=pretrained.image_size
     )
-    teacher = torch_module.read_module(
-        packages.with_weights(pretrained),
-        image_size=stated.image_size,
-        mean=stated.mean,
-        std=stated.std,
-        name=name.partition(":")[2],
-    )
+    teacher = torch_module.read_module(module, stated, name.partition(":")[2])
     digest = hashlib.sha256(pretrained.path.read_bytes()).hexdigest()
     return dataclasses.replace(teacher, source=digest)
 

@@ -63,6 +63,16 @@ class Call:
         """Of the result, PyTorch's."""
         return tuple(self.node.meta["val"].shape)
 
+    @property
+    def shape_before(self) -> tuple[int, ...]:
+        """Of the first argument, PyTorch's."""
+        return tuple(self.node.args[0].meta["val"].shape)
+
+    @property
+    def before(self) -> str | View | list[str]:
+        """What made the first argument, which may have divided axes."""
+        return self.reader.values[self.node.args[0]]
+
     def shape_of(self, name: str) -> tuple[int, ...]:
         """Returns the shape of an argument, PyTorch's."""
         return tuple(self.arguments[name].meta["val"].shape)
@@ -195,13 +205,9 @@ class GraphReader:
         self._names.add(unique)
         return unique
 
-    def shape_before(self, call: Call) -> tuple[int, ...]:
-        """Returns the shape of a call's first argument, PyTorch's."""
-        return tuple(call.node.args[0].meta["val"].shape)
-
     def average(self, call: Call, image: str, keep: bool) -> str:
         """Adds the mean over all pixels, with both axes kept or not."""
-        channels = call.node.args[0].meta["val"].shape[1]
+        channels = call.shape_before[1]
         mean = self.add("mean", self.name_of(call, "mean"), [image])
         if not keep:
             return mean

@@ -5,11 +5,11 @@ Its layers keep the names of their modules, so that a student goes back by the u
 
 import contextlib
 import copy
+import dataclasses
 import io
 import logging
 import re
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,23 +34,12 @@ _BATCH = 2  # of the program; 1 could not be told from other sizes
 _COLOURS = 3
 
 
-def read_module(
-    module: Any,
-    *,
-    image_size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    pixel_units: int = 1,
-    name: str | None = None,
-) -> Teacher:
+def read_module(module: Any, stated: Stated, name: str | None = None) -> Teacher:
     """Reads a network from its PyTorch module; whether it is the same is for others to prove.
 
     Args:
-      module: a `torch.nn.Module` in evaluation mode that maps (B, 3, H, W), or (B, 1, H, W), to
-        logits (B, C). Of a module of grey images, the network takes the mean of three channels.
-      image_size: side of the images in pixels.
-      mean, std: normalisation per channel, in `pixel_units`: three numbers, or one of grey images.
-      pixel_units: 1 for mean and std of pixels in [0, 1]; 255 for those of pixels from 0 to 255.
+      module: as `from_torch` takes it.
+      stated: its image size, mean and std, three numbers each.
       name: what the network is called; by default, its class.
 
     Raises:
@@ -65,8 +54,7 @@ def read_module(
         raise ConfigError(
             f"{label!r} cannot be the network's name, or is one of this package: give another name."
         )
-    mean, std = (tuple(value) * (_COLOURS if len(value) == 1 else 1) for value in (mean, std))
-    stated = Stated(None, mean, std, image_size, pixel_units=pixel_units)
+    image_size = stated.image_size
     if not stated.mean or not stated.std or not image_size:
         raise TeacherError(f"{label} does not say its images: give image_size, mean and std.")
     if any(part.training for part in module.modules()):
@@ -89,6 +77,17 @@ def read_module(
         f"{torch.__version__}",
         keys=naming.MODULES.code,
     )
+
+
+def with_proof(teacher: Teacher, difference: float) -> Teacher:
+    """Returns a teacher that says how far its logits are from its module's.
+
+    Args:
+      teacher: the teacher.
+      difference: the largest one, as a share of the largest logit.
+    """
+    said = f"{teacher.convention}; its logits differ by at most {difference:.1e} of the largest"
+    return dataclasses.replace(teacher, convention=said)
 
 
 def _torch() -> Any:

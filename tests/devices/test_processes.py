@@ -6,9 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -37,7 +35,6 @@ def play(workdir, count, devices, *, stopped=-1, after=0, seeds=None):
     coordinator = f"127.0.0.1:{free_port()}"
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(Path(tempfile.gettempdir(), "adadfq_jax_tests")),
         "PYTHONPATH": str(ROOT),
     }
     started = [

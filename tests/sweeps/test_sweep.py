@@ -7,10 +7,8 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import types
-from pathlib import Path
 
 import pytest
 
@@ -267,12 +265,11 @@ def command(tmp_path):
         f"    config.teacher.path = {str(tmp_path / 'teacher.safetensors')!r}\n"
         "    return config\n"
     )
-    cache = Path(tempfile.gettempdir(), "adadfq_jax_tests")
     return [
         "sweep",
         f"--config={tmp_path / 'config.py'}",
         f"--workdir={tmp_path / 'sweep'}",
-        f"--cache={cache}",
+        "--cache=",  # that of the environment
     ]
 
 

@@ -18,24 +18,11 @@ from adadfq_jax.teachers.aten import READERS
 from adadfq_jax.teachers.load import load_teacher, save_teacher
 from adadfq_jax.training.calibrated import calibrated_on
 from tests import ROOT
+from tests import torch_networks as nets
 from tests.teachers import zoo
 
 SIZE = 12
 HALF = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
-
-
-def disturbed(module):
-    """The module in evaluation mode, with statistics that are not trivial."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for part in module.modules():
-            if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
-                part.running_mean.normal_(0, 0.2)
-                part.running_var.uniform_(0.5, 1.5)
-                if part.affine:
-                    part.weight.uniform_(0.5, 1.5)
-                    part.bias.normal_(0, 0.2)
-    return module.eval()
 
 
 class Block(nn.Module):
@@ -94,8 +81,7 @@ class Everything(nn.Module):
 
 @pytest.fixture(scope="module")
 def everything():
-    torch.manual_seed(0)  # of the kernels, which decide on which side of 0 activations lie
-    module = disturbed(Everything())
+    module = nets.disturb(Everything())
     return module, adadfq_jax.from_torch(module, image_size=SIZE, **HALF)
 
 
@@ -164,7 +150,7 @@ def test_a_written_out_activation_is_one_function():
             y = F.relu6(x + 3) / 6
             return self.fc((y * 2).mean((2, 3)))
 
-    teacher = adadfq_jax.from_torch(disturbed(Written()), image_size=SIZE, **HALF)
+    teacher = adadfq_jax.from_torch(nets.disturb(Written()), image_size=SIZE, **HALF)
     kinds = [node.op for node in teacher.module.nodes]
     assert kinds == [
         *("conv", "norm", "hardswish", "silu", "hardswish", "hardsigmoid", "scale", "mean", "dense")
@@ -172,7 +158,7 @@ def test_a_written_out_activation_is_one_function():
 
 
 def test_a_network_of_grey_images(tmp_path):
-    module = disturbed(Everything(channels=1))
+    module = nets.disturb(Everything(channels=1))
     teacher = adadfq_jax.from_torch(module, image_size=SIZE, mean=(0.4,), std=(0.2,), name="Grey")
     assert (teacher.mean, teacher.std) == ((0.4,) * 3, (0.2,) * 3)
     assert teacher.module.nodes[0].op == "mean_channels"
@@ -246,7 +232,7 @@ def test_what_cannot_be_read_is_refused_in_one_sentence(make, message, capfd):
 
 
 def test_what_is_stated_is_checked():
-    module = disturbed(Small())
+    module = nets.disturb(Small())
     with pytest.raises(ConfigError, match="give another name"):
         adadfq_jax.from_torch(module, image_size=SIZE, name="resnet18", **HALF)
     with pytest.raises(TeacherError, match="at least 1"):
@@ -270,11 +256,11 @@ def test_a_network_that_is_read_wrongly_is_not_returned(monkeypatch):
     with pytest.raises(
         VerificationError, match=r"Small was not read .* of the largest, in float64"
     ):
-        adadfq_jax.from_torch(disturbed(Small()), image_size=SIZE, **HALF)
+        adadfq_jax.from_torch(nets.disturb(Small()), image_size=SIZE, **HALF)
 
 
 def test_rounding_is_told_from_mistakes_in_float64(monkeypatch):
-    module = disturbed(Small())
+    module = nets.disturb(Small())
     teacher = adadfq_jax.from_torch(module, image_size=SIZE, **HALF)
     monkeypatch.setattr(original, "_LARGEST_DIFFERENCE", 0.0)
     assert original.prove(teacher, module) < 1e-12
@@ -286,7 +272,7 @@ def test_an_operation_in_place_changes_what_is_read_later():
         F.relu_(y)
         return x + y
 
-    teacher = adadfq_jax.from_torch(disturbed(Small(between)), image_size=SIZE, **HALF)
+    teacher = adadfq_jax.from_torch(nets.disturb(Small(between)), image_size=SIZE, **HALF)
     last = {node.name: node for node in teacher.module.nodes}["add"]
     assert last.inputs == ("relu", "relu_2")
 
@@ -299,7 +285,7 @@ def test_a_part_that_is_changed_in_place_is_noticed():
         return x
 
     with pytest.raises(VerificationError, match="was not read as what it is"):
-        adadfq_jax.from_torch(disturbed(Small(between)), image_size=SIZE, **HALF)
+        adadfq_jax.from_torch(nets.disturb(Small(between)), image_size=SIZE, **HALF)
 
 
 def test_a_users_own_class_in_a_notebook(tmp_path):
@@ -341,7 +327,7 @@ def test_networks_without_batch_norm(network):
 
 
 def test_a_file_that_is_not_recognised_says_how_to_give_the_network(tmp_path):
-    torch.save(disturbed(Small()).state_dict(), tmp_path / "small.pth")
+    torch.save(nets.disturb(Small()).state_dict(), tmp_path / "small.pth")
     with pytest.raises(TeacherError, match=r"adadfq_jax.from_torch\(module, image_size="):
         load_teacher(tmp_path / "small.pth", image_size=SIZE, **HALF)
     assert issubclass(ExportError, adadfq_jax.AdaDFQError)
