@@ -47,6 +47,7 @@ def from_torch(
       TeacherError: the module is no network that can be read; says why, and where.
       VerificationError: the network that was read gives other logits.
     """
+    module = torch_module.plain_module(module)
     # One number, of grey images, holds for each of the three channels that are alike.
     mean, std = (tuple(value) * (3 if len(value) == 1 else 1) for value in (mean, std))
     stated = Stated(None, mean, std, image_size, pixel_units=pixel_units)
@@ -82,7 +83,8 @@ def prove(teacher: Teacher, module: Any) -> float:
     if difference > _LARGEST_IN_FLOAT64:
         raise VerificationError(
             f"{teacher.architecture} was not read as what it is: its logits differ from the "
-            f"module's by {difference:.1e} of the largest, in float64."
+            f"module's by {difference:.1e} of the largest, in float64"
+            f"{torch_module.why_unsteady(module, images)}."
         )
     return difference
 

@@ -88,8 +88,14 @@ def _node(entry: Any, known: set[str]) -> Node:
     op, name, inputs, attributes = entry
     if op not in OPERATIONS:
         raise ConfigError(f"an operation {op!r:.40} is not known: {nearest(op, OPERATIONS)}")
-    if not _NAME.fullmatch(name) or len(name) > _LONGEST_NAME or name in known:
-        raise ConfigError(f"{name!r:.80} cannot be a node's name, or is another one's.")
+    if name in known:
+        whose = "the network's input" if name == INPUT else "a node before it"
+        raise ConfigError(f"{name!r} cannot be a node's name: {whose} has it.")
+    if not _NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
+        raise ConfigError(
+            f"{name!r:.80} cannot be a node's name: at most {_LONGEST_NAME} letters, digits, '_', "
+            "'-' and '.' are."
+        )
     operation = OPERATIONS[op]
     if operation.inputs not in (None, len(inputs)) or not inputs:
         raise ConfigError(f"{name!r} ({op}) reads {len(inputs)} nodes, not {operation.inputs}.")

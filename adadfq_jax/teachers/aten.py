@@ -8,7 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 from adadfq_jax.teachers.aten_pixels import PIXEL_READERS, pair
-from adadfq_jax.teachers.program import Call, GraphReader, View
+from adadfq_jax.teachers.program import Call, GraphReader, View, name_of_operation
+
+_EXPANDS = ("expand", "expand_as")
 
 
 def _conv(reader: GraphReader, call: Call) -> str:
@@ -74,24 +76,38 @@ def _hardtanh(reader: GraphReader, call: Call) -> str:
     return reader.add("hardtanh", name, [value], min=float(low), max=float(high))
 
 
-def _add(reader: GraphReader, call: Call, sign: int = 1) -> str:
-    other, alpha = call["other"], sign * call.get("alpha", 1)
-    if isinstance(other, int | float):
-        return _scaled(reader, call, call.value("self"), shift=alpha * other)
-    if alpha != 1:
-        call.refuse("with a factor other than 1")
-    return _two(reader, call, "add")
+def _add(reader: GraphReader, call: Call, first: float = 1, second: float = 1) -> str:
+    """Reads first * self + second * alpha * other."""
+    second *= call.get("alpha", 1)
+    if isinstance(call["other"], int | float):
+        shift = second * call["other"]
+        return _scaled(reader, call, call.value("self"), factor=first, shift=shift)
+    if isinstance(call["self"], float):
+        shift = first * call["self"]
+        return _scaled(reader, call, call.value("other"), factor=second, shift=shift)
+    return _two(reader, call, "add", first, second)
 
 
 def _multiply(reader: GraphReader, call: Call) -> str:
-    if isinstance(call["other"], int | float):
-        return _scaled(reader, call, call.value("self"), factor=call["other"])
+    for number, value in (("other", "self"), ("self", "other")):
+        if isinstance(call[number], int | float):
+            return _scaled(reader, call, call.value(value), factor=call[number])
     return _two(reader, call, "multiply")
 
 
-def _divide(reader: GraphReader, call: Call) -> str:
+def _subtract_from(reader: GraphReader, call: Call) -> str:
+    """Reads other - alpha * self."""
     if not isinstance(call["other"], int | float):
-        call.refuse("by what is no number")
+        call.refuse("of what is no number")
+    settings = {"factor": -call["alpha"], "shift": call["other"]}
+    return _scaled(reader, call, call.value("self"), **settings)
+
+
+def _divide(reader: GraphReader, call: Call) -> str:
+    if not isinstance(call["other"], int | float) or not call["other"]:
+        call.refuse("by what is no number, or by 0")
+    if call.get("rounding_mode"):
+        call.refuse("with rounding")
     return _scaled(reader, call, call.value("self"), factor=1 / call["other"])
 
 
@@ -102,11 +118,33 @@ def _scaled(
     return reader.add("scale", reader.name_of(call, "scale"), [value], **settings)
 
 
-def _two(reader: GraphReader, call: Call, op: str) -> str:
+def _two(reader: GraphReader, call: Call, op: str, first: float = 1, second: float = 1) -> str:
     values = [call.value("self"), call.value("other")]
     if len(call.shape_of("self")) != len(call.shape_of("other")):
         call.refuse("of an image and features")
+    values = [
+        value if factor == 1 else _scaled(reader, call, value, factor=factor)
+        for value, factor in zip(values, (first, second), strict=True)
+    ]
     return reader.add(op, reader.name_of(call, op), values)
+
+
+def _expand(reader: GraphReader, call: Call) -> str:
+    before, after, value = call.shape_of("self"), call.shape, call.value("self")
+    if before == after:
+        return value
+    if len(before) != 4 or len(after) != 4 or before[1:] != (after[1], 1, 1):
+        call.refuse("of other than one pixel")
+    # A sum and a product do it themselves.
+    others = [other for user in call.node.users for other in user.args if other is not call.node]
+    arithmetic = all(
+        name_of_operation(user) in ("add", "mul") and len(user.args) == 2
+        for user in call.node.users
+    )
+    if arithmetic and all(name_of_operation(other) not in _EXPANDS for other in others):
+        return value
+    name = reader.name_of(call, "resample")
+    return reader.add("resample", name, [value], method="nearest", size=after[2:])
 
 
 def _concatenate(reader: GraphReader, call: Call) -> str:
@@ -199,7 +237,13 @@ def _channel_shuffle(reader: GraphReader, call: Call) -> str:
     return reader.add("shuffle_channels", name, [call.value("self")], groups=call["groups"])
 
 
-def _pass(reader: GraphReader, call: Call) -> str | View | list[str]:
+def _pass(reader: GraphReader, call: Call) -> str | View | list[str] | float | None:
+    return reader.values.get(call.node.args[0])
+
+
+def _dropout(reader: GraphReader, call: Call) -> str | View | list[str]:
+    if call["train"]:
+        call.refuse("at random, also in evaluation (give it training=self.training),")
     return call.before
 
 
@@ -220,7 +264,9 @@ READERS: dict[str, Callable[[GraphReader, Call], Any]] = {
     "sigmoid": _activation("sigmoid"),
     "hardsigmoid": _activation("hardsigmoid"),
     "add": _add,
-    "sub": lambda reader, call: _add(reader, call, sign=-1),
+    "sub": lambda reader, call: _add(reader, call, second=-1),
+    "rsub": _subtract_from,
+    "neg": lambda reader, call: _scaled(reader, call, call.value("self"), factor=-1),
     "mul": _multiply,
     "div": _divide,
     "cat": _concatenate,
@@ -240,11 +286,10 @@ READERS: dict[str, Callable[[GraphReader, Call], Any]] = {
     "permute": _transpose,
     "channel_shuffle": _channel_shuffle,
     **PIXEL_READERS,
+    **dict.fromkeys(_EXPANDS, _expand),
+    **dict.fromkeys(("dropout", "feature_dropout", "alpha_dropout"), _dropout),
     **dict.fromkeys(
-        (
-            *("alias", "clone", "contiguous", "detach", "dropout", "feature_dropout"),
-            *("identity", "lift_fresh_copy", "to", "alpha_dropout"),
-        ),
-        _pass,
+        ("alias", "clone", "contiguous", "detach", "identity", "lift_fresh_copy", "to"), _pass
     ),
+    "_assert_tensor_metadata": lambda reader, call: None,
 }

@@ -1,5 +1,6 @@
 """PyTorch's operations on the pixels of images, as `aten.py` has all others: `PIXEL_READERS`."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,15 +13,38 @@ def pair(value: Any) -> tuple[int, int]:
     return sides * 2 if len(sides) == 1 else sides
 
 
-def _mean(reader: GraphReader, call: Call) -> str:
+def _whole_image(call: Call) -> str:
+    """Returns the name of the image over all of whose pixels a call goes."""
     value, dims = call.before, call.get("dim") or []
     if isinstance(value, View) and len(value.grouped) == 3 and dims in ([2], [-1]):
-        value = value.name
         if call["keepdim"]:
             call.refuse("that keeps an axis of a list of pixels")
-    elif {dim % 4 for dim in dims} != {2, 3} or len(call.shape_of("self")) != 4:
+        return value.name
+    if {dim % 4 for dim in dims} != {2, 3} or len(call.shape_of("self")) != 4:
         call.refuse("of other axes than both of an image")
-    return reader.average(call, value, keep=call["keepdim"])
+    return value
+
+
+def _mean(reader: GraphReader, call: Call) -> str:
+    return reader.average(call, _whole_image(call), keep=call["keepdim"])
+
+
+def _sum(reader: GraphReader, call: Call) -> str:
+    mean, pixels = _mean(reader, call), math.prod(call.shape_of("self")[2:])
+    settings = {"factor": float(pixels), "shift": 0.0}
+    return reader.add("scale", reader.name_of(call, "sum"), [mean], **settings)
+
+
+def _maximum(reader: GraphReader, call: Call) -> str:
+    value, sides = _whole_image(call), call.shape_of("self")[2:]
+    if len(sides) != 2:
+        call.refuse("of a list of pixels")
+    settings = {"window": sides, "strides": sides, "padding": ((0, 0), (0, 0))}
+    pooled = reader.add("max_pool", reader.name_of(call, "max_pool"), [value], **settings)
+    if call["keepdim"]:
+        return pooled
+    shape = (call.shape[1],)
+    return reader.add("reshape", reader.name_of(call, "reshape"), [pooled], shape=shape)
 
 
 def _max_pool(reader: GraphReader, call: Call) -> str:
@@ -138,6 +162,8 @@ PIXEL_READERS: dict[str, Callable[[GraphReader, Call], Any]] = {
     "adaptive_avg_pool2d": _adaptive_average,
     "adaptive_max_pool2d": _adaptive_max,
     "mean": _mean,
+    "sum": _sum,
+    "amax": _maximum,
     "pad": _pad,
     "constant_pad_nd": _pad,
     "upsample_nearest2d": _upsample("nearest"),

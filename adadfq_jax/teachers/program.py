@@ -10,6 +10,25 @@ from flax.core import FrozenDict
 from adadfq_jax.errors import TeacherError
 from adadfq_jax.models.graph import INPUT, Node
 
+# For people: what `aten.READERS` are. The documentation says it in the same words.
+UNDERSTOOD = (
+    "convolutions, BatchNorm, linear layers of features, sums and products of values and numbers, "
+    "concatenation, slices and shuffles of channels, ReLU, ReLU6, hardtanh, leaky ReLU, SiLU, "
+    "hardswish, GELU, sigmoid, hardsigmoid, pools, adaptive pools, means, sums and maxima over all "
+    "pixels, padding by a constant, nearest and bilinear upsampling"
+)
+# Operations whose result shares memory with their first argument.
+_VIEWS = {
+    *("alias", "chunk", "detach", "expand", "flatten", "getitem", "narrow", "permute", "reshape"),
+    *("select", "slice", "split", "split_with_sizes", "squeeze", "transpose", "unflatten"),
+    *("unsqueeze", "view"),
+}
+# Calls that hold a part of the program, by how a user wrote them.
+_WRAPPERS = {
+    "wrap_with_autocast": "under torch.autocast",
+    "wrap_with_set_grad_enabled": "under torch.enable_grad",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class View:
@@ -39,10 +58,9 @@ class Call:
 
     def __init__(self, reader: "GraphReader", node: Any):
         schema = node.target._schema
-        name = schema.name.rpartition("::")[2]
         self.reader, self.node = reader, node
         # torch.export lets those who read what is changed in place read the result of the change.
-        self.operation = name.removesuffix("_")
+        self.operation = name_of_operation(node)
         given = dict(zip((argument.name for argument in schema.arguments), node.args, strict=False))
         defaults = {
             argument.name: argument.default_value
@@ -50,6 +68,10 @@ class Call:
             if argument.has_default_value()
         }
         self.arguments: dict[str, Any] = defaults | given | dict(node.kwargs)
+        for name, argument in self.arguments.items():
+            # Where the network holds a tensor of one number, it is that number.
+            if hasattr(argument, "op") and isinstance(reader.values.get(argument), float):
+                self.arguments[name] = reader.values[argument]
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
@@ -64,6 +86,11 @@ class Call:
         return tuple(self.node.meta["val"].shape)
 
     @property
+    def kind(self) -> str:
+        """Of the numbers of the result, such as float32."""
+        return str(self.node.meta["val"].dtype).rpartition(".")[2]
+
+    @property
     def shape_before(self) -> tuple[int, ...]:
         """Of the first argument, PyTorch's."""
         return tuple(self.node.args[0].meta["val"].shape)
@@ -71,7 +98,11 @@ class Call:
     @property
     def before(self) -> str | View | list[str]:
         """What made the first argument, which may have divided axes."""
-        return self.reader.values[self.node.args[0]]
+        argument = self.node.args[0]
+        value = self.reader.values.get(argument)
+        if value is None:
+            self.refuse_tensor(argument)
+        return value
 
     def shape_of(self, name: str) -> tuple[int, ...]:
         """Returns the shape of an argument, PyTorch's."""
@@ -94,13 +125,41 @@ class Call:
         if dim % first.meta["val"].ndim != 1:
             self.refuse("along another axis than the channels")
 
+    def refuse_tensor(self, argument: Any) -> NoReturn:
+        """Raises TeacherError of an argument that is made of no image."""
+        key = self.reader.parameters.get(argument.name)
+        which = f"the tensor {key!r}, which" if key else "a tensor that"
+        self.refuse(f"with {which} is no layer's and has no statistics,")
+
+    def refuse_change_of_a_part(self) -> None:
+        """Refuses a change in place of a part of a tensor that is read again as a whole.
+
+        A program of `torch.export` does not say that such a change is seen in the whole.
+        """
+        part = self.node.args[0]
+        while part.op == "call_function" and name_of_operation(part) in _VIEWS:
+            whole = part.args[0]
+            if any(
+                user is not self.node and user not in self.reader.read_calls for user in whole.users
+            ):
+                self.refuse("in place on a part of a tensor that is read again,")
+            part = whole
+
     def refuse(self, how: str = "") -> NoReturn:
-        """Raises TeacherError that names the call, its place and what is understood."""
+        """Raises TeacherError that names the call, its place, and what else is understood."""
         what = f"{self.operation} {how}".strip()
+        known = self.operation in self.reader.operations
+        rest = "" if known else f"; understood are {UNDERSTOOD}"
         raise TeacherError(
-            f"{self.reader.label} computes {what}{place(self.node)}, which is not understood; "
-            f"understood are {', '.join(sorted(self.reader.operations))}."
+            f"{self.reader.label} computes {what}{place(self.node)}, which is not understood{rest}."
         )
+
+
+def name_of_operation(node: Any) -> str:
+    """Returns PyTorch's name of what a node of a program calls."""
+    schema = getattr(node.target, "_schema", None)
+    name = schema.name.rpartition("::")[2] if schema else getattr(node.target, "__name__", "")
+    return name.removesuffix("_")
 
 
 def place(node: Any) -> str:
@@ -125,7 +184,8 @@ class GraphReader:
       label: the user's module, for messages.
       operations: what reads each of PyTorch's operations.
       parameters: PyTorch's keys by the program's placeholders.
-      values: what each call made: the name of a node, a list of them, or a `View`.
+      values: what each call made: the name of a node, a list of them, a `View`, or a number.
+      read_calls: those that were read.
       nodes: what was read.
     """
 
@@ -134,22 +194,50 @@ class GraphReader:
     ):
         self.label, self.operations, self.parameters = label, operations, parameters
         self.values: dict[Any, Any] = {}
+        self.read_calls: set[Any] = set()
         self.nodes: list[Node] = []
         self._names = {INPUT} | {key.rpartition(".")[0] for key in parameters.values()}
         self._layers: set[str] = set()
 
     def read(self, node: Any) -> None:
         """Reads one call."""
-        if getattr(node.target, "__name__", "") == "getitem":
-            made, index = node.args
-            self.values[node] = self.values[made][index]
+        self.read_calls.add(node)
+        if name_of_operation(node) == "getitem":
+            self._read_part(node)
             return
-        if not hasattr(node.target, "_schema"):
-            raise TeacherError(f"{self.label} computes {node.target}{place(node)}, not understood.")
         call = Call(self, node)
         if call.operation not in self.operations:
             call.refuse()
-        self.values[node] = self.operations[call.operation](self, call)
+        if node.target._schema.is_mutable:
+            call.refuse_change_of_a_part()
+        made = self.operations[call.operation](self, call)
+        if isinstance(made, str | View) and (kind := call.kind) != "float32":
+            call.refuse(f"in {kind}")
+        self.values[node] = made
+
+    def _read_part(self, node: Any) -> None:
+        """Reads one of several results of a call."""
+        made, index = node.args
+        parts = self.values[made]
+        if index < len(parts):
+            self.values[node] = parts[index]
+        elif node.users:
+            raise TeacherError(
+                f"{self.label} uses a second result of {name_of_operation(made)}{place(node)}, "
+                "which is not understood."
+            )
+
+    def require_plain(self, nodes: Any) -> None:
+        """Refuses a program of which a part runs under a context, such as autocast."""
+        for node in nodes:
+            plain = hasattr(node.target, "_schema") or name_of_operation(node) == "getitem"
+            if node.op == "call_function" and not plain:
+                kind = str(node.target)
+                how = _WRAPPERS.get(kind, f"in {kind}")
+                raise TeacherError(
+                    f"{self.label} computes a part {how}{place(node)}, which is not understood: "
+                    "give the network without it."
+                )
 
     def add(self, op: str, name: str, inputs: list[str], **attributes: Any) -> str:
         """Appends a node; returns its name."""
@@ -162,8 +250,7 @@ class GraphReader:
             call.refuse(f"of {argument!r:.40}")
         value = self.values.get(argument)
         if value is None:
-            key = self.parameters.get(argument.name, argument.name)
-            call.refuse(f"with the tensor {key!r}, which is no layer's and has no statistics,")
+            call.refuse_tensor(argument)
         if not isinstance(value, str):
             call.refuse("of divided axes")
         return value
@@ -183,7 +270,8 @@ class GraphReader:
             name, _, last = (key or "").rpartition(".")
             if last != ending or not name:
                 call.refuse(
-                    f"with a {argument} that is computed, or not called MODULE.{ending}, in it,"
+                    f"with a {argument} that is computed (remove its parametrization first), or is "
+                    f"not called MODULE.{ending} in it,"
                 )
             found.add(name)
         if len(found) != 1 or found & self._layers:

@@ -47,8 +47,6 @@ def read_module(module: Any, stated: Stated, name: str | None = None) -> Teacher
       ConfigError: the name is one of this package's networks.
     """
     torch = _torch()
-    if not isinstance(module, torch.nn.Module):
-        raise TeacherError(f"from_torch takes a torch.nn.Module, not {module!r:.60}.")
     label = name or type(module).__name__
     if not is_network_name(label) or registry.is_registered(label):
         raise ConfigError(
@@ -59,6 +57,7 @@ def read_module(module: Any, stated: Stated, name: str | None = None) -> Teacher
         raise TeacherError(f"{label} does not say its images: give image_size, mean and std.")
     if any(part.training for part in module.modules()):
         raise TeacherError(f"{label} is in training mode: call its eval() first.")
+    _require_values(torch, module, label)
     channels = _input_channels(torch, module)
     if channels not in (1, _COLOURS):
         raise TeacherError(f"{label} takes images of {channels} channels; 3 and 1 are known.")
@@ -77,6 +76,33 @@ def read_module(module: Any, stated: Stated, name: str | None = None) -> Teacher
         f"{torch.__version__}",
         keys=naming.MODULES.code,
     )
+
+
+def plain_module(module: Any) -> Any:
+    """Returns the network itself of a module that `torch.compile` made of it.
+
+    Raises:
+      TeacherError: it is no PyTorch module.
+    """
+    module = getattr(module, "_orig_mod", module)
+    if not isinstance(module, _torch().nn.Module):
+        raise TeacherError(f"from_torch takes a torch.nn.Module, not {module!r:.60}.")
+    return module
+
+
+def _require_values(torch: Any, module: Any, label: str) -> None:
+    """Raises TeacherError where a module is not Python code with weights that have values."""
+    if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
+        raise TeacherError(
+            f"{label} is compiled by TorchScript: give the module that it was made from."
+        )
+    for key, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if torch.nn.parameter.is_lazy(tensor):
+            raise TeacherError(f"{label}: {key!r} has no shape yet: call it on images first.")
+        if tensor.is_meta:
+            raise TeacherError(
+                f"{label}: {key!r} is on the device 'meta' and holds no values: load weights first."
+            )
 
 
 def with_proof(teacher: Teacher, difference: float) -> Teacher:
@@ -119,7 +145,25 @@ def _logits(module: Any, images: np.ndarray) -> np.ndarray:
         images = images.mean(-1, keepdims=True)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return module(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+        made = module(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+    (logits,) = torch.utils._pytree.tree_leaves(made)  # which may lie in a list or a dictionary
+    return logits.numpy()
+
+
+def why_unsteady(module: Any, images: np.ndarray) -> str:
+    """Says what else than its images a module's logits depend on; nothing where it is not seen.
+
+    Args:
+      module: the PyTorch module; it stays as it is.
+      images: (B, H, W, 3), normalised.
+    """
+    module, images = copy.deepcopy(module).cpu().double(), images.astype(np.float64)
+    logits = _logits(module, images)
+    if not np.array_equal(logits, _logits(module, images)):
+        return ": called again on the same images, the module gives others"
+    if not np.allclose(logits[:1], _logits(module, images[:1])):
+        return ": the module's logits of an image depend on the other images that are given with it"
+    return ""
 
 
 def _input_channels(torch: Any, module: Any) -> int:
@@ -143,12 +187,15 @@ def _export(torch: Any, module: Any, label: str, shape: tuple[int, ...]) -> Any:
     try:
         with warnings.catch_warnings(), _quiet():
             warnings.simplefilter("ignore")
-            return torch.export.export(module, (images,))
+            # So that what a module does under no_grad is no part of the program by itself.
+            with torch.no_grad():
+                return torch.export.export(module, (images,))
     except Exception as error:  # torch.export has many kinds
-        where = place_in(str(error))
+        where, said = place_in(str(error)), _first_line(error)
+        depends = re.search("data-dependent|could not guard|control flow", str(error), re.I)
+        why = ", which takes no control flow that depends on values" if depends else ""
         raise TeacherError(
-            f"{label} cannot be read by torch.export, which takes no control flow that depends on "
-            f"values{where}: {_first_line(error)}."
+            f"{label} cannot be read by torch.export{why}{where}: {said}."
         ) from error
 
 
@@ -166,21 +213,26 @@ def _quiet():
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")[:200] or type(error).__name__
+    lines = str(error).strip().split("\n")
+    return " ".join(lines[0].split()).rstrip(".")[:200] or type(error).__name__
 
 
 def _nodes(module: Any, label: str, program: Any, channels: int) -> tuple[tuple[Node, ...], int]:
     """Returns (the nodes, the number of classes)."""
     signature = program.graph_signature
     parameters = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    _require_batch_norm(module, label, program)
     reader = GraphReader(label, READERS, parameters)
+    reader.require_plain(program.graph.nodes)
+    _require_batch_norm(module, label, program)
+    numbers = _numbers(program, parameters)
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in signature.user_inputs:
             reader.values[node] = INPUT
             if channels == 1:
                 grey = {"channels": _COLOURS}
                 reader.values[node] = reader.add("mean_channels", "grey", [INPUT], **grey)
+        elif node.op == "placeholder" and node.name in numbers:
+            reader.values[node] = numbers[node.name]
         elif node.op == "call_function":
             reader.read(node)
     (outputs,) = program.graph.output_node().args
@@ -189,6 +241,18 @@ def _nodes(module: Any, label: str, program: Any, channels: int) -> tuple[tuple[
             f"{label} returns no logits (B, classes) alone: give a module that does."
         )
     return simplify(reader.nodes, reader.values[outputs[0]]), outputs[0].meta["val"].shape[1]
+
+
+def _numbers(program: Any, parameters: dict[str, str]) -> dict[str, float]:
+    """Returns the tensors of one number that a program holds, by their placeholders."""
+    held = {**program.state_dict, **program.constants}
+    keys = parameters | dict(program.graph_signature.inputs_to_lifted_tensor_constants)
+    found = {name: held[key] for name, key in keys.items() if key in held}
+    return {
+        name: float(tensor.detach())
+        for name, tensor in found.items()
+        if tensor.numel() == 1 and tensor.ndim == 0 and tensor.is_floating_point()
+    }
 
 
 def _require_batch_norm(module: Any, label: str, program: Any) -> None:

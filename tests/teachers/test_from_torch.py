@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import warnings
+from collections import OrderedDict as parts
 
 import numpy as np
 import pytest
@@ -176,7 +178,7 @@ class Small(nn.Module):
     def __init__(self, between=None, before=None):
         super().__init__()
         self.conv, self.bn, self.fc = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 3)
-        self.gamma = nn.Parameter(torch.ones(4, 1, 1))
+        self.gamma, self.gain = nn.Parameter(torch.ones(4, 1, 1)), nn.Parameter(torch.tensor(1.5))
         self.between, self.before = between, before
 
     def forward(self, x):
@@ -193,6 +195,49 @@ def folded():
     return module.eval()
 
 
+def under_autocast(self, x):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        x = F.conv2d(x, torch.ones(4, 4, 1, 1))
+    return x.float()
+
+
+def change_of_a_part(self, x):
+    x[:, :2].mul_(-1)
+    return x
+
+
+def pooled_places(x):
+    value, places = F.adaptive_max_pool2d(x, 1, return_indices=True)
+    return value + places
+
+
+@torch.no_grad()
+def without_gradient(x):
+    return x * 2
+
+
+def standardised():
+    class Standardised(nn.Conv2d):
+        def forward(self, x):
+            weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+            return F.conv2d(x, weight, self.bias)
+
+    module = Small()
+    module.conv = Standardised(3, 4, 3)
+    return module.eval()
+
+
+def called_image():
+    layers = parts(image=nn.Conv2d(3, 3, SIZE), bn=nn.BatchNorm2d(3), flat=nn.Flatten())
+    return nn.Sequential(layers).eval()
+
+
+def scripted():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.trace(Small().eval(), torch.zeros(1, 3, SIZE, SIZE))
+
+
 def branching(x):
     return x * 2 if x.sum() > 0 else x
 
@@ -207,8 +252,22 @@ def branching(x):
         (
             lambda: Small(lambda self, x: torch.sort(x, 1).values).eval(),
             r"computes sort \(.*test_from_torch.py, line \d+: .*\), which is not understood; "
-            "understood are .*conv2d",
+            "understood are convolutions, .* bilinear upsampling.$",
         ),
+        (lambda: Small(lambda self, x: x[:, [1, 0, 2, 3]]).eval(), "computes index "),
+        (lambda: Small(lambda self, x: x - self.gamma).eval(), "sub with the tensor 'gamma'"),
+        (lambda: Small(lambda self, x: x / self.gamma).eval(), "by what is no number"),
+        (lambda: Small(lambda self, x: torch.div(x, 2, rounding_mode="floor")).eval(), "rounding"),
+        (lambda: Small(lambda self, x: F.dropout(x)).eval(), "training=self.training"),
+        (lambda: Small(lambda self, x: x.double().float()).eval(), "to in float64"),
+        (lambda: Small(under_autocast).eval(), "a part under torch.autocast"),
+        (lambda: Small(change_of_a_part).eval(), "mul in place on a part of a tensor that is read"),
+        (lambda: Small(lambda self, x: pooled_places(x)).eval(), "a second result of adaptive_max"),
+        (standardised, "mean with the tensor 'conv.weight', which is no layer's"),
+        (scripted, "compiled by TorchScript: give the module"),
+        (lambda: Small().to("meta").eval(), "'gamma' is on the device 'meta'"),
+        (lambda: nn.Sequential(nn.LazyConv2d(3, 3)).eval(), "'0.weight' has no shape yet"),
+        (called_image, "'image' cannot be a node's name: the network's input has it"),
         (lambda: Small(lambda self, x: x * self.gamma).eval(), "the tensor 'gamma'"),
         (lambda: Small(lambda self, x: self.bn(x)).eval(), "parameters of bn, used twice"),
         (lambda: Small(lambda self, x: x.softmax(1)).eval(), "computes softmax"),
@@ -225,10 +284,72 @@ def branching(x):
     ],
 )
 def test_what_cannot_be_read_is_refused_in_one_sentence(make, message, capfd):
+    module = make()
     with pytest.raises(TeacherError, match=message) as caught:
-        adadfq_jax.from_torch(make(), image_size=SIZE, **HALF)
+        adadfq_jax.from_torch(module, image_size=SIZE, **HALF)
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("between", "kinds"),
+    [
+        (lambda self, x: x * torch.tensor(2.0) + 1, ["scale", "scale"]),
+        (lambda self, x: torch.tensor(2.0) - x, ["scale"]),
+        (lambda self, x: self.gain * x, ["scale"]),
+        (lambda self, x: 1 - torch.sigmoid(x), ["sigmoid", "scale"]),
+        (lambda self, x: x - torch.sigmoid(x), ["sigmoid", "scale", "add"]),
+        (lambda self, x: -x, ["scale"]),
+        (lambda self, x: x * x.amax((2, 3), keepdim=True).expand_as(x), ["max_pool", "multiply"]),
+        (
+            lambda self, x: x.sum((2, 3), keepdim=True).expand(-1, -1, 5, 5),
+            ["mean", "reshape", "scale", "resample"],
+        ),
+        (lambda self, x: x.amax((2, 3))[:, :, None, None], ["max_pool", "reshape", "reshape"]),
+        (lambda self, x: F.adaptive_max_pool2d(x, 1), ["max_pool"]),
+        (lambda self, x: F.adaptive_max_pool2d(x, (5, 2)), ["max_pool"]),
+        (lambda self, x: without_gradient(x), ["scale"]),
+        (lambda self, x: x.float(), []),
+    ],
+)
+def test_other_ways_to_write_what_is_understood(between, kinds):
+    module = nets.disturb(Small(between))
+    teacher = adadfq_jax.from_torch(module, image_size=SIZE, **HALF)
+    assert [node.op for node in teacher.module.nodes][3:-2] == kinds
+
+
+@pytest.mark.parametrize("make", [lambda x: [x], lambda x: (x,), lambda x: {"logits": x}])
+def test_logits_may_be_returned_in_a_container(make):
+    class Container(Small):
+        def forward(self, x):
+            return make(super().forward(x))
+
+    assert (
+        adadfq_jax.from_torch(nets.disturb(Container()), image_size=SIZE, **HALF).module.classes
+        == 3
+    )
+
+
+def test_a_compiled_module_is_read_as_the_one_that_was_compiled():
+    module = nets.disturb(Small())
+    teacher = adadfq_jax.from_torch(torch.compile(module, backend="eager"), image_size=SIZE, **HALF)
+    assert teacher.architecture == "Small"
+    assert teacher.module == adadfq_jax.from_torch(module, image_size=SIZE, **HALF).module
+
+
+def test_the_proof_says_what_else_logits_depend_on():
+    class Counting(Small):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return super().forward(x) * self.calls
+
+    with pytest.raises(VerificationError, match="called again on the same images"):
+        adadfq_jax.from_torch(nets.disturb(Counting()), image_size=SIZE, **HALF)
+    module = nets.disturb(Small(lambda self, x: x * x.shape[0]))
+    with pytest.raises(VerificationError, match="depend on the other images"):
+        adadfq_jax.from_torch(module, image_size=SIZE, **HALF)
 
 
 def test_what_is_stated_is_checked():
@@ -277,12 +398,13 @@ def test_an_operation_in_place_changes_what_is_read_later():
     assert last.inputs == ("relu", "relu_2")
 
 
-def test_a_part_that_is_changed_in_place_is_noticed():
+def test_a_part_that_changes_with_the_whole_is_noticed():
     """Nothing in PyTorch's program says so; the logits do."""
 
     def between(self, x):
-        x[:, :2].mul_(-1)
-        return x
+        y = x[:, :2]
+        x.mul_(-1)
+        return torch.cat([y, x[:, 2:]], 1)
 
     with pytest.raises(VerificationError, match="was not read as what it is"):
         adadfq_jax.from_torch(nets.disturb(Small(between)), image_size=SIZE, **HALF)
