@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import resource
 import tempfile
 from pathlib import Path
 
@@ -35,6 +36,38 @@ from adadfq_jax.training.result import Result
 jax.config.update("jax_num_cpu_devices", 4)
 
 SIZE = 8
+
+
+# Groups of tests that take minutes; README.md says when each is due.
+GROUPS = {
+    "parity": "steps of large networks and of ablations against the transcription",
+    "networks": "all networks, where the fast tests have one of each kind",
+    "imagenet": "whole games and files at 224 pixels",
+    "devices": "several devices, processes of several numbers, TPU's compiler",
+    "kills": "runs that are stopped or killed again and again",
+    "mutations": "thousands of damaged checkpoints",
+    "real_data": "the real CIFAR-10 teacher and its test images",
+    "packages": "networks of timm and torchvision; a run of the installed wheel",
+}
+
+
+def pytest_configure(config):
+    for name, what in GROUPS.items():
+        config.addinivalue_line("markers", f"{name}: {what} (slow)")
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if any(item.get_closest_marker(name) for name in GROUPS):
+            item.add_marker("slow")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Says what the tests have cost, with the processes that they started."""
+    used = [resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    seconds = sum(each.ru_utime + each.ru_stime for each in used)
+    terminalreporter.write_line(f"{seconds:.0f} processor-seconds, with all processes")
 
 
 @pytest.fixture(autouse=True, scope="module")

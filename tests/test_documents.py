@@ -21,6 +21,7 @@ from adadfq_jax.reporting import write
 from adadfq_jax.teachers import convert
 from adadfq_jax.training import quantize, samples
 from tests import ROOT
+from tests.conftest import GROUPS
 
 NOT_OURS = {".git", ".venv", "runs", "build"}
 DOCUMENTS = {
@@ -66,6 +67,13 @@ def test_the_readme_is_read_in_one_sitting():
     assert len(README.read_text().splitlines()) <= MOST_LINES_OF_README
     assert "./launch/local.sh configs/digits_resnet20.py" in blocks(README, "sh")[0]
     assert "./launch/test.sh" in blocks(README, "sh")[0]
+
+
+def test_every_group_of_slow_tests_is_in_the_table_and_in_ci():
+    table = (ROOT / "tests" / "README.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(GROUPS)
+    (played,) = re.findall(r"group: \[(.*)\]", (ROOT / ".github/workflows/ci.yml").read_text())
+    assert {*played.split(", "), "real_data"} == set(GROUPS)
 
 
 # ---- Links and names ------------------------------------------------------------------------

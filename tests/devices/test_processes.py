@@ -127,7 +127,7 @@ def test_two_processes_play_the_game_of_one(one, two):
     assert (two / "result.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.devices
 def test_a_checkpoint_of_four_devices_is_played_on_by_others(one, tmp_path):
     """By one, and by two of two processes: the game of one, to rounding."""
     for name, count, devices in (("by one", 1, 1), ("by four", 2, 2)):
@@ -139,7 +139,7 @@ def test_a_checkpoint_of_four_devices_is_played_on_by_others(one, tmp_path):
         assert_same_game(one, workdir)
 
 
-@pytest.mark.slow
+@pytest.mark.devices
 @pytest.mark.parametrize(("count", "devices"), [(1, 4), (4, 1)])
 def test_others_play_it_too(one, tmp_path, count, devices):
     codes, said = play(tmp_path / "run", count, devices)
@@ -147,7 +147,7 @@ def test_others_play_it_too(one, tmp_path, count, devices):
     assert_same_game(one, tmp_path / "run")
 
 
-@pytest.mark.slow
+@pytest.mark.devices
 def test_a_signal_to_one_stops_all_and_they_go_on_together(two, tmp_path):
     """SIGTERM to the process that does not write; then the undisturbed run, bit for bit."""
     workdir = tmp_path / "run"

@@ -19,7 +19,7 @@ def make_game(config, teacher):
     return Game.create(config, teacher.module, teacher.image_size)
 
 
-def play(game, config, variables, devices, steps, phases=tuple(Phase), state=None):
+def play(game, config, variables, devices, steps, phases=tuple(Phase), state=None, by="pmap"):
     """Plays `steps` steps in each phase; returns the final state and all metrics, on the host."""
     state = pmap.replicate(state or game.init(config, variables), devices)
     teacher = pmap.replicate(variables, devices)
@@ -29,7 +29,7 @@ def play(game, config, variables, devices, steps, phases=tuple(Phase), state=Non
         def one(state, teacher, index, phase=phase):
             return game.step(state, teacher, index, phase)
 
-        step = pmap.map_over_devices(one, devices)
+        step = pmap.map_over_devices(one, devices, by=by)
         for _ in range(steps):
             state, metrics = step(state, teacher, pmap.device_indices(devices))
             history.append(pmap.fetch(metrics))
@@ -41,7 +41,7 @@ def play(game, config, variables, devices, steps, phases=tuple(Phase), state=Non
     ("method", "cut"),
     [
         pytest.param("adadfq", 0.0, id="adadfq"),
-        pytest.param("adadfq_plus", 0.5, id="adadfq_plus", marks=pytest.mark.slow),
+        pytest.param("adadfq_plus", 0.5, id="adadfq_plus", marks=pytest.mark.devices),
     ],
 )
 def test_four_devices_play_the_game_of_one(small_config, teacher, method, cut):
@@ -59,6 +59,20 @@ def test_four_devices_play_the_game_of_one(small_config, teacher, method, cut):
     for leaf in jax.tree.leaves(four):
         replicas = np.asarray(leaf)
         np.testing.assert_array_equal(replicas, np.broadcast_to(replicas[:1], replicas.shape))
+
+
+def test_a_step_by_shard_map_is_that_by_pmap(small_config, teacher):
+    """A step of play on four devices, bit for bit."""
+    game = make_game(small_config, teacher)
+    state = game.init(small_config, teacher.variables)
+    state = state.replace(ranges=jax.tree.map(lambda leaf: leaf + 1, state.ranges))  # calibrated
+    arguments = small_config, teacher.variables, jax.devices()[:4], 1, [Phase.PLAY], state
+    one, other = (play(game, *arguments, by=by) for by in ("pmap", "shard_map"))
+    chex.assert_trees_all_equal(*(pmap.fetch(state) for state, _ in (one, other)))
+    chex.assert_trees_all_equal(one[1], other[1])
+    before = state.student.params["params"]["stem_conv"]["kernel"]
+    moved = pmap.fetch(other[0]).student.params["params"]["stem_conv"]["kernel"]
+    assert not np.array_equal(before, moved)
 
 
 @pytest.mark.parametrize("method", ["adadfq", "adadfq_plus"])

@@ -42,7 +42,7 @@ def one_thread():
 
 
 def case(expected, make, size, architecture=None, slow=False):
-    marks = [pytest.mark.slow] if slow else []
+    marks = [pytest.mark.networks] if slow else []
     return pytest.param(expected, make, size, architecture, marks=marks)
 
 

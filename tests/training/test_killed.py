@@ -43,7 +43,7 @@ def whole(workdir):
     return max((int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()), default=0)
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 def test_a_hundred_kills_cost_nothing_but_time(tmp_path):
     """Some while a process starts, some while it plays, some while a checkpoint is being written.
 

@@ -156,7 +156,7 @@ def test_stopped_and_resumed_is_uninterrupted(small_config, teacher, whole, tmp_
     assert whole.result.range_change == resumed.result.range_change
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 def test_the_plus_is_resumed_and_keeps_its_length(small_config, teacher, tmp_path):
     """Its optimizer's moments and its ranges are part of the state; its rate of the whole game."""
     small_config.game.method = "adadfq_plus"
@@ -290,7 +290,7 @@ def test_overrides_reach_the_student(small_config, teacher):
 REAL = ROOT.parent / "shared"
 
 
-@pytest.mark.slow
+@pytest.mark.real_data
 @pytest.mark.skipif(not REAL.exists(), reason="the real CIFAR-10 teacher is not at ../shared")
 def test_real_cifar10(tmp_path):
     """w4a4, 12 epochs of 200 steps, all 10,000 test images: about 8 minutes on 2 cores."""
