@@ -1,24 +1,9 @@
-"""Four CPU devices for every test, small games, and compiled programs that all processes share."""
+"""Four CPU devices for every test, groups of slow tests, small games."""
 
 import dataclasses
 import functools
-import os
 import resource
-import tempfile
 from pathlib import Path
-
-# Before JAX is imported, and for the processes that tests start. What one worker has compiled, no
-# other compiles again. Steps are played a few times, so LLVM does not optimise them, and fusions
-# are emitted without MLIR, by which a step takes four times as long to compile. XLA's own passes,
-# which tests look at, are the usual ones.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(tempfile.gettempdir(), "adadfq_jax_tests"))
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-# Once: a flag that is repeated is another key in the cache, and children import this file again.
-if "--xla_cpu_use_fusion_emitters" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = (
-        f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0 "
-        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-    )
 
 import flax.linen
 import jax

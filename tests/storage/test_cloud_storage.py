@@ -32,6 +32,7 @@ from adadfq_jax.training.workdir import Workdir
 from tests import ROOT
 from tests.cloud_storage import outage, running
 from tests.conftest import make_small_config, make_teacher
+from tests.sweeps.test_sweep import played  # noqa: F401 (a fixture)
 
 pytestmark = [
     # From tensorstore's threads, when the first damaged array has ended the reading.
@@ -294,6 +295,7 @@ def test_what_is_one_of_cloud_storage(error):
         raise error
 
 
+@pytest.mark.usefixtures("played")
 def test_a_sweep_passes_over_what_is_leased(folder, monkeypatch, capfd):
     monkeypatch.setattr(sweep, "_SECONDS_BETWEEN_LOOKS", 0.05)
     owner = Workdir(f"{folder}/seed0")
