@@ -7,7 +7,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-# For the processes that tests start, too: what one of them has compiled, no other compiles again.
+# For the processes that tests start, too: what one of them has compiled, no other compiles again,
+# if it has as many devices.
+os.environ["JAX_NUM_CPU_DEVICES"] = "4"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(tempfile.gettempdir(), "adadfq_jax_tests"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 

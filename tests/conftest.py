@@ -1,4 +1,4 @@
-"""Four CPU devices for every test, groups of slow tests, small games."""
+"""Groups of slow tests, what the tests cost, small games."""
 
 import dataclasses
 import functools
@@ -17,8 +17,6 @@ from adadfq_jax.game import programs
 from adadfq_jax.models import registry
 from adadfq_jax.models.network import Teacher
 from adadfq_jax.training.result import Result
-
-jax.config.update("jax_num_cpu_devices", 4)
 
 SIZE = 8
 

@@ -31,7 +31,6 @@ def small_game(images):
 
 
 def main(workdir, images, coordinator, count, index, devices, stopped, after, seed):
-    # Not before: importing conftest sets four.
     jax.config.update("jax_num_cpu_devices", devices)
     jax.config.update("jax_enable_x64", True)
     if count > 1:
