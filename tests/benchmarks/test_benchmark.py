@@ -87,7 +87,6 @@ def test_steps_in_flight_are_timed_from_end_to_end(monkeypatch):
 
 
 def test_opponents_play_with_our_networks(config):
-    torch.set_num_threads(1)  # several are slow on a busy machine
     teacher = make_teacher()
     game = Game.create(config, teacher.module, SIZE)
     assert torch_opponent.serves(teacher.module)

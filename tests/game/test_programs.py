@@ -94,7 +94,6 @@ def test_of_a_bfloat16_teacher_logits_and_moments_are_float32(small_config, teac
 
 
 def test_what_a_step_costs_is_known(small_config, teacher, capfd):
-    small_config.steps_per_epoch = 1
     result = adadfq_jax.quantize(small_config, teacher, show_progress=True).result
     assert (result.parameters, result.macs) == (75_290, 765_568)
     said = " ".join(capfd.readouterr().err.split())
