@@ -1,21 +1,9 @@
-"""Four CPU devices for every test, small games, and compiled programs that all processes share."""
+"""Groups of slow tests, what the tests cost, small games."""
 
 import dataclasses
 import functools
-import os
-import tempfile
+import resource
 from pathlib import Path
-
-# Before JAX is imported, and for the processes that tests start. What one worker has compiled, no
-# other compiles again; and LLVM, which takes half of the time, does not optimise steps that are
-# played a few times. XLA's own passes, which tests look at, are the usual ones.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(tempfile.gettempdir(), "adadfq_jax_tests"))
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-# Once: a flag that is repeated is another key in the cache, and children import this file again.
-if "--xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = (
-        f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
-    )
 
 import flax.linen
 import jax
@@ -30,17 +18,50 @@ from adadfq_jax.models import registry
 from adadfq_jax.models.network import Teacher
 from adadfq_jax.training.result import Result
 
-jax.config.update("jax_num_cpu_devices", 4)
-
 SIZE = 8
+
+# Linux allows 65,530.
+MAPS, MOST_MAPS = Path("/proc/self/maps"), 20_000
+
+# Groups of tests that take minutes; README.md says when each is due.
+GROUPS = {
+    "parity": "steps of large networks and of ablations against the transcription",
+    "networks": "all networks, where the fast tests have one of each kind",
+    "imagenet": "whole games and files at 224 pixels",
+    "devices": "several devices, processes of several numbers, TPU's compiler",
+    "kills": "runs that are stopped or killed again and again",
+    "mutations": "thousands of damaged checkpoints",
+    "real_data": "the real CIFAR-10 teacher and its test images",
+    "packages": "networks of timm and torchvision; a run of the installed wheel",
+}
+
+
+def pytest_configure(config):
+    for name, what in GROUPS.items():
+        config.addinivalue_line("markers", f"{name}: {what} (slow)")
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if any(item.get_closest_marker(name) for name in GROUPS):
+            item.add_marker("slow")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Says what the tests have cost, with the processes that they started."""
+    used = [resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    seconds = sum(each.ru_utime + each.ru_stime for each in used)
+    terminalreporter.write_line(f"{seconds:.0f} processor-seconds, with all processes")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
-    """Drops compiled programs after each file: all together, they pass the limit of memory maps."""
+    """Drops compiled programs after a file, before they pass the system's limit of memory maps."""
     yield
-    programs._compiled.cache_clear()
-    jax.clear_caches()
+    if not MAPS.exists() or MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        programs._compiled.cache_clear()
+        jax.clear_caches()
 
 
 @pytest.fixture

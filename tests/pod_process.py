@@ -1,7 +1,7 @@
 """One of several processes that play a small game in float64; what `test_processes.py` starts.
 
-Arguments: workdir, HOST:PORT, processes, index, devices of each process, index of the process that
-gets a SIGTERM, the dispatch after which it does, a different seed or nothing.
+Arguments: workdir, evaluation images, HOST:PORT, processes, index, devices of each process, index
+of the process that gets a SIGTERM, the dispatch after which it does, seed.
 """
 
 import os
@@ -19,18 +19,24 @@ from adadfq_jax.training import quantize
 from tests.conftest import make_small_config, make_teacher
 
 
-def main(workdir, coordinator, count, index, devices, stopped, after, seed):
-    # Not before: importing conftest sets four.
+def small_game(images):
+    """Returns the configuration and the teacher of the game that is played; call it in float64."""
+    teacher = make_teacher()
+    teacher.variables.update(jax.tree.map(np.float64, teacher.variables))
+    config = make_small_config()
+    # Without a warm-up, whose steps are those of play but for the student's.
+    config.steps_per_epoch, config.epochs, config.warmup_epochs = 8, 3, 1
+    config.data.source, config.data.path = "npz", str(images)
+    return config, teacher
+
+
+def main(workdir, images, coordinator, count, index, devices, stopped, after, seed):
     jax.config.update("jax_num_cpu_devices", devices)
     jax.config.update("jax_enable_x64", True)
     if count > 1:
         print(processes.start(coordinator, count, index, seconds=60), file=sys.stderr)
-    teacher = make_teacher()
-    teacher.variables.update(jax.tree.map(np.float64, teacher.variables))
-    config = make_small_config()
+    config, teacher = small_game(images)
     config.devices, config.seed = 0, seed
-    # Without a warm-up, whose steps are those of play but for the student's.
-    config.steps_per_epoch, config.epochs, config.warmup_epochs = 8, 3, 1
     dispatches = 0
 
     def should_stop():
@@ -40,8 +46,6 @@ def main(workdir, coordinator, count, index, devices, stopped, after, seed):
             os.kill(os.getpid(), signal.SIGTERM)
         return received[-1]
 
-    config.data.source = "npz"
-    config.data.path = os.path.join(os.path.dirname(workdir), "images.npz")
     with process.listening() as received, processes.leaving_at_once():
         quantize.quantize(
             config, teacher, workdir, should_stop=should_stop, show_progress=processes.leads()
@@ -50,7 +54,7 @@ def main(workdir, coordinator, count, index, devices, stopped, after, seed):
 
 if __name__ == "__main__":
     try:
-        main(*sys.argv[1:3], *map(int, sys.argv[3:]))
+        main(*sys.argv[1:4], *map(int, sys.argv[4:]))
     except AdaDFQError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(_exit_code(error))

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import adadfq_jax
@@ -20,7 +21,9 @@ from adadfq_jax.exporting import export
 from adadfq_jax.reporting import write
 from adadfq_jax.teachers import convert
 from adadfq_jax.training import quantize, samples
+from adadfq_jax.training.calibrated import calibrated_on
 from tests import ROOT
+from tests.conftest import GROUPS
 
 NOT_OURS = {".git", ".venv", "runs", "build"}
 DOCUMENTS = {
@@ -50,10 +53,30 @@ def quoted(path):
     return re.findall(r"`([^`\n]+)`", prose(path))
 
 
+def test_the_notebook_snippet_is_understood(tmp_path, monkeypatch, capsys):
+    """With a student that was calibrated on noise instead of trained."""
+    (snippet,) = blocks(README, "python")[:1]
+    noise = np.random.default_rng(0).normal(size=(16, 8, 8, 3)).astype(np.float32)
+
+    def calibrated(config, *, teacher):
+        validate(config.copy_and_resolve_references())
+        assert config.epochs * config.steps_per_epoch < 1000  # a short run
+        return calibrated_on(teacher, "w4a4", noise)
+
+    monkeypatch.setattr(adadfq_jax, "quantize", calibrated)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, README, "exec"), {})
+    teacher, student = map(float, capsys.readouterr().out.split()[-2:])
+    assert teacher > 0.97
+    assert 0 <= student <= 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.packages
 def test_the_notebook_snippet_runs_and_leaves_no_file(tmp_path):
     (snippet,) = blocks(README, "python")[:1]
     finished = subprocess.run(
-        [sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, timeout=1200
     )
     assert finished.returncode == 0, finished.stderr
     teacher, student = map(float, finished.stdout.split()[-2:])
@@ -66,6 +89,13 @@ def test_the_readme_is_read_in_one_sitting():
     assert len(README.read_text().splitlines()) <= MOST_LINES_OF_README
     assert "./launch/local.sh configs/digits_resnet20.py" in blocks(README, "sh")[0]
     assert "./launch/test.sh" in blocks(README, "sh")[0]
+
+
+def test_every_group_of_slow_tests_is_in_the_table_and_in_ci():
+    table = (ROOT / "tests" / "README.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(GROUPS)
+    (played,) = re.findall(r"group: \[(.*)\]", (ROOT / ".github/workflows/ci.yml").read_text())
+    assert {*played.split(", "), "real_data"} == set(GROUPS)
 
 
 # ---- Links and names ------------------------------------------------------------------------

@@ -14,7 +14,9 @@ _CACHE = Flag(
     "cache",
     "DIR",
     "folder of compiled programs, empty for none",
-    default=str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "adadfq_jax").expanduser()),
+    # JAX's own variable, where it is set; else a folder of the user's cache.
+    default=os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    or str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "adadfq_jax").expanduser()),
 )
 _JSON = Flag("json", "", "print one JSON object instead of tables", SWITCH, False)
 

@@ -119,13 +119,18 @@ def divide_cpu(batch_size: int) -> None:
         "XLA_FLAGS", ""
     ):
         return
+    with contextlib.suppress(RuntimeError):  # JAX has looked already
+        jax.config.update("jax_num_cpu_devices", _cpu_devices(cores(), batch_size))
+
+
+def _cpu_devices(cores: int, batch_size: int) -> int:
+    """Returns how many CPU devices share a batch evenly, none of them with too few images."""
     counts = [
         count
-        for count in range(1, cores() + 1)
+        for count in range(1, cores + 1)
         if batch_size % count == 0 and batch_size >= count * _SMALLEST_SHARE
     ]
-    with contextlib.suppress(RuntimeError):  # JAX has looked already
-        jax.config.update("jax_num_cpu_devices", max(counts, default=1))
+    return max(counts, default=1)
 
 
 def choose_devices(count: int, batch_size: int) -> list[jax.Device]:

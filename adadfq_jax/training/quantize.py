@@ -100,9 +100,9 @@ def quantize(
         progress.say(f"{workdir}: the checkpoint of the last step is lost; its steps are repeated")
 
     # ---- Set up the run, take the workdir, train ----------------------------------------------
+    processes.check_equal("configuration", to_json(config))
     with processes.sharing_errors():
         run = _set_up(config, teacher, workdir, progress, should_stop, began)
-    processes.check_equal("configuration", to_json(config))
     processes.check_equal("number of evaluation images", str(run.dataset and len(run.dataset)))
     with contextlib.ExitStack() as closing:
         with processes.sharing_errors():

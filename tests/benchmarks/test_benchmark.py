@@ -28,7 +28,8 @@ def config(small_config):
     return small_config
 
 
-def test_measures_ours_and_theirs(config, tmp_path):
+def test_measures_ours_and_theirs(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark.machine, "cores", lambda: 1)  # else torch's threads stay several
     profile = tmp_path / "profile"
     result = benchmark.benchmark(config, steps=2, rounds=2, against="torch", profile=profile)
     assert json.loads(json.dumps(result)) == result
@@ -87,7 +88,6 @@ def test_steps_in_flight_are_timed_from_end_to_end(monkeypatch):
 
 
 def test_opponents_play_with_our_networks(config):
-    torch.set_num_threads(1)  # several are slow on a busy machine
     teacher = make_teacher()
     game = Game.create(config, teacher.module, SIZE)
     assert torch_opponent.serves(teacher.module)

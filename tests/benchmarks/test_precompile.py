@@ -9,8 +9,6 @@ from adadfq_jax.benchmarks import precompile
 from adadfq_jax.cli import main
 from adadfq_jax.errors import ConfigError
 
-# absl's configuration files are loaded by a deprecated method.
-
 TEXT = """
   %all-reduce.1 = f32[16,4]{1,0} all-reduce(%a), channel_id=1, replica_groups={{0,1}}
   %all-reduce.2 = (f32[8]{0:T(256)}, bf16[4]{0}) all-reduce(%a, %b), channel_id=2
@@ -79,7 +77,7 @@ def test_what_does_not_fit_is_said():
     assert "does not fit: 18.0 GB a chip" in text
 
 
-@pytest.mark.slow
+@pytest.mark.devices
 @pytest.mark.filterwarnings("ignore")
 def test_a_real_slice(capsys):
     """Needs the extra [tpu]; more chips need no more memory each, and give their sums once."""

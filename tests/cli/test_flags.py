@@ -1,5 +1,7 @@
 """The flags of every verb: what their table makes of them."""
 
+import os
+
 import pytest
 
 from adadfq_jax.cli import main
@@ -12,6 +14,11 @@ from adadfq_jax.errors import ConfigError
 from tests import ROOT
 
 BASE = f"--config={ROOT / 'configs' / 'base.py'}"
+
+
+def test_programs_are_kept_where_jax_is_told_to_keep_them():
+    (cache,) = (flag for flag in FLAGS["quantize"] if flag.name == "cache")
+    assert cache.default == os.environ["JAX_COMPILATION_CACHE_DIR"]
 
 
 def words(verb, *without):

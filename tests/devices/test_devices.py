@@ -1,5 +1,6 @@
 """How many CPU devices a process gets, and which accelerator."""
 
+import os
 import subprocess
 import sys
 
@@ -11,10 +12,10 @@ from adadfq_jax.errors import ConfigError
 
 _COUNT = """
 import os
-os.sched_getaffinity = lambda process: range({cores})
+os.sched_getaffinity = lambda process: range(2)
 import jax
 from adadfq_jax.devices import machine
-machine.divide_cpu({batch})
+machine.divide_cpu(16)
 machine.divide_cpu(1)
 print(len(jax.devices("cpu")))
 machine.divide_cpu(16)
@@ -22,23 +23,26 @@ machine.divide_cpu(16)
 
 
 @pytest.mark.parametrize(
-    ("cores", "batch", "environment", "devices"),
+    ("cores", "batch", "devices"),
+    [(2, 16, 2), (3, 16, 2), (64, 16, 4), (2, 15, 1), (2, 6, 1), (2, 0, 1)],
+)
+def test_a_batch_is_divided_evenly_and_not_too_far(cores, batch, devices):
+    assert machine_module._cpu_devices(cores, batch) == devices
+
+
+@pytest.mark.parametrize(
+    ("environment", "devices"),
     [
-        (2, 16, {}, 2),
-        (3, 16, {}, 2),
-        (64, 16, {}, 4),
-        (2, 15, {}, 1),
-        (2, 6, {}, 1),
-        (2, 0, {}, 1),
-        (2, 16, {"JAX_NUM_CPU_DEVICES": "3"}, 3),
-        (2, 16, {"XLA_FLAGS": "--xla_force_host_platform_device_count=5"}, 5),
+        ({}, 2),
+        ({"JAX_NUM_CPU_DEVICES": "3"}, 3),
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=5"}, 5),
     ],
 )
-def test_cpu_devices(cores, batch, environment, devices, monkeypatch):
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+def test_cpu_devices(environment, devices):
+    usual = {name: word for name, word in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
     done = subprocess.run(
-        [sys.executable, "-c", _COUNT.format(cores=cores, batch=batch)],
+        [sys.executable, "-c", _COUNT],
+        env=usual | environment,
         capture_output=True,
         text=True,
         check=True,

@@ -15,8 +15,9 @@ import pytest
 from adadfq_jax.devices import processes, rendezvous
 from adadfq_jax.errors import ConfigError, DataError, StoppedError
 from adadfq_jax.models.network import flatten
+from adadfq_jax.training import quantize
 from adadfq_jax.training.student import load_state
-from tests import ROOT
+from tests import ROOT, pod_process
 
 TOTAL = 24
 
@@ -27,11 +28,17 @@ def free_port():
         return found.getsockname()[1]
 
 
+def make_images(folder):
+    """Writes evaluation images; returns their path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), np.uint8)
+    np.savez(folder / "images.npz", x=images, y=np.arange(50) % 10)
+    return folder / "images.npz"
+
+
 def play(workdir, count, devices, *, stopped=-1, after=0, seeds=None):
     """Plays in so many processes; returns their exit codes and what they said."""
-    workdir.parent.mkdir(parents=True, exist_ok=True)
-    images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), np.uint8)
-    np.savez(workdir.parent / "images.npz", x=images, y=np.arange(50) % 10)
+    images = make_images(workdir.parent)
     coordinator = f"127.0.0.1:{free_port()}"
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
@@ -39,7 +46,7 @@ def play(workdir, count, devices, *, stopped=-1, after=0, seeds=None):
     }
     started = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.pod_process", str(workdir), coordinator]
+            [sys.executable, "-m", "tests.pod_process", str(workdir), str(images), coordinator]
             + [
                 str(n)
                 for n in (count, index, devices, stopped, after, (seeds or [0] * count)[index])
@@ -80,9 +87,12 @@ def metrics_of(workdir):
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
+    """The game of one process and one device, which is this one."""
     workdir = tmp_path_factory.mktemp("one") / "run"
-    codes, said = play(workdir, 1, 1)
-    assert codes == [0], said
+    with jax.enable_x64(True):
+        config, teacher = pod_process.small_game(make_images(workdir.parent))
+        config.devices = 1
+        quantize.quantize(config, teacher, workdir, show_progress=False)
     return workdir
 
 
@@ -117,7 +127,7 @@ def test_two_processes_play_the_game_of_one(one, two):
     assert (two / "result.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.devices
 def test_a_checkpoint_of_four_devices_is_played_on_by_others(one, tmp_path):
     """By one, and by two of two processes: the game of one, to rounding."""
     for name, count, devices in (("by one", 1, 1), ("by four", 2, 2)):
@@ -129,7 +139,7 @@ def test_a_checkpoint_of_four_devices_is_played_on_by_others(one, tmp_path):
         assert_same_game(one, workdir)
 
 
-@pytest.mark.slow
+@pytest.mark.devices
 @pytest.mark.parametrize(("count", "devices"), [(1, 4), (4, 1)])
 def test_others_play_it_too(one, tmp_path, count, devices):
     codes, said = play(tmp_path / "run", count, devices)
@@ -137,7 +147,7 @@ def test_others_play_it_too(one, tmp_path, count, devices):
     assert_same_game(one, tmp_path / "run")
 
 
-@pytest.mark.slow
+@pytest.mark.devices
 def test_a_signal_to_one_stops_all_and_they_go_on_together(two, tmp_path):
     """SIGTERM to the process that does not write; then the undisturbed run, bit for bit."""
     workdir = tmp_path / "run"
@@ -181,18 +191,9 @@ def test_incomplete_words(arguments, message):
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_process_that_never_comes(index):
     """The wait is bounded, and who did not come is named where that is known."""
-    code = (
-        "import sys\nfrom adadfq_jax.devices import processes\n"
-        "from adadfq_jax.errors import ConfigError\n"
-        "try:\n"
-        f"    processes.start('127.0.0.1:{free_port()}', 2, {index}, seconds=5)\n"
-        "except ConfigError as error:\n    sys.exit(str(error))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 1, done.stderr
-    assert f"within 5 seconds: process {1 - index} is missing" in done.stderr
+    message = rf"within 0.5 seconds: process {1 - index} is missing"
+    with pytest.raises(ConfigError, match=message):
+        processes.start(f"127.0.0.1:{free_port()}", 2, index, seconds=0.5)
 
 
 def test_those_who_came_learn_who_did_not():

@@ -53,7 +53,7 @@ def test_what_is_usual_is_said_without_a_warning():
 REAL = SHARED / "teachers" / "resnet20_cifar10.th"
 
 
-@pytest.mark.slow
+@pytest.mark.real_data
 @pytest.mark.skipif(not REAL.exists(), reason="no real checkpoint at hand")
 @pytest.mark.parametrize(
     ("architecture", "normalisation", "distance"),

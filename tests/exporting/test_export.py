@@ -97,7 +97,7 @@ def test_codes_are_packed_without_gaps(bits, count, chance):
         ("w5a4", "resnet18_x0.125", 32, (".onnx",)),
         ("w4a8", "mobilenet_v2_pytorchcv_x0.25", 32, (".onnx",)),
         *(
-            pytest.param(bits, architecture, 224, (suffix,), marks=pytest.mark.slow)
+            pytest.param(bits, architecture, 224, (suffix,), marks=pytest.mark.imagenet)
             for bits, architecture in (("w4a4", "resnet18"), ("w8a8", "mobilenet_v2"))
             for suffix in (".safetensors", ".onnx", ".stablehlo", ".pth")
         ),
@@ -668,7 +668,7 @@ def real(tmp_path_factory):
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.real_data
 @pytest.mark.parametrize(
     ("name", "bits", "overrides"),
     [

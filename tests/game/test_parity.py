@@ -167,7 +167,7 @@ LOSSES = ("l_ds", "l_as", "l_bal", "l_margin", "l_bns", "l_g", "l_q")
     ("procedure", "path"),
     [
         *((name, None) for name in reference.PROCEDURES),
-        pytest.param("authors", DIGITS_TEACHER, marks=pytest.mark.slow, id="authors-resnet20"),
+        pytest.param("authors", DIGITS_TEACHER, marks=pytest.mark.parity, id="authors-resnet20"),
     ],
 )
 def test_step_in_float64(procedure, path):
@@ -210,7 +210,9 @@ FAMILY = {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow if name.startswith(("without", "fixed")) else ())
+        pytest.param(
+            name, marks=pytest.mark.parity if name.startswith(("without", "fixed")) else ()
+        )
         for name in FAMILY
     ],
 )
@@ -228,8 +230,8 @@ def test_step_of_the_family_in_float64(name):
     [
         ("resnet18_x0.125", "authors"),
         ("resnet18_x0.125", "lean"),
-        pytest.param("resnet50_stride3x3_x0.125", "lean", marks=pytest.mark.slow),
-        pytest.param("mobilenet_v2_x0.25", "lean", marks=pytest.mark.slow),
+        pytest.param("resnet50_stride3x3_x0.125", "lean", marks=pytest.mark.parity),
+        pytest.param("mobilenet_v2_x0.25", "lean", marks=pytest.mark.parity),
     ],
 )
 def test_step_of_imagenets_networks_in_float64(procedure, architecture):

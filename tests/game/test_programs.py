@@ -37,10 +37,12 @@ def one_step(config, teacher, phase=Phase.PLAY, dtype=np.float32):
     [
         # Ranges, over both devices, are written in blocks that are run again.
         ("resnet8_cifar", Phase.CALIBRATE, "adadfq", 2),
-        pytest.param("resnet8_cifar", Phase.PLAY, "adadfq_plus", 2, marks=pytest.mark.slow),
-        pytest.param("resnet18_3x3_x0.125", Phase.PLAY, "adadfq", 1, marks=pytest.mark.slow),
-        pytest.param("resnet50_stride3x3_x0.125", Phase.PLAY, "adadfq", 1, marks=pytest.mark.slow),
-        pytest.param("mobilenet_v2_x0.25", Phase.PLAY, "adadfq", 1, marks=pytest.mark.slow),
+        pytest.param("resnet8_cifar", Phase.PLAY, "adadfq_plus", 2, marks=pytest.mark.networks),
+        pytest.param("resnet18_3x3_x0.125", Phase.PLAY, "adadfq", 1, marks=pytest.mark.networks),
+        pytest.param(
+            "resnet50_stride3x3_x0.125", Phase.PLAY, "adadfq", 1, marks=pytest.mark.networks
+        ),
+        pytest.param("mobilenet_v2_x0.25", Phase.PLAY, "adadfq", 1, marks=pytest.mark.networks),
     ],
 )
 def test_rematerialisation_changes_nothing_but_memory_and_time(
@@ -92,7 +94,6 @@ def test_of_a_bfloat16_teacher_logits_and_moments_are_float32(small_config, teac
 
 
 def test_what_a_step_costs_is_known(small_config, teacher, capfd):
-    small_config.steps_per_epoch = 1
     result = adadfq_jax.quantize(small_config, teacher, show_progress=True).result
     assert (result.parameters, result.macs) == (75_290, 765_568)
     said = " ".join(capfd.readouterr().err.split())
@@ -103,7 +104,7 @@ def test_what_a_step_costs_is_known(small_config, teacher, capfd):
     assert "of 8 generated images and 16 procedural ones: 1.00 GB" in beside
 
 
-@pytest.mark.slow
+@pytest.mark.devices
 def test_memory_grows_with_the_batch_and_shrinks_with_the_devices(small_config, teacher):
     needed = {}
     for batch, count in ((8, 1), (32, 1), (32, 4)):

@@ -19,7 +19,7 @@ def make_game(config, teacher):
     return Game.create(config, teacher.module, teacher.image_size)
 
 
-def play(game, config, variables, devices, steps, phases=tuple(Phase), state=None):
+def play(game, config, variables, devices, steps, phases=tuple(Phase), state=None, by="pmap"):
     """Plays `steps` steps in each phase; returns the final state and all metrics, on the host."""
     state = pmap.replicate(state or game.init(config, variables), devices)
     teacher = pmap.replicate(variables, devices)
@@ -29,7 +29,7 @@ def play(game, config, variables, devices, steps, phases=tuple(Phase), state=Non
         def one(state, teacher, index, phase=phase):
             return game.step(state, teacher, index, phase)
 
-        step = pmap.map_over_devices(one, devices)
+        step = pmap.map_over_devices(one, devices, by=by)
         for _ in range(steps):
             state, metrics = step(state, teacher, pmap.device_indices(devices))
             history.append(pmap.fetch(metrics))
@@ -41,11 +41,14 @@ def play(game, config, variables, devices, steps, phases=tuple(Phase), state=Non
     ("method", "cut"),
     [
         pytest.param("adadfq", 0.0, id="adadfq"),
-        pytest.param("adadfq_plus", 0.5, id="adadfq_plus", marks=pytest.mark.slow),
+        pytest.param("adadfq_plus", 0.5, id="adadfq_plus", marks=pytest.mark.devices),
     ],
 )
 def test_four_devices_play_the_game_of_one(small_config, teacher, method, cut):
-    """Eight steps in each phase, float64, to 1e-8; the plus with CutMix, which is off in it."""
+    """Eight steps in each phase, float64, to 1e-8; the plus with CutMix, which is off in it.
+
+    And by `shard_map` they play, bit for bit, as by `pmap`.
+    """
     small_config.game.method = method
     small_config.samples.cutmix = cut
     variables = jax.tree.map(lambda leaf: leaf.astype(np.float64), teacher.variables)
@@ -53,8 +56,14 @@ def test_four_devices_play_the_game_of_one(small_config, teacher, method, cut):
     # In the warm-up the plus plays as AdaDFQ does.
     phases = tuple(Phase) if method == "adadfq" else (Phase.CALIBRATE, Phase.PLAY)
     one, history_one = play(game, small_config, variables, jax.devices()[:1], 8, phases)
-    four, history_four = play(game, small_config, variables, jax.devices()[:4], 8, phases)
-    chex.assert_trees_all_close(history_one, history_four, rtol=1e-8, atol=1e-8)
+    devices = jax.devices()[:4]
+    begun, history_begun = play(game, small_config, variables, devices, 8, phases[:-1])
+    rest = small_config, variables, devices, 8, phases[-1:], pmap.fetch(begun)
+    four, history_four = play(game, *rest)
+    mapped, history_mapped = play(game, *rest, by="shard_map")
+    chex.assert_trees_all_equal(history_mapped, history_four)
+    chex.assert_trees_all_equal(pmap.fetch(mapped), pmap.fetch(four))
+    chex.assert_trees_all_close(history_one, history_begun + history_four, rtol=1e-8, atol=1e-8)
     chex.assert_trees_all_close(pmap.fetch(one), pmap.fetch(four), rtol=1e-8, atol=1e-8)
     for leaf in jax.tree.leaves(four):
         replicas = np.asarray(leaf)

@@ -129,7 +129,7 @@ def test_the_installed_package_reads_its_own_example(installed, tmp_path):
     assert found == "resnet20_cifar 360"
 
 
-@pytest.mark.slow  # it compiles whole steps
+@pytest.mark.packages
 def test_the_installed_package_quantizes(installed, tmp_path):
     out = run(installed / "python", "-c", A_SHORT_RUN, cwd=tmp_path)
     assert out.splitlines()[-1] == "2 360"

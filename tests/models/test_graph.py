@@ -51,7 +51,7 @@ def assert_same(found, expected):
 
 
 @pytest.mark.parametrize(
-    "name", [*FEW, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
+    "name", [*FEW, *(pytest.param(name, marks=pytest.mark.networks) for name in OTHERS)]
 )
 def test_a_graph_is_its_module_bit_for_bit(name):
     module = registry.build(name, 7)
@@ -127,7 +127,7 @@ def test_a_game_on_a_graph_resumes(played, tmp_path):
     assert_same(resumed.variables, student.variables)
 
 
-@pytest.mark.slow
+@pytest.mark.devices
 def test_a_game_on_a_graph_with_several_devices(played):
     student, teacher, _ = played
     config = make_small_config()

@@ -86,7 +86,7 @@ def test_only_relus_quantize_and_all_do(name):
     assert len(layers) - len(activations) == weights
 
 
-@pytest.mark.slow
+@pytest.mark.networks
 @pytest.mark.parametrize("name", KINDS)
 def test_a_calibrated_8_bit_student_is_close_to_its_teacher(name):
     teacher = make_teacher(architecture=name, size=32)

@@ -4,6 +4,7 @@ import json
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from adadfq_jax.training.workdir import Workdir
 from tests import ROOT
 from tests.cloud_storage import outage, running
 from tests.conftest import make_small_config, make_teacher
+from tests.sweeps.test_sweep import played  # noqa: F401 (a fixture)
 
 pytestmark = [
     # From tensorstore's threads, when the first damaged array has ended the reading.
@@ -233,7 +235,7 @@ def test_what_is_no_lease(folder):
         Workdir(folder)
 
 
-def test_where_it_is_not_reached_a_game_ends_and_goes_on_later(folder):
+def test_where_it_is_not_reached_a_game_ends_and_goes_on_later(folder, monkeypatch):
     """What was saved stays, and the metrics of what was saved."""
     config = make_small_config()
     config.checkpoint.every_steps = 6
@@ -252,6 +254,9 @@ def test_where_it_is_not_reached_a_game_ends_and_goes_on_later(folder):
             quantize(config, TEACHER, folder, show_progress=False)
     finally:
         outage.clear()
+    # Later than the lease that could not be given back.
+    clock = types.SimpleNamespace(time=lambda: time.time() + 100, sleep=time.sleep)
+    monkeypatch.setattr(ownership, "time", clock)
     student = quantize(config, TEACHER, folder, show_progress=False)
     assert student.result.steps == 12
     steps = [line["step"] for line in read_log(files.locate(folder)) if "l_g" in line]
@@ -290,6 +295,7 @@ def test_what_is_one_of_cloud_storage(error):
         raise error
 
 
+@pytest.mark.usefixtures("played")
 def test_a_sweep_passes_over_what_is_leased(folder, monkeypatch, capfd):
     monkeypatch.setattr(sweep, "_SECONDS_BETWEEN_LOOKS", 0.05)
     owner = Workdir(f"{folder}/seed0")
@@ -354,8 +360,6 @@ def test_what_lies_on_a_disk_alone(cloud, argv, sentence, monkeypatch):
     [(403, ConfigError), (404, ConfigError), (429, StorageError), (503, StorageError)],
 )
 def test_what_is_refused_is_bad_input_and_what_fails_is_not(code, kind):
-    from gcsfs.retry import HttpError
-
     refused = pytest.raises(kind, match="it cannot be written: why")
     with refused, files.translated("it cannot be written"):
         raise HttpError({"code": code, "message": "why"})

@@ -307,7 +307,7 @@ def finished_games(output):
     return sorted(line.split()[1] for line in output.splitlines() if line.startswith("["))
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 def test_two_processes_share_a_grid_and_one_is_killed(command, tmp_path):
     folder = tmp_path / "sweep"
     processes = [start([*command, "--grid=seed=0..2"]) for _ in range(2)]

@@ -433,14 +433,14 @@ def test_networks_of_pytorchcv(network):
     assert row.macs > 1e6
 
 
-@pytest.mark.slow
+@pytest.mark.packages
 @pytest.mark.parametrize("network", [name for name in zoo.NETWORKS if name not in zoo.FAST])
 def test_networks_of_packages(network):
     """Needs the extra `zoo`."""
     assert zoo.read(network).difference < 1e-4
 
 
-@pytest.mark.slow
+@pytest.mark.packages
 @pytest.mark.parametrize("network", zoo.REFUSED)
 def test_networks_without_batch_norm(network):
     """Needs the extra `zoo`."""

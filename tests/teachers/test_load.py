@@ -32,17 +32,8 @@ def pytorchcv(module, name):
     return lambda: getattr(importlib.import_module(f"pytorchcv.models.{module}"), name)()
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """torch's threads wait for each other by spinning: on busy cores that is 20 times slower."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def case(expected, make, size, architecture=None, slow=False):
-    marks = [pytest.mark.slow] if slow else []
+    marks = [pytest.mark.networks] if slow else []
     return pytest.param(expected, make, size, architecture, marks=marks)
 
 

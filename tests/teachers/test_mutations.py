@@ -121,7 +121,7 @@ def weight_bytes(content, state):
     return inside
 
 
-@pytest.mark.slow
+@pytest.mark.mutations
 def test_mutations(tmp_path, capsys):
     state = dict(original_state())
     contents = {form: write(form, state) for form in ("legacy", "zip", "safetensors")}

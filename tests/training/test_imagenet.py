@@ -102,7 +102,7 @@ def test_a_small_one(tmp_path):
     assert student.module.widths == (8, 16, 32, 64)
 
 
-@pytest.mark.slow
+@pytest.mark.imagenet
 @pytest.mark.parametrize(
     ("config_name", "architecture", "epochs", "steps_per_epoch", "fields"),
     [

@@ -4,11 +4,8 @@ import json
 import multiprocessing
 import random
 import sys
-import tempfile
 import time
-from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -25,11 +22,6 @@ TEMPORARY = "*.orbax-checkpoint-tmp*"
 
 def play(workdir, teacher, said):
     """What is killed; by a process that has imported everything but asked JAX for no device."""
-    jax.config.update("jax_num_cpu_devices", 1)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update(
-        "jax_compilation_cache_dir", str(Path(tempfile.gettempdir(), "adadfq_jax_tests"))
-    )
     sys.stderr = open(said, "w", buffering=1)  # noqa: SIM115 (until it is killed)
     config = make_small_config()
     config.steps_per_epoch, config.epochs = STEPS // 10, 10
@@ -43,7 +35,7 @@ def whole(workdir):
     return max((int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()), default=0)
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 def test_a_hundred_kills_cost_nothing_but_time(tmp_path):
     """Some while a process starts, some while it plays, some while a checkpoint is being written.
 

@@ -23,7 +23,7 @@ from adadfq_jax.teachers.load import save_teacher
 from adadfq_jax.training import quantize, watch
 from adadfq_jax.training.student import load_student
 from tests import ROOT
-from tests.conftest import make_teacher
+from tests.conftest import make_small_config, make_teacher
 
 TOTAL = 12  # steps of `small_config`
 
@@ -42,6 +42,12 @@ def data_path(tmp_path) -> str:
 
 def run(config, teacher, workdir=None, **kwargs):
     return quantize.quantize(config, teacher, workdir, show_progress=False, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """The undisturbed game of `small_config`, without data and without a workdir."""
+    return run(make_small_config(), make_teacher())
 
 
 def assert_same_student(one, other):
@@ -77,11 +83,12 @@ def test_the_seconds_of_a_run_are_those_of_all_of_it(small_config, teacher, monk
 
 
 def test_a_run_leaves_its_files_and_is_read_when_called_again(
-    small_config, teacher, tmp_path, data_path
+    small_config, teacher, whole, tmp_path, data_path
 ):
     small_config.data.source, small_config.data.path = "npz", data_path
     workdir = tmp_path / "run"
     student = run(small_config, teacher, workdir)
+    assert_same_student(whole, student)  # of which data change nothing
 
     result = json.loads((workdir / "result.json").read_text())
     assert result == dataclasses.asdict(student.result)
@@ -138,15 +145,8 @@ def test_without_data_and_workdir(small_config, teacher, tmp_path, monkeypatch):
     assert f"(step {student.result.healthiest_step}, chosen without data" in shown
 
 
-def test_data_do_not_change_the_student(small_config, teacher, data_path):
-    blind = run(small_config, teacher)
-    small_config.data.source, small_config.data.path = "npz", data_path
-    assert_same_student(blind, run(small_config, teacher))
-
-
 @pytest.mark.parametrize("step", [1, 4, 10])
-def test_stopped_and_resumed_is_uninterrupted(small_config, teacher, tmp_path, step):
-    whole = run(small_config, teacher)
+def test_stopped_and_resumed_is_uninterrupted(small_config, teacher, whole, tmp_path, step):
     with pytest.raises(StoppedError, match=f"SIGTERM at step {step} of {TOTAL}"):
         run(small_config, teacher, tmp_path, should_stop=stop_at(step))
     resumed = run(small_config, teacher, tmp_path)
@@ -156,7 +156,7 @@ def test_stopped_and_resumed_is_uninterrupted(small_config, teacher, tmp_path, s
     assert whole.result.range_change == resumed.result.range_change
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 def test_the_plus_is_resumed_and_keeps_its_length(small_config, teacher, tmp_path):
     """Its optimizer's moments and its ranges are part of the state; its rate of the whole game."""
     small_config.game.method = "adadfq_plus"
@@ -214,13 +214,12 @@ def test_a_longer_schedule_goes_on_and_another_identity_is_refused(small_config,
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_health_does_not_depend_on_the_memory_of_evaluation(small_config, teacher):
+def test_health_does_not_depend_on_the_memory_of_evaluation(small_config, teacher, whole):
     """It may change on resume, and students before and after are compared."""
-    before = run(small_config, teacher).result
     small_config.evaluation.batch_size = 12
     after = run(small_config, teacher).result
     for name in ("health", "agreement", "calibrated_agreement", "healthiest_step"):
-        assert getattr(before, name) == getattr(after, name)
+        assert getattr(whole.result, name) == getattr(after, name)
 
 
 def test_a_path_is_no_teacher(small_config):
@@ -228,11 +227,10 @@ def test_a_path_is_no_teacher(small_config):
         run(small_config, "resnet20.th")
 
 
-def test_several_steps_a_dispatch_are_the_same_game(small_config, teacher):
-    one = run(small_config, teacher)
+def test_several_steps_a_dispatch_are_the_same_game(small_config, teacher, whole):
     small_config.steps_per_dispatch = 2  # 2 + 1 in an epoch of 3
     two = run(small_config, teacher)
-    for name, array in flatten(one.variables).items():
+    for name, array in flatten(whole.variables).items():
         np.testing.assert_allclose(
             array, flatten(two.variables)[name], rtol=1e-2, atol=1e-3, err_msg=name
         )
@@ -292,7 +290,7 @@ def test_overrides_reach_the_student(small_config, teacher):
 REAL = ROOT.parent / "shared"
 
 
-@pytest.mark.slow
+@pytest.mark.real_data
 @pytest.mark.skipif(not REAL.exists(), reason="the real CIFAR-10 teacher is not at ../shared")
 def test_real_cifar10(tmp_path):
     """w4a4, 12 epochs of 200 steps, all 10,000 test images: about 8 minutes on 2 cores."""
