@@ -185,7 +185,9 @@ def as_adadfq(words):
         return ["sweep" if verb == "sweep" else "quantize", f"--config={rest[0]}", *rest[1:]]
     if script not in ("local.sh", "cpu_pod.sh"):
         return None
-    rest = [word for word in rest if not word.startswith(("--processes=", "--devices="))]
+    rest = [word for word in rest if not word.startswith(("--processes=", "--devices=", "--with="))]
+    if not rest:
+        return None
     workdir = [] if any(word.startswith("--workdir=") for word in rest) else ["--workdir=runs/x"]
     return ["quantize", f"--config={rest[0]}", *workdir, *rest[1:]]
 

@@ -14,7 +14,7 @@ from adadfq_jax import __version__
 from adadfq_jax.cli.flags import asks_for_help, describe, one_line, parse
 from adadfq_jax.cli.process import plain_speech, show_unraisable
 from adadfq_jax.cli.streams import finish_output, make_output_safe
-from adadfq_jax.cli.table import FLAGS
+from adadfq_jax.cli.table import EXAMPLES, FLAGS
 from adadfq_jax.cli.verbs import VERBS
 from adadfq_jax.devices import memory
 from adadfq_jax.errors import (
@@ -61,7 +61,7 @@ def run(argv: Sequence[str]) -> int:
         if verb not in VERBS:
             raise ConfigError(f"unknown verb {verb!r}: {nearest(verb, VERBS)}")
         if asks_for_help(rest):
-            print(describe(verb, VERBS[verb].__doc__, FLAGS[verb]))
+            print(describe(verb, VERBS[verb].__doc__, FLAGS[verb], EXAMPLES[verb]))
             return _COMPLETE
         memory.keep()
         with plain_speech():

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from adadfq_jax.cli.process import divide_cpu_for, keep_compiled_programs, listening
-from adadfq_jax.errors import ConfigError, DivergedError
+from adadfq_jax.errors import ConfigError, DivergedError, require_extra
 
 
 def _quantize(given: SimpleNamespace) -> None:
@@ -23,6 +23,9 @@ def _quantize(given: SimpleNamespace) -> None:
 
     keep_compiled_programs(given.cache)
     divide_cpu_for(given.config)
+    if given.dry_run:
+        print(quantize.check(given.config, given.workdir))
+        return
     if given.distributed:
         print(processes.start(*others), file=sys.stderr)
     with listening() as received, processes.leaving_at_once():
@@ -81,6 +84,7 @@ def _export(given: SimpleNamespace) -> None:
         raise ConfigError("--checkpoint is of a run; a teacher has none.")
 
     from adadfq_jax.exporting import export
+    from adadfq_jax.exporting.load import require
     from adadfq_jax.storage.files import on_a_disk
     from adadfq_jax.teachers.load import load_teacher
     from adadfq_jax.training.student import load_finished_student
@@ -91,7 +95,7 @@ def _export(given: SimpleNamespace) -> None:
         "fold_norms": given.fold_norms,
         "raw_pixels": given.raw_pixels,
     }
-    export.check_output(on_a_disk(given.output), given.format, **options)
+    require(export.check_output(on_a_disk(given.output), given.format, **options))
     report = export.export(
         load_finished_student(given.workdir, given.checkpoint)
         if given.workdir
@@ -106,6 +110,9 @@ def _export(given: SimpleNamespace) -> None:
 
 def _benchmark(given: SimpleNamespace) -> None:
     """time the steps of a game, and their parts"""
+    if given.against == "torch":
+        require_extra("torch", "--against=torch")
+
     # Without kept programs: compilation is measured.
     from adadfq_jax.benchmarks import benchmark
     from adadfq_jax.benchmarks.table import benchmark_table

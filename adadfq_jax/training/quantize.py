@@ -70,16 +70,7 @@ def quantize(
     began = time.monotonic()
     # ---- Check the arguments, before anything compiles ----------------------------------------
     with processes.sharing_errors():
-        config = config.copy_and_resolve_references()
-        validate(config)
-        if not isinstance(teacher, Teacher | None):
-            raise TeacherError(f"the teacher must be one of load_teacher, not {teacher!r:.60}.")
-        teacher = teacher or teacher_of(config)
-        config = resolve(config, teacher)
-        for name in export_formats(config):
-            if workdir is None:
-                raise ConfigError("export needs a workdir, since the files are written there.")
-            require(name)
+        config, teacher = _check_arguments(config, teacher, workdir)
     total = config.epochs * config.steps_per_epoch
     progress = Progress(total, show_progress and processes.leads())
 
@@ -119,6 +110,54 @@ def quantize(
             with processes.sharing_errors():
                 _export(student, run.folder, config, progress)
     return student
+
+
+def check(config: ml_collections.ConfigDict, workdir: str | Path) -> str:
+    """Checks what `quantize` would check before it computes, and says what it would do.
+
+    Args:
+      config, workdir: as in `quantize`.
+
+    Returns:
+      One line for a person; nothing was written.
+
+    Raises:
+      ConfigError, TeacherError, DataError: as `quantize`.
+    """
+    config, teacher = _check_arguments(config, None, workdir)
+    finished = _finished_steps(workdir, config)
+    devices = machine.choose_devices(config.devices, config.batch_size)
+    dataset = load_dataset(config.data.source, config.data.path, config.data.labels)
+    if dataset is not None:
+        check_fits(dataset, teacher)
+    total = config.epochs * config.steps_per_epoch
+    bits = f"w{config.quant.weight_bits}a{config.quant.activation_bits}"
+    measured = "no images to measure on" if dataset is None else f"{len(dataset)} test images"
+    there = f", of which {finished} are done" if finished else ""
+    return (
+        f"{teacher.architecture} to {bits} by {config.game.method}, {total} steps{there}, on "
+        f"{len(devices)} x {devices[0].device_kind}, {measured}; workdir {workdir}"
+    )
+
+
+def _check_arguments(
+    config: ml_collections.ConfigDict, teacher: Teacher | None, workdir: str | Path | None
+) -> tuple[ml_collections.ConfigDict, Teacher]:
+    """Returns a run's whole configuration and its teacher.
+
+    Raises:
+      ConfigError, TeacherError, ExportError: as `quantize`.
+    """
+    config = config.copy_and_resolve_references()
+    validate(config)
+    for name in export_formats(config):
+        if workdir is None:
+            raise ConfigError("export needs a workdir, since the files are written there.")
+        require(name)
+    if not isinstance(teacher, Teacher | None):
+        raise TeacherError(f"the teacher must be one of load_teacher, not {teacher!r:.60}.")
+    teacher = teacher or teacher_of(config)
+    return resolve(config, teacher), teacher
 
 
 def _set_up(

@@ -126,7 +126,11 @@ DATA = ("--config.data.source=npz", "--config.data.path={files}/")
     [
         # Configuration files.
         (["--config=configs/digits.py"], "no configuration file 'configs/digits.py' did you mean"),
-        (["--config=configs"], "no configuration file 'configs'"),
+        (
+            ["--config=configs"],
+            "no configuration 'configs': known: base, cifar100_resnet20, FILE.py",
+        ),
+        (["--config=digits:w4a4"], "no configuration 'digits' digits_resnet20"),
         (["--config={files}/syntax.py"], "configuration file SyntaxError"),
         (["--config={files}/nothing.py"], "configuration file no attribute 'get_config'"),
         (["--config={files}/failing.py"], "configuration file ZeroDivisionError"),
@@ -204,12 +208,12 @@ def test_missing_workdir(quantize):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ([], "--config=FILE is missing"),
+        ([], "--config=NAME is missing"),
         (["--config={files}/returning.py"], "returned 3, not a ConfigDict"),
         (["--config={files}/reading.py"], "'/no/such/file'"),
         ([f"--config={BASE}"], "there is no teacher: give one with"),
         (["--config={files}/lacking.py"], "batch_size"),
-        (["--config={files}/none/a.py"], "none/a.py'; nor any other in its folder."),
+        (["--config={files}/none/a.py"], "none/a.py'; nor one of a similar name there."),
     ],
 )
 def test_configuration_alone(files, tmp_path, capfd, argv, words):

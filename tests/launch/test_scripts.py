@@ -87,7 +87,10 @@ def environment(tmp_path):
     log = tmp_path / "log"
     log.touch()
     note = f'(IFS="|"; echo "$*") >>{log}'
-    made = write_script(tmp_path / "made", f"{note}\n[ ! -e {tmp_path}/broken ] || exit 1")
+    # With -I it is asked whether this clone is installed: no, where there is a file `other`.
+    asked = f'if [ "$1" = -I ]; then [ ! -e {tmp_path}/other ]; exit; fi'
+    failing = f"[ ! -e {tmp_path}/broken ] || exit 1"
+    made = write_script(tmp_path / "made", f"{asked}\n{note}\n{failing}")
     python = write_script(
         tmp_path / "python",
         f'{note}\nif [ "$2" = venv ]; then mkdir -p "$3/bin"; cp {made} "$3/bin/python"; fi',
@@ -132,6 +135,91 @@ def test_local_installs_once_and_hands_everything_on(environment, tmp_path):
     _, calls = environment(*argv)
     assert not installs(calls)
     assert len(calls) == 1
+
+
+def test_an_environment_of_another_clone_is_noticed(environment, tmp_path):
+    argv = (ROOT / "launch" / "local.sh", "digits_resnet20")
+    environment(*argv)
+    (tmp_path / "other").touch()
+    done, calls = environment(*argv)
+    assert done.returncode == 0, done.stderr
+    (installed,) = installs(calls)
+    assert installed.endswith(f"--editable|{ROOT}")
+
+
+def test_what_another_clone_has_installed_is_told(tmp_path):
+    """With an interpreter that has no adadfq_jax, or one of another place."""
+    script = write_script(
+        tmp_path / "look.sh",
+        f"ADADFQ_ROOT={tmp_path} ADADFQ_VENV={tmp_path}/venv\n. {ROOT}/launch/environment.sh\n"
+        f"python={sys.executable}\nis_this_clone",
+    )
+    done = run(script)
+    assert done.returncode == 1
+    assert "and not this clone: installing again" in done.stderr
+
+
+def test_extras_alone_and_with_a_configuration(environment):
+    script = ROOT / "launch" / "local.sh"
+    done, calls = environment(script, "--with=report,torch")
+    assert done.returncode == 0, done.stderr
+    (installed,) = installs(calls)
+    assert installed.endswith(f"--editable|{ROOT}[report,torch]")
+    assert "--extra-index-url|https://download.pytorch.org/whl/cpu" in installed
+    assert "quantize" not in calls[-1]
+    # Without extras nothing more is installed; with others, they are.
+    assert not installs(environment(script, "digits_resnet20")[1])
+    _, calls = environment(script, "digits_resnet20", "--with=export", "--config.seed=1")
+    assert installs(calls)[0].endswith(f"--editable|{ROOT}[export]")
+    assert "--extra-index-url" not in installs(calls)[0]
+    assert calls[-1].endswith("/runs/digits_resnet20|--config.seed=1")
+    done, calls = environment(script, "--with=tourch")
+    assert (done.returncode, calls) == (2, [])
+    assert "no extra 'tourch': known: all, cuda, export, gcs, report" in done.stderr
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before_anything_exists", "afterwards"])
+def test_a_dry_run_of_this_machine(environment, tmp_path, before):
+    script = ROOT / "launch" / "local.sh"
+    if not before:
+        environment(script, "digits_resnet20")
+    done, calls = environment(script, "--dry-run", "digits_resnet20:w3a3", "--config.seed=1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{tmp_path}/venv/bin/python -m adadfq_jax quantize --config=di")
+    assert (tmp_path / "venv").exists() != before
+    assert [call.endswith("--config.seed=1|--dry_run") for call in calls] == (
+        [] if before else [True]
+    )
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry_run"])
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["digits"], "no configuration 'digits': known: base, cifar100_resnet20"),
+        (["configs/digits.py"], "no configuration file 'configs/digits.py'"),
+        (["cifar10_resnet20"], "there is no teacher: give one with --config.teacher.path=FILE"),
+        (["configs/base.py:w3a3"], "there is no teacher: give one"),
+        (["base", "--config.teacher.path=no.pth"], "there is no teacher file 'no.pth'"),
+        (["digits_resnet20", "--workdir=setup.cfg"], "workdir 'setup.cfg' is a file"),
+    ],
+)
+def test_what_is_wrong_is_found_before_anything_is_made(environment, tmp_path, dry, argv, message):
+    done, calls = environment(ROOT / "launch" / "local.sh", *argv, *dry)
+    assert (done.returncode, done.stdout, calls) == (2, "", [])
+    assert message in done.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_a_file_of_the_project_is_found_from_any_folder(environment, tmp_path):
+    done, calls = environment(
+        "sh",
+        "-c",
+        f"cd {tmp_path} && {ROOT}/launch/local.sh configs/base.py "
+        f"--config.teacher.path={ROOT}/setup.cfg",
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"--config={ROOT}/configs/base.py|--workdir={ROOT}/runs/base|" in calls[-1]
 
 
 def test_a_failed_installation_is_tried_again(environment, tmp_path):

@@ -371,7 +371,7 @@ def test_no_such_bucket(cloud):
 def test_without_gcsfs(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(
-        ConfigError, match=r"needs gcsfs: pip install '\.\[gcs\]' in the source folder"
+        ConfigError, match=r"needs gcsfs: \./launch/local\.sh --with=gcs in the source folder"
     ):
         files.locate("gs://bucket/run")
 
