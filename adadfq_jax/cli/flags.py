@@ -96,7 +96,7 @@ def describe(verb: str, what: str, table: Sequence[Flag], example: str) -> str:
             "",
             f"Configurations: {', '.join(preset_names())}.",
             "",
-            "The fields that --config.FIELD=VALUE sets, with the defaults of `base` (more of them in "
+            "The fields that --config.FIELD=VALUE sets, with the defaults of `base` (see also "
             "configs/README.md):",
             "",
             fields_help(),
