@@ -11,9 +11,12 @@ from typing import Any
 from adadfq_jax.cli.process import divide_cpu_for, keep_compiled_programs, listening
 from adadfq_jax.errors import ConfigError, DivergedError, require_extra
 
+# Tells a process that it is one of a sweep's jobs, whose table another one writes.
+JOB = "--notable"
+
 
 def _quantize(given: SimpleNamespace) -> None:
-    """play a game: quantize a teacher without its data"""
+    """quantize a teacher without its data"""
     others = (given.coordinator, given.processes, given.process)
     if not given.distributed and others != (None,) * 3:
         raise ConfigError("--coordinator, --processes and --process need --distributed.")
@@ -109,7 +112,7 @@ def _export(given: SimpleNamespace) -> None:
 
 
 def _benchmark(given: SimpleNamespace) -> None:
-    """time the steps of a game, and their parts"""
+    """time the steps of a run, and their parts"""
     if given.against == "torch":
         require_extra("torch", "--against=torch")
 
@@ -130,7 +133,7 @@ def _benchmark(given: SimpleNamespace) -> None:
 
 
 def _precompile(given: SimpleNamespace) -> None:
-    """compile a game's step for a TPU slice that is not there, and tell what it asks of it"""
+    """compile a run's step for a TPU slice that is not there, and tell what it asks of it"""
     from adadfq_jax.benchmarks import precompile
 
     measured = precompile.precompile(given.config, given.topology)
@@ -148,7 +151,7 @@ def _sample(given: SimpleNamespace) -> None:
 
 
 def _sweep(given: SimpleNamespace) -> None:
-    """play every game of a grid, and tabulate them"""
+    """train every run of a grid, and tabulate them"""
     from adadfq_jax.sweeps.grid import plan
     from adadfq_jax.sweeps.table import table_markdown
 
@@ -160,7 +163,7 @@ def _sweep(given: SimpleNamespace) -> None:
         print(f"\nfiles: {games.path / 'table.md'}, .csv, .json")
     if table["diverged"]:
         raise DivergedError(
-            f"{len(table['diverged'])} of {len(games.points)} games diverged: "
+            f"{len(table['diverged'])} of {len(games.points)} runs diverged: "
             f"{', '.join(table['diverged'])}; the others are in the table."
         )
 
@@ -186,11 +189,13 @@ def _play_sweep(points: Sequence, given: SimpleNamespace):
                 "sweep",
                 *given.argv,
                 "--jobs=1",
-                "--notable",
+                JOB,
             ]
             games.play_in_processes(command, shares, lambda: received[-1])
         else:
-            games.play(lambda: received[-1], show_progress=sys.stderr.isatty())
+            # Of several jobs each writes lines, since bars would be drawn over each other.
+            alone = JOB not in given.argv
+            games.play(lambda: received[-1], show_progress=alone and sys.stderr.isatty())
     return games
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from adadfq_jax.config.resolve import resolve
 from adadfq_jax.data.dataset import check_fits
 from adadfq_jax.data.load import load_dataset
 from adadfq_jax.devices import machine, processes
-from adadfq_jax.errors import ConfigError, TeacherError
+from adadfq_jax.errors import ConfigError, StoppedError, TeacherError
 from adadfq_jax.evaluation.statistics import check_statistics
 from adadfq_jax.exporting.load import require
 from adadfq_jax.game.step import Game
@@ -28,6 +29,7 @@ from adadfq_jax.training.loop import Run
 from adadfq_jax.training.progress import Progress
 from adadfq_jax.training.result import read_result
 from adadfq_jax.training.student import load_student
+from adadfq_jax.training.words import phase_ends
 from adadfq_jax.training.workdir import TEACHER, Workdir, check_run
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -72,7 +74,7 @@ def quantize(
     with processes.sharing_errors():
         config, teacher = _check_arguments(config, teacher, workdir)
     total = config.epochs * config.steps_per_epoch
-    progress = Progress(total, show_progress and processes.leads())
+    progress = Progress(total, show_progress and processes.leads(), phase_ends(config))
 
     # ---- Read a run that is finished already --------------------------------------------------
     with processes.sharing_errors():
@@ -91,17 +93,21 @@ def quantize(
         progress.say(f"{workdir}: the checkpoint of the last step is lost; its steps are repeated")
 
     # ---- Set up the run, take the workdir, train ----------------------------------------------
-    with processes.sharing_errors():
-        run = _set_up(config, teacher, workdir, progress, should_stop, began)
-    processes.check_equal("configuration", to_json(config))
-    processes.check_equal("number of evaluation images", str(run.dataset and len(run.dataset)))
     with contextlib.ExitStack() as closing:
+        closing.enter_context(progress)
+        with processes.sharing_errors(), progress.busy("preparing the networks"):
+            run = _set_up(config, teacher, workdir, progress, should_stop, began)
+        processes.check_equal("configuration", to_json(config))
+        processes.check_equal("number of evaluation images", str(run.dataset and len(run.dataset)))
         with processes.sharing_errors():
             run.folder = closing.enter_context(_owned(workdir, config))
             # Compiles the steps of play too; `run.play` uses them without compiling again.
-            run.cost = estimate_cost(run.game, config, run.state, teacher, run.devices)
+            run.cost = estimate_cost(run.game, config, run.state, teacher, run.devices, progress)
             progress.say(run.cost.to_text())
-            progress.say(f"teacher: {check_statistics(teacher).to_text()}")
+        _stop_before_training(should_stop)
+        with processes.sharing_errors():
+            with progress.busy("looking at the teacher"):
+                progress.say(f"teacher: {check_statistics(teacher).to_text()}")
             if run.folder is not None:
                 run.folder.claim(config)
                 _keep_teacher(run.folder, teacher)
@@ -192,6 +198,16 @@ def _set_up(
         should_stop=should_stop,
         began=began,
     )
+
+
+def _stop_before_training(should_stop: Callable[[], int | None]) -> None:
+    """Raises StoppedError in every process where one was asked to stop while it prepared."""
+    if stop := processes.union(should_stop() or 0):
+        raise StoppedError(
+            f"stopped by {signal.Signals(stop).name} before the first step of this call; run the "
+            "same command to go on.",
+            stop,
+        )
 
 
 def _finished_steps(workdir: str | Path | None, config: ml_collections.ConfigDict) -> int:

@@ -266,8 +266,53 @@ def test_bad_input_of_the_program(tmp_path, argv, words):
     done = subprocess.run(
         [sys.executable, "-m", "adadfq_jax", *argv], cwd=ROOT, capture_output=True, text=True
     )
-    assert words in one_sentence(done.returncode, done.stdout, done.stderr)
+    err = done.stderr
+    if argv[0] == "quantize":  # a verb of ours begins with a line, before JAX is imported
+        first, _, err = err.partition("\n")
+        assert first == "adadfq quantize: starting; loading JAX takes some seconds"
+    assert words in one_sentence(done.returncode, done.stdout, err)
     assert contents(tmp_path) == {}
+
+
+def test_the_first_line_is_there_before_jax_is_imported():
+    """JAX is put out of reach, and the line is there nevertheless."""
+    program = (
+        "import sys; sys.modules['jax'] = None; from adadfq_jax.cli import main; "
+        "main.main(['quantize', '--config=digits_resnet20', '--workdir=x'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr.startswith("adadfq quantize: starting; loading JAX takes some seconds\n")
+    assert "import of jax halted" in done.stderr
+
+
+def test_ctrl_c_is_acknowledged_while_something_compiles():
+    """The main thread does not run a handler before its one long call ends."""
+    program = (
+        "import hashlib, sys\n"
+        "from adadfq_jax.cli.process import acknowledging, listening\n"
+        "with acknowledging(), listening() as received:\n"
+        "    print('compiling', flush=True)\n"
+        "    hashlib.pbkdf2_hmac('sha256', b'a', b'b', int(sys.argv[1]))\n"
+        "    print('stopping for', received[-1], flush=True)\n"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+
+    def start(rounds):
+        process = subprocess.Popen([sys.executable, "-c", program, rounds], cwd=ROOT, **pipes)
+        assert process.stdout.readline() == "compiling\n"
+        return process
+
+    with start("1_000_000_000") as process:
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline().startswith("SIGINT: stopping after the step or the compi")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+        assert process.stdout.read() == ""
+        assert process.stderr.read() == "SIGINT again: ended.\n"
+    with start("3_000_000") as process:
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "stopping for 15\n"
+        assert process.wait(timeout=60) == 0
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["-h"], ["help"]])

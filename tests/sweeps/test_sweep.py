@@ -379,7 +379,7 @@ def test_the_exit_code_tells_of_a_diverged_game(command, tmp_path, played, capfd
     assert main.run([*command, "--grid=seed=0..2"]) == 3
     out, err = capfd.readouterr()
     assert "| games | teacher |" in out
-    assert "1 of 3 games diverged: seed1; the others are in the table." in err
+    assert "1 of 3 runs diverged: seed1; the others are in the table." in err
 
 
 def test_a_run_under_the_name_of_a_game_is_not_taken_over(tmp_path):

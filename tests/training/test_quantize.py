@@ -244,7 +244,7 @@ def test_divergence_names_the_term_and_keeps_the_last_good_checkpoint(
 ):
     small_config.student.learning_rate = 1e30
     small_config.checkpoint.every_steps = 1
-    with pytest.raises(DivergedError, match=r"the game diverged: \w+ is (nan|inf) at step \d+"):
+    with pytest.raises(DivergedError, match=r"the run diverged: \w+ is (nan|inf) at step \d+"):
         run(small_config, teacher, tmp_path)
     newest = load_student(tmp_path)
     assert newest.result is None
