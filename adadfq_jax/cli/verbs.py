@@ -21,6 +21,7 @@ def _quantize(given: SimpleNamespace) -> None:
     if not given.distributed and others != (None,) * 3:
         raise ConfigError("--coordinator, --processes and --process need --distributed.")
 
+    from adadfq_jax.cli import ending
     from adadfq_jax.devices import processes
     from adadfq_jax.training import quantize
 
@@ -36,8 +37,7 @@ def _quantize(given: SimpleNamespace) -> None:
             given.config, workdir=given.workdir, should_stop=lambda: received[-1]
         )
     if processes.leads():
-        print(student.result.to_text())
-        print(f"{'files':<22}{given.workdir}")
+        print(ending.ending(student, given.workdir))
 
 
 def _evaluate(given: SimpleNamespace) -> None:
@@ -45,6 +45,8 @@ def _evaluate(given: SimpleNamespace) -> None:
     from adadfq_jax.cli import evaluate
 
     keep_compiled_programs(given.cache)
+    if sum(map(bool, (given.teacher, given.workdir, given.model))) == 1:
+        evaluate.check_images(given.workdir, given.source, given.bits)
     network, source, path, labels = evaluate.open_network(
         given.teacher,
         given.workdir,
@@ -65,7 +67,12 @@ def _evaluate(given: SimpleNamespace) -> None:
         batch_size=given.batch_size,
         show_progress=not given.json,
     )
-    print(measured.to_json() if given.json else measured.to_text())
+    if given.json:
+        print(measured.to_json())
+        return
+    print(
+        evaluate.file_row(given.model) + measured.to_text() if given.model else measured.to_text()
+    )
 
 
 def _convert(given: SimpleNamespace) -> None:
@@ -145,8 +152,11 @@ def _sample(given: SimpleNamespace) -> None:
     from adadfq_jax.training import samples
 
     keep_compiled_programs(given.cache)
-    samples.write_samples(given.workdir, given.count, given.output, overwrite=given.overwrite)
+    shared = samples.write_samples(
+        given.workdir, given.count, given.output, overwrite=given.overwrite
+    )
     print(f"{'images':<22}{given.count}")
+    print(f"{'labels':<22}the teacher gives {shared:.1%} of the images the class of their label")
     print(f"{'files':<22}{given.output}")
 
 

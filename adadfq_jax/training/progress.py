@@ -122,9 +122,10 @@ class Progress:
         """Returns the speed and the time that is left, as of now."""
         if self._busy is not None:
             began, about = self._busy
-            return f"{time.monotonic() - began:.0f} s" + (
-                f" of about {about:.0f} s" if about else ""
-            )
+            taken = time.monotonic() - began
+            if not about:
+                return f"{taken:.0f} s"
+            return f"{taken:.0f} s of about {about:.0f} s" if taken < about else f"{taken:.0f} s"
         if len(self._times) < 2:
             return ""
         (then, first), (last, step) = self._times[0], self._times[-1]

@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,7 +15,9 @@ import pytest
 import safetensors.numpy
 
 from adadfq_jax import __version__
-from adadfq_jax.cli import main
+from adadfq_jax.cli import ending, main
+from adadfq_jax.cli.flags import parse
+from adadfq_jax.cli.table import FLAGS
 from adadfq_jax.config import recipes
 from adadfq_jax.config.fields import default_config
 from adadfq_jax.devices import pmap
@@ -349,6 +353,16 @@ def test_a_benchmark_of_a_configuration_that_lacks_a_field(files, capfd):
     assert "batch_size" in one_sentence(code, *capfd.readouterr())
 
 
+def test_what_the_next_commands_need_is_installed_first(monkeypatch):
+    student = types.SimpleNamespace(result=make_result())
+    monkeypatch.setattr(ending, "missing_packages", lambda extra: [])
+    assert len(ending.next_commands(student, "runs/a b")) == 3
+    assert "'--workdir=runs/a b'" in ending.next_commands(student, "runs/a b")[0]
+    monkeypatch.setattr(ending, "missing_packages", lambda extra: ["some"])
+    monkeypatch.chdir(ROOT)
+    assert ending.next_commands(student, "x")[0] == "./launch/local.sh --with=export,report"
+
+
 @pytest.fixture
 def played(monkeypatch, tmp_path):
     """Returns a function that runs `quantize` with another function in the game's place."""
@@ -411,14 +425,25 @@ def test_a_known_complaint_of_a_thread_is_dropped(monkeypatch, capfd, text, line
 
 
 @pytest.mark.filterwarnings("always:a checkpoint")
-def test_success_prints_the_table_and_warnings_one_line(played, capfd):
+def test_success_prints_what_was_measured_and_what_comes_next(played, capfd, tmp_path):
     def play(*_args, **_kwargs):
         warnings.warn("a checkpoint is damaged.", stacklevel=1)
         result = make_result(top1=0.975, healthiest_top1=0.97, healthiest_step=150)
-        return types.SimpleNamespace(result=result)
+        teacher = make_teacher()
+        variables = teacher.variables | {"bits": {"stem_conv": {"weight": np.int32(4)}}}
+        return types.SimpleNamespace(result=result, teacher=teacher, variables=variables)
 
     assert played(play) == 0
     out, err = capfd.readouterr()
-    assert "97.50%" in out
+    first, *others = out.splitlines()
+    assert first.split() == ["student", "top-1,", "last", "97.50%"]
     assert "97.00% (step 150, chosen without data" in out
+    assert re.search(r"size +[\d,]+ kB as packed integers, the teacher [\d,]+ kB", out)
+    # The next commands can be pasted: each is one that the program understands.
+    commands = [shlex.split(line) for line in others[others.index("next:") + 1 :]]
+    for verb in ("evaluate", "export", "report"):
+        (words,) = (words for words in commands if verb in words)
+        flags = words[words.index(verb) + 1 :]
+        assert f"--workdir={tmp_path}" in flags
+        parse(verb, FLAGS[verb], flags)
     assert err == "warning: a checkpoint is damaged.\n"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import adadfq_jax
+from adadfq_jax.cli import evaluate as verb
 from adadfq_jax.cli import main
 from adadfq_jax.config import fields
 from adadfq_jax.data.dataset import from_arrays
@@ -104,6 +105,17 @@ def test_a_runs_student_on_the_runs_images_or_others(evaluate, files, workdir, t
     shutil.copytree(workdir, tmp_path / "run")
     (tmp_path / "run" / "result.json").unlink()
     assert "a run that is not finished" in evaluate(f"--workdir={tmp_path / 'run'}")[1]
+
+
+def test_missing_images_are_asked_for_before_anything_is_loaded(sentence, tmp_path, monkeypatch):
+    def load(*_args, **_kwargs):
+        raise AssertionError("a network was loaded")
+
+    for name in ("load_student", "load_exported", "read_teacher"):
+        monkeypatch.setattr(verb, name, load)
+    (tmp_path / "config.json").write_text('{"data": {"source": "none", "path": null}}')
+    for flag in (f"--workdir={tmp_path}", "--model=student.onnx", "--teacher=teacher.pth"):
+        assert "--source is missing" in sentence(["evaluate", flag])
 
 
 @pytest.mark.parametrize(

@@ -133,9 +133,11 @@ def test_without_data_and_workdir(small_config, teacher, tmp_path, monkeypatch):
     assert student.result.healthiest_step in (6, 9, 12)
     assert 0 <= student.result.agreement <= 1
     assert list(tmp_path.iterdir()) == []
-    shown = student.result.to_text()
-    assert "not measured" in shown
-    assert f"(step {student.result.healthiest_step}, chosen without data" in shown
+    first, *others = student.result.to_text().splitlines()
+    assert first.startswith(f"agreement             {student.result.agreement:.2%} of generated")
+    shown = "\n".join(others)
+    assert shown.count("not measured") == 1
+    assert f"step {student.result.healthiest_step}, chosen without data" in shown
 
 
 def test_data_do_not_change_the_student(small_config, teacher, data_path):
