@@ -90,6 +90,22 @@ check_call() {
     esac
 }
 
+# Checks that a file or folder will be there on other machines, which have the committed tree alone.
+# Arguments: the flag, its value. What is on a disk that they share cannot be seen from here.
+check_place() {
+    case "$2" in
+    /tmp/* | /var/tmp/* | /dev/shm/* | /root/* | /home/*)
+        fail "$1=$2 lies on this machine's disk, or each worker's: name one in Cloud Storage (gs://BUCKET/…) or on a disk that all workers share."
+        ;;
+    /*) ;;
+    *)
+        if [ "$1" = --workdir ] || ! git -C "$root" cat-file -e "HEAD:$2" 2>/dev/null; then
+            fail "$1=$2 would be in each worker's own folder: name one in Cloud Storage (gs://BUCKET/…) or on a disk that all workers share."
+        fi
+        ;;
+    esac
+}
+
 # Quotes a word for another shell.
 quoted() {
     printf "'%s'" "$(printf %s "$1" | sed "s/'/'\\\\''/g")"
