@@ -147,6 +147,7 @@ def measure(
     bits: Sequence[str] = (),
     calibration: int | None = None,
     epochs: int | None = None,
+    quick: bool = False,
     batch_size: int = 256,
     show_progress: bool = False,
 ) -> Measured:
@@ -156,7 +157,7 @@ def measure(
       network: it.
       source, path, labels: of the evaluation set, as `load_dataset` takes them; it may be "none"
         only with bit-widths.
-      bits, show_progress: see `calibrated.compare_bits`.
+      bits, quick, show_progress: see `calibrated.compare_bits`.
       calibration, epochs: see there as well; only with bit-widths.
       batch_size: images at a time.
 
@@ -173,9 +174,9 @@ def measure(
         raise ConfigError(f"--bits asks about a teacher; a run's is the file {TEACHER} in it.")
     asked = {"calibration": calibration, "epochs": epochs}
     asked = {name: number for name, number in asked.items() if number is not None}
-    if asked and not bits:
+    if (asked or quick) and not bits:
         raise ConfigError(
-            f"--{next(iter(asked))} is about students that are not trained: give their --bits, "
+            f"--{[*asked, 'quick'][0]} is about students that are not trained: give their --bits, "
             "such as --bits=w4a4, or leave it out."
         )
     for text in bits:
@@ -192,6 +193,7 @@ def measure(
             bits,
             dataset,
             batch_size=batch_size,
+            quick=quick,
             show_progress=show_progress,
             **asked,
         )

@@ -125,6 +125,14 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
             INTEGER,
             least=1,
         ),
+        Flag(
+            "quick",
+            "",
+            "with --bits, ranges from procedural images, which are drawn by a formula: nothing is "
+            "trained",
+            SWITCH,
+            False,
+        ),
         Flag("batch_size", "N", "images at a time", INTEGER, 256, least=1),
         _JSON,
         _CACHE,

@@ -43,8 +43,11 @@ def _quantize(given: SimpleNamespace) -> None:
 def _evaluate(given: SimpleNamespace) -> None:
     """measure a teacher, a run's student, or what quantization without training would cost"""
     from adadfq_jax.cli import evaluate
+    from adadfq_jax.config.fields import default_config
 
     keep_compiled_programs(given.cache)
+    if given.bits:
+        divide_cpu_for(default_config())  # a generator is trained, in batches of the default
     if sum(map(bool, (given.teacher, given.workdir, given.model))) == 1:
         evaluate.check_images(given.workdir, given.source, given.bits)
     network, source, path, labels = evaluate.open_network(
@@ -64,6 +67,7 @@ def _evaluate(given: SimpleNamespace) -> None:
         bits=given.bits,
         calibration=given.calibration,
         epochs=given.epochs,
+        quick=given.quick,
         batch_size=given.batch_size,
         show_progress=not given.json,
     )
