@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -216,6 +217,8 @@ class Sweep:
     def _play(self, point: Point, should_stop, show_progress: bool) -> bool:
         """Trains a game and prints its result; returns False where another run has its folder."""
         folder = self.path / point.name
+        if not show_progress:
+            print(f"{point.name}: begins", file=sys.stderr, flush=True)
         try:
             student = quantize(
                 self._configs[point.name],
