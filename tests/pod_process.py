@@ -31,7 +31,7 @@ def main(workdir, coordinator, count, index, devices, stopped, after, seed):
     config.devices, config.seed = 0, seed
     # Without a warm-up, whose steps are those of play but for the student's.
     config.steps_per_epoch, config.epochs, config.warmup_epochs = 8, 3, 1
-    dispatches = 0
+    dispatches = -1  # the first call is before them
 
     def should_stop():
         nonlocal dispatches

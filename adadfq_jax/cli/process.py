@@ -86,8 +86,8 @@ def _acknowledge(reader: int) -> None:
             print(f"{name} again: ended.", file=sys.stderr, flush=True)
             os._exit(128 + number[0])
         print(
-            f"{name}: stopping after the step or the compilation under way; {name} again ends at "
-            "once.",
+            f"{name}: stopping after what is under way, a step, a measurement or a compilation; "
+            f"{name} again ends at once.",
             file=sys.stderr,
             flush=True,
         )

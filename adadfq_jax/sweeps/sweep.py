@@ -78,8 +78,8 @@ def run_sweep(
       grid: such as `bits=w3a3,w4a4;seed=0..4`, see `grid.parse_grid`; or the values by key.
       workdir: the sweep's folder; other processes may work on the same sweep at the same time.
       teacher: a teacher in memory; None reads the one at `config.teacher.path`.
-      should_stop: called after every dispatch; once it returns a signal's number, the sweep stops
-        with a checkpoint.
+      should_stop: called before the first step of a run and after every dispatch; once it returns
+        a signal's number, the sweep stops with a checkpoint.
       show_progress: whether to show a progress bar for each game on stderr.
 
     Returns:

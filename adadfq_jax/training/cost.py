@@ -50,7 +50,7 @@ class Cost:
     images: int
     procedural: int
     share: int
-    compile_seconds: float
+    compile_seconds: float = 0.0
 
     def to_text(self) -> str:
         """Returns one line for a person."""

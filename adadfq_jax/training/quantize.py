@@ -55,8 +55,8 @@ def quantize(
       teacher: a teacher in memory; None reads the one at `config.teacher.path`.
       workdir: folder for configuration, metrics, checkpoints, pictures and result, on a disk or
         `gs://BUCKET/FOLDER`; None writes nothing.
-      should_stop: called after every dispatch; once it returns a signal's number, the run stops
-        with a checkpoint.
+      should_stop: called before the first step and after every dispatch; once it returns a
+        signal's number, the run stops, with a checkpoint where it has taken steps.
       show_progress: whether to show a progress bar on stderr.
 
     Returns:

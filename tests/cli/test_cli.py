@@ -308,7 +308,9 @@ def test_ctrl_c_is_acknowledged_while_something_compiles():
 
     with start("1_000_000_000") as process:
         process.send_signal(signal.SIGINT)
-        assert process.stderr.readline().startswith("SIGINT: stopping after the step or the compi")
+        assert process.stderr.readline().startswith(
+            "SIGINT: stopping after what is under way, a step"
+        )
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130
         assert process.stdout.read() == ""

@@ -52,8 +52,8 @@ def assert_same_student(one, other):
 
 
 def stop_at(step):
-    """Asks to stop after so many dispatches."""
-    count = 0
+    """Asks to stop after so many dispatches; the first call is before them."""
+    count = -1
 
     def should_stop():
         nonlocal count
