@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -61,6 +62,17 @@ def stop_at(step):
         return signal.SIGTERM if count == step else None
 
     return should_stop
+
+
+def test_a_stop_while_a_run_prepares_is_one_before_it_begins(
+    small_config, teacher, tmp_path, monkeypatch
+):
+    cost = types.SimpleNamespace(to_text=lambda: "its cost")
+    monkeypatch.setattr(quantize, "estimate_cost", lambda *_: cost)
+    with pytest.raises(StoppedError, match="SIGTERM before the first step") as caught:
+        run(small_config, teacher, tmp_path / "run", should_stop=lambda: signal.SIGTERM)
+    assert caught.value.signal == signal.SIGTERM
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_the_seconds_of_a_run_are_those_of_all_of_it(small_config, teacher, monkeypatch):
