@@ -1,8 +1,11 @@
-"""Every field with its default (`adadfq_jax/config/fields.py`): the paper's CIFAR settings."""
+"""Every field with its default (`adadfq_jax/config/fields.py`): the paper's CIFAR settings.
 
-from adadfq_jax.config.fields import default_config
+  adadfq quantize --config=base:w4a4 --workdir=runs/base
 
+What it sets is in `adadfq_jax/config/presets/base.py`,
+of which a copy is a start for a configuration of your own.
+"""
 
-def get_config(bits: str = "w4a4"):
-    """Returns the configuration for bit-widths written like `w4a4`."""
-    return default_config(bits)
+from adadfq_jax.config.presets.base import get_config
+
+__all__ = ["get_config"]

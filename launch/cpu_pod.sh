@@ -63,6 +63,7 @@ for number in "$processes" "$devices"; do
     esac
 done
 
+check_call "$config" --workdir="$workdir" "$@"
 if [ -n "$dry" ]; then
     port=PORT
 else

@@ -19,7 +19,7 @@ usage: $0 create NAME --zone=ZONE --type=TYPE [--version=VERSION] [--spot] [--qu
 
 Needs a \`gcloud\` that is logged in. Teachers are files of \`adadfq convert\`, as PyTorch is not installed.
 
-create  makes the slice, and remembers in runs/pods/NAME how; --queued asks for it by a queued resource,
+create  makes the slice, and remembers in runs/pods/NAME how, unless it fails; --queued asks for it by a queued resource,
         --spot at spot price; --version is the TPU software of its kind (v2-alpha-tpuv5-lite, of v5e)
 setup   copies the committed tree to every worker and makes its environment there
 run     plays one game on all workers, detached from this terminal, and waits. A game that was preempted
@@ -35,7 +35,8 @@ status  says how the slice is, and the game's exit code where it has ended
 stop    ends the game with a checkpoint, and a \`run\` on this machine that waits for it
 delete  gives the slice back
 
-Everywhere: --dry-run prints the gcloud commands instead (all but create's of a slice that is known).
+Everywhere: --dry-run prints the gcloud commands instead; of a slice that was not made, with ZONE for its
+zone. \`run\` and \`sweep\` check configuration, teacher and workdir before they call anything.
 Environment: ADADFQ_POLL, seconds between two looks at a game that is waited for (60); ADADFQ_PODS,
 where it is remembered how slices were made.
 TEXT
@@ -66,11 +67,6 @@ memory="$pods/$name"
 dry=""
 detach=""
 
-fail() {
-    echo "$0: $1" >&2
-    exit 2
-}
-
 call() {
     if [ -n "$dry" ]; then
         printed gcloud "$@"
@@ -81,8 +77,12 @@ call() {
 
 # Sets zone, project, type, version, spot and queued, as `create` was told.
 remember() {
-    [ -r "$memory" ] || fail "there is no slice '$name' that '$0 create' made: $memory is missing."
     zone="" project="" type="" version="" spot="" queued=""
+    if [ ! -r "$memory" ]; then
+        [ -n "$dry" ] || fail "there is no slice '$name' that '$0 create' made: $memory is missing."
+        zone=ZONE type=TYPE version=VERSION
+        return
+    fi
     while IFS='=' read -r key value; do
         case "$key" in
         zone) zone=$value ;;
@@ -144,6 +144,12 @@ state() {
     else
         case "$said" in *NOT_FOUND*) echo GONE ;; *) echo UNKNOWN ;; esac
     fi
+}
+
+# Tells whether the cloud knows a slice of this name, or a request for one.
+is_there() {
+    slice tpu-vm describe "$name" --format="value(state)" >/dev/null 2>&1 && return
+    [ -n "$queued" ] && slice queued-resources describe "$name" --format="value(state.state)" >/dev/null 2>&1
 }
 
 lost() {
@@ -209,10 +215,20 @@ if [ "$verb" = create ]; then
         printf 'zone=%s\nproject=%s\ntype=%s\nversion=%s\nspot=%s\nqueued=%s\n' \
             "$zone" "$project" "$type" "$version" "$spot" "$queued" >"$memory"
     fi
-    make_slice
-    exit
+    code=0
+    make_slice || code=$?
+    if [ "$code" -ne 0 ] && [ -z "$dry" ] && ! is_there; then
+        rm -f "$memory"
+        echo "$0: '$name' was not made." >&2
+    elif [ "$code" -ne 0 ] && [ -z "$dry" ]; then
+        echo "$0: gcloud failed, but the cloud knows '$name'; '$0 delete $name' gives it back." >&2
+    fi
+    exit "$code"
 fi
 
+for argument in "$@"; do
+    case "$argument" in --dry-run) dry=yes ;; esac
+done
 remember
 if [ "$verb" = run ] || [ "$verb" = sweep ]; then
     case "${1:-}" in
@@ -229,7 +245,7 @@ if [ "$verb" = run ] || [ "$verb" = sweep ]; then
     for argument in "$@"; do
         case "$argument" in
         --detach) detach=yes ;;
-        --dry-run) dry=yes ;;
+        --dry-run) ;;
         *)
             case "$argument" in --workdir=*) workdir=${argument#*=} ;; esac
             game="$game $(quoted "$argument")"
@@ -237,6 +253,7 @@ if [ "$verb" = run ] || [ "$verb" = sweep ]; then
         esac
     done
     [ -n "$workdir" ] || fail "$verb needs --workdir=DIR, in Cloud Storage or on a disk that all workers share."
+    place=project check_call "$config" "$@"
     if [ -z "$dry" ] && on 0 "$player" >/dev/null 2>&1; then
         fail "a game is being played on '$name'; '$0 stop $name' ends it with a checkpoint."
     fi

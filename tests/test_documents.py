@@ -215,7 +215,9 @@ def as_adadfq(words):
         return ["sweep" if verb == "sweep" else "quantize", f"--config={rest[0]}", *rest[1:]]
     if script not in ("local.sh", "cpu_pod.sh"):
         return None
-    rest = [word for word in rest if not word.startswith(("--processes=", "--devices="))]
+    rest = [word for word in rest if not word.startswith(("--processes=", "--devices=", "--with="))]
+    if not rest:
+        return None
     workdir = [] if any(word.startswith("--workdir=") for word in rest) else ["--workdir=runs/x"]
     return ["quantize", f"--config={rest[0]}", *workdir, *rest[1:]]
 
@@ -239,8 +241,11 @@ def test_every_command_is_understood(understand, tmp_path, name, words):
         (tmp_path / "pod1").write_text("zone=us-west4-a\ntype=v5litepod-16\n")
         if "test.sh" not in words[0] and "local.sh" not in words[0]:
             made = tmp_path / ("none" if "create" in words else "")
+            # A teacher of the reader's is taken to be there.
+            theirs = re.compile(r"(--config\.teacher\.path=)(?!gs://).*")
+            rest = [theirs.sub(rf"\g<1>{README}", word) for word in words[1:]]
             done = subprocess.run(
-                [ROOT / words[0], *words[1:], "--dry-run"],
+                [ROOT / words[0], *rest, "--dry-run"],
                 env=os.environ | {"ADADFQ_PODS": str(made)},
                 capture_output=True,
                 text=True,

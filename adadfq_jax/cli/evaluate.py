@@ -7,19 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from adadfq_jax.config.bounds import check_source
+from adadfq_jax.config.fields import FORMAT_BY_SUFFIX
 from adadfq_jax.data.dataset import Dataset, check_fits
 from adadfq_jax.data.load import load_dataset
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.evaluation import accuracy
+from adadfq_jax.exporting.description import read_about
 from adadfq_jax.exporting.load import ExportedModel, load_exported
 from adadfq_jax.models.network import Network, Student, Teacher
 from adadfq_jax.quantization.bits import parse_bits
-from adadfq_jax.storage.files import locate
+from adadfq_jax.storage.files import locate, on_a_disk
 from adadfq_jax.teachers.load import read_teacher
 from adadfq_jax.teachers.stated import Stated
 from adadfq_jax.training import calibrated
 from adadfq_jax.training.student import load_student
 from adadfq_jax.training.workdir import CONFIG, TEACHER, read_json
+
+_WHAT_TO_MEASURE_ON = "what to measure on: npz, folder, or tfds:NAME, with --path"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +60,38 @@ class Measured:
             name = None if self.dataset is None else self.dataset.name
             parts += ["", calibrated.calibrated_table(self.untrained, name)]
         return "\n".join(parts)
+
+
+def file_row(model: str | Path) -> str:
+    """Returns what an exported file is: its format and its student's bit-widths, as a line."""
+    path = on_a_disk(model)
+    result = read_about(path).get("result") or {}
+    words = [FORMAT_BY_SUFFIX[path.suffix]]
+    if "weight_bits" in result:
+        words.append(f"w{result['weight_bits']}a{result['activation_bits']}")
+        words += result.get("overrides") or []
+    return f"{'file':<22}{', '.join(words)}, {path.stat().st_size:,} bytes\n"
+
+
+def check_images(workdir: str | Path | None, source: str | None, bits: Sequence[str]) -> None:
+    """Makes sure that there will be images to measure on, before a network is opened.
+
+    Args:
+      workdir: the folder of a run, which may name images.
+      source: of the evaluation set, as it was given.
+      bits: bit-widths to compare, which can be done without images.
+
+    Raises:
+      ConfigError: there are none.
+    """
+    if source or bits:
+        return
+    config = read_json(locate(workdir) / CONFIG) if workdir else {}
+    if config is None:  # no run, which is told when it is opened
+        return
+    if config.get("data", {}).get("source", "none") == "none":
+        run = ", as the run had no images" if workdir else ""
+        raise ConfigError(f"--source is missing{run}: {_WHAT_TO_MEASURE_ON}.")
 
 
 def open_network(
@@ -111,6 +147,7 @@ def measure(
     bits: Sequence[str] = (),
     calibration: int | None = None,
     epochs: int | None = None,
+    quick: bool = False,
     batch_size: int = 256,
     show_progress: bool = False,
 ) -> Measured:
@@ -120,7 +157,7 @@ def measure(
       network: it.
       source, path, labels: of the evaluation set, as `load_dataset` takes them; it may be "none"
         only with bit-widths.
-      bits, show_progress: see `calibrated.compare_bits`.
+      bits, quick, show_progress: see `calibrated.compare_bits`.
       calibration, epochs: see there as well; only with bit-widths.
       batch_size: images at a time.
 
@@ -130,16 +167,16 @@ def measure(
     """
     check_source("--source", source)
     if source == "none" and (path or not bits):
-        raise ConfigError("--source is missing: what to measure on: npz, folder, or tfds:NAME.")
+        raise ConfigError(f"--source is missing: {_WHAT_TO_MEASURE_ON}.")
     if source in ("npz", "folder") and not path:
         raise ConfigError(f"--source={source} needs --path: where it lies.")
     if bits and not isinstance(network, Teacher):
         raise ConfigError(f"--bits asks about a teacher; a run's is the file {TEACHER} in it.")
     asked = {"calibration": calibration, "epochs": epochs}
     asked = {name: number for name, number in asked.items() if number is not None}
-    if asked and not bits:
+    if (asked or quick) and not bits:
         raise ConfigError(
-            f"--{next(iter(asked))} is about students that are not trained: give their --bits, "
+            f"--{[*asked, 'quick'][0]} is about students that are not trained: give their --bits, "
             "such as --bits=w4a4, or leave it out."
         )
     for text in bits:
@@ -156,6 +193,7 @@ def measure(
             bits,
             dataset,
             batch_size=batch_size,
+            quick=quick,
             show_progress=show_progress,
             **asked,
         )

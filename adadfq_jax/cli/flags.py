@@ -10,8 +10,9 @@ from typing import Any
 
 from absl import flags
 
+from adadfq_jax.config import presets
 from adadfq_jax.config.kinds import INTEGER, SWITCH, TEXT, Kind
-from adadfq_jax.errors import AdaDFQError, ConfigError, nearest
+from adadfq_jax.errors import AdaDFQError, ConfigError, near, nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +55,13 @@ NAMES = Kind(list, "names with commas between", lambda value: isinstance(value, 
 # The value of this one is a configuration; its fields are flags, too: --config.FIELD=VALUE.
 CONFIG = Flag(
     "config",
-    "FILE",
-    "configuration file, with bit-widths, such as configs/digits_resnet20.py:w4a4; "
-    "--config.FIELD=VALUE sets a field",
+    "NAME",
+    "a configuration with bit-widths: by name, as digits_resnet20:w4a4, or a file, as "
+    "mine.py:w4a4; --config.FIELD=VALUE sets a field",
     required=True,
 )
 _FIELD = f"{CONFIG.name}."
+_PRESETS = Path(presets.__file__).parent
 _NOTHING = (None, "", [])
 
 
@@ -68,11 +70,21 @@ def asks_for_help(argv: Sequence[str]) -> bool:
     return any(word in ("-h", "--help", "-help") for word in argv)
 
 
-def describe(verb: str, what: str, table: Sequence[Flag]) -> str:
-    """Returns the help of a verb: what it does, its flags, and the fields of its configuration."""
+def describe(verb: str, what: str, table: Sequence[Flag], example: str) -> str:
+    """Returns the help of a verb.
+
+    Args:
+      verb: its name.
+      what: what it does.
+      table: its flags; those that must be given are listed first.
+      example: the words that follow its name in a command.
+
+    Returns:
+      What it does, an example, its flags, and the names and fields of configurations.
+    """
     width = max(len(flag.usage) for flag in table) + 2
-    lines = [f"usage: adadfq {verb} --flag=value …: {what}", ""]
-    for flag in table:
+    lines = [f"usage: adadfq {verb} --flag=value …: {what}", "", f"  adadfq {verb} {example}", ""]
+    for flag in sorted(table, key=lambda flag: not flag.required):
         note = " (needed)" if flag.required else ""
         if flag.kind is not SWITCH and flag.default not in _NOTHING:
             note = f" (default {flag.default})"
@@ -80,7 +92,15 @@ def describe(verb: str, what: str, table: Sequence[Flag]) -> str:
     if CONFIG in table:
         from adadfq_jax.config.reference import fields_help
 
-        lines += ["", "The fields that --config.FIELD=VALUE sets:", "", fields_help()]
+        lines += [
+            "",
+            f"Configurations: {', '.join(preset_names())}.",
+            "",
+            "The fields that --config.FIELD=VALUE sets, with the defaults of `base` (see also "
+            "configs/README.md):",
+            "",
+            fields_help(),
+        ]
     return "\n".join(lines)
 
 
@@ -98,16 +118,18 @@ def parse(verb: str, table: Sequence[Flag], argv: Sequence[str]) -> types.Simple
     Raises:
       ConfigError: a flag is unknown or missing, or its value cannot be used.
     """
+    argv = [_with_underscores(word) for word in argv]
+    words = argv
     if CONFIG in table:
         _check_config(_given(argv))
-    values = _define(verb, table, argv)
+        words = _with_file(argv)
+    values = _define(verb, table, words)
     try:
-        left_over = values([verb, *argv])[1:]
+        left_over = values([verb, *words])[1:]
     except AdaDFQError:
         raise
     except flags.UnrecognizedFlagError as error:
-        hint = nearest(error.flagname, [flag.name for flag in table])
-        raise ConfigError(f"unknown flag {error.flagname!r}: {hint}") from error
+        raise ConfigError(_unknown_flag(error.flagname, table)) from error
     except flags.Error as error:
         raise ConfigError(_in_our_words(error, table, argv)) from error
     except Exception as error:  # the configuration file is a program, which may fail in any way
@@ -160,6 +182,54 @@ def _given(argv: Sequence[str]) -> list[tuple[str, str]]:
     return found
 
 
+def _with_underscores(word: str) -> str:
+    """Writes a flag's name as the table does, since --dry-run is as usual as --dry_run."""
+    name, equals, value = word.partition("=")
+    if re.fullmatch(r"--?[a-z]+(-[a-z]+)+", name):
+        dashes = "--" if name.startswith("--") else "-"
+        name = dashes + name[len(dashes) :].replace("-", "_")
+    return f"{name}{equals}{value}"
+
+
+def _unknown_flag(name: str, table: Sequence[Flag]) -> str:
+    """Returns what is said of a flag that a verb does not have."""
+    if CONFIG in table:
+        from adadfq_jax.config.fields import FIELDS
+
+        fields = [field for field in FIELDS if name in (field, field.rpartition(".")[2])]
+        if fields:
+            meant = " or ".join(f"--{_FIELD}{field}" for field in fields)
+            return f"unknown flag {name!r}: did you mean {meant}?"
+    return f"unknown flag {name!r}: {nearest(name, [flag.name for flag in table])}"
+
+
+def preset_names() -> list[str]:
+    """Returns the names of the configurations in the package."""
+    return sorted(path.stem for path in _PRESETS.glob("[a-z]*.py"))
+
+
+def _file_of(text: str) -> Path:
+    """Returns the path of the file that a value of --config names, which may be missing."""
+    name = text.partition(":")[0]
+    is_name = name and "/" not in name and not name.endswith(".py") and not Path(name).is_file()
+    return _PRESETS / f"{name}.py" if is_name else Path(name)
+
+
+def _with_file(argv: Sequence[str]) -> list[str]:
+    """Puts the file of a configuration in the place of its name."""
+    flag, words = f"--{CONFIG.name}", list(argv)
+    for index, word in enumerate(words):
+        dashes, equals, value = word.partition("=")
+        if dashes.lstrip("-") != CONFIG.name or not word.startswith("-"):
+            continue
+        if not equals and index + 1 < len(words):
+            value = words[index + 1]
+            words[index + 1] = f"{_file_of(value)}{''.join(value.partition(':')[1:])}"
+        elif equals:
+            words[index] = f"{flag}={_file_of(value)}{''.join(value.partition(':')[1:])}"
+    return words
+
+
 def _check_config(given: Sequence[tuple[str, str]]) -> None:
     """Checks the file of --config and the fields of --config.FIELD, before the file is executed."""
     from adadfq_jax.config.fields import find_field
@@ -168,11 +238,20 @@ def _check_config(given: Sequence[tuple[str, str]]) -> None:
     if len(files) > 1:
         raise ConfigError(f"--config is given {len(files)} times: {', '.join(files)}; give one.")
     for file in files:
-        path = Path(file.partition(":")[0])
-        if not path.is_file():
-            others = [str(other) for other in path.parent.glob("*.py")]
-            hint = nearest(str(path), others) if others else "nor any other in its folder."
-            raise ConfigError(f"there is no configuration file {str(path)!r}; {hint}")
+        path = _file_of(file)
+        if path.is_file():
+            continue
+        if path.parent == _PRESETS:
+            raise ConfigError(
+                f"there is no configuration {path.stem!r}: known: {', '.join(preset_names())}; a "
+                "file is written FILE.py."
+            )
+        others = {other.stem: str(other) for other in path.parent.glob("*.py")}
+        close = [others[name] for name in near(path.stem, others)]
+        hint = (
+            f"did you mean {' or '.join(close)}?" if close else "nor one of a similar name there."
+        )
+        raise ConfigError(f"there is no configuration file {str(path)!r}; {hint}")
     for name, _ in given:
         name = name.removeprefix("no")  # of a switch: --noconfig.remat
         if name.startswith(_FIELD):

@@ -1,8 +1,10 @@
 """What a verb does to its process: signals, warnings, the cache of compiled programs."""
 
 import contextlib
+import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -45,6 +47,50 @@ def divide_cpu_for(config: Any) -> None:
 
     check_alone(config.to_dict(), "batch_size")
     machine.divide_cpu(config.batch_size)
+
+
+@contextlib.contextmanager
+def acknowledging() -> Iterator[None]:
+    """Says at once that a SIGINT or SIGTERM has come, which Python would tell this program later.
+
+    Python runs a handler between two of its own instructions, and a compilation or a step is one
+    instruction. A thread reads what the system's handler writes down, says so, and lets a second
+    signal end the process, whatever it is doing. Does nothing in other threads than the main one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    thread = threading.Thread(target=_acknowledge, args=(reader,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writer)
+        thread.join()
+        os.close(reader)
+
+
+def _acknowledge(reader: int) -> None:
+    """Says of each signal in a pipe that it has come, until the pipe's other end is closed."""
+    come = 0
+    while number := os.read(reader, 1):
+        if number[0] not in (signal.SIGINT, signal.SIGTERM):
+            continue
+        come += 1
+        name = signal.Signals(number[0]).name
+        if come > 1:
+            print(f"{name} again: ended.", file=sys.stderr, flush=True)
+            os._exit(128 + number[0])
+        print(
+            f"{name}: stopping after what is under way, a step, a measurement or a compilation; "
+            f"{name} again ends at once.",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 @contextlib.contextmanager

@@ -57,10 +57,17 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         CONFIG,
         Flag("workdir", "DIR", "folder of the run, where its files go", required=True),
         Flag(
+            "dry_run",
+            "",
+            "check configuration, teacher, images and workdir, tell what would be done, and end",
+            SWITCH,
+            False,
+        ),
+        Flag(
             "distributed",
             "",
-            "play with the other processes that are started so; on Cloud TPU and under Slurm this "
-            "is enough, elsewhere give the next three",
+            "share the run with the other processes that are started so; on Cloud TPU and under "
+            "Slurm this is enough, elsewhere give the next three",
             SWITCH,
             False,
         ),
@@ -120,6 +127,14 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
             INTEGER,
             least=1,
         ),
+        Flag(
+            "quick",
+            "",
+            "with --bits, ranges from procedural images, which are drawn by a formula: nothing is "
+            "trained",
+            SWITCH,
+            False,
+        ),
         Flag("batch_size", "N", "images at a time", INTEGER, 256, least=1),
         _JSON,
         _CACHE,
@@ -170,8 +185,8 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("steps", "N", "steps in a round", INTEGER, 10, least=1),
         Flag("rounds", "N", "turns that all take", INTEGER, 5, least=1),
         Flag("parts", "", "also time the parts of a step", SWITCH, True),
-        Flag("against", "OPPONENT", "torch: PyTorch plays the paper's game in turns"),
-        Flag("profile", "DIR", "new folder for a trace of play"),
+        Flag("against", "OPPONENT", "torch: PyTorch takes the paper's steps in turns"),
+        Flag("profile", "DIR", "new folder for a trace of steps in which both networks learn"),
         _JSON,
     ),
     "precompile": (
@@ -211,8 +226,8 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "jobs",
             "N",
-            "processes to play in, among which this machine's cores or accelerators are divided; 0 "
-            "for one each",
+            "processes to train in, among which this machine's cores or accelerators are divided; "
+            "0 for one each",
             INTEGER,
             1,
             least=0,
@@ -225,4 +240,17 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         _overwrite("an earlier report"),
         _CACHE,
     ),
+}
+
+# One command for each verb, without its name.
+EXAMPLES = {
+    "quantize": "--config=digits_resnet20:w4a2 --workdir=runs/digits",
+    "convert": "--input=resnet20.th --output=resnet20.safetensors --mean=imagenet --std=imagenet",
+    "evaluate": "--workdir=runs/digits --source=npz --path=test.npz",
+    "export": "--workdir=runs/digits --output=student.onnx",
+    "benchmark": "--config=cifar10_resnet20:w4a4 --steps=20",
+    "precompile": "--config=cifar10_resnet20:w4a4 --topology=v5e:2x2",
+    "sample": "--workdir=runs/digits --count=1000 --output=images/",
+    "sweep": "--config=digits_resnet20 --workdir=runs/sweep --grid='bits=w3a3,w4a4;seed=0..4'",
+    "report": "--workdir=runs/digits",
 }

@@ -9,20 +9,27 @@ from types import SimpleNamespace
 from typing import Any
 
 from adadfq_jax.cli.process import divide_cpu_for, keep_compiled_programs, listening
-from adadfq_jax.errors import ConfigError, DivergedError
+from adadfq_jax.errors import ConfigError, DivergedError, require_extra
+
+# Tells a process that it is one of a sweep's jobs, whose table another one writes.
+JOB = "--notable"
 
 
 def _quantize(given: SimpleNamespace) -> None:
-    """play a game: quantize a teacher without its data"""
+    """quantize a teacher without its data"""
     others = (given.coordinator, given.processes, given.process)
     if not given.distributed and others != (None,) * 3:
         raise ConfigError("--coordinator, --processes and --process need --distributed.")
 
+    from adadfq_jax.cli import ending
     from adadfq_jax.devices import processes
     from adadfq_jax.training import quantize
 
     keep_compiled_programs(given.cache)
     divide_cpu_for(given.config)
+    if given.dry_run:
+        print(quantize.check(given.config, given.workdir))
+        return
     if given.distributed:
         print(processes.start(*others), file=sys.stderr)
     with listening() as received, processes.leaving_at_once():
@@ -30,15 +37,19 @@ def _quantize(given: SimpleNamespace) -> None:
             given.config, workdir=given.workdir, should_stop=lambda: received[-1]
         )
     if processes.leads():
-        print(student.result.to_text())
-        print(f"{'files':<22}{given.workdir}")
+        print(ending.ending(student, given.workdir))
 
 
 def _evaluate(given: SimpleNamespace) -> None:
     """measure a teacher, a run's student, or what quantization without training would cost"""
     from adadfq_jax.cli import evaluate
+    from adadfq_jax.config.fields import default_config
 
     keep_compiled_programs(given.cache)
+    if given.bits:
+        divide_cpu_for(default_config())  # a generator is trained, in batches of the default
+    if sum(map(bool, (given.teacher, given.workdir, given.model))) == 1:
+        evaluate.check_images(given.workdir, given.source, given.bits)
     network, source, path, labels = evaluate.open_network(
         given.teacher,
         given.workdir,
@@ -56,10 +67,16 @@ def _evaluate(given: SimpleNamespace) -> None:
         bits=given.bits,
         calibration=given.calibration,
         epochs=given.epochs,
+        quick=given.quick,
         batch_size=given.batch_size,
         show_progress=not given.json,
     )
-    print(measured.to_json() if given.json else measured.to_text())
+    if given.json:
+        print(measured.to_json())
+        return
+    print(
+        evaluate.file_row(given.model) + measured.to_text() if given.model else measured.to_text()
+    )
 
 
 def _convert(given: SimpleNamespace) -> None:
@@ -81,6 +98,7 @@ def _export(given: SimpleNamespace) -> None:
         raise ConfigError("--checkpoint is of a run; a teacher has none.")
 
     from adadfq_jax.exporting import export
+    from adadfq_jax.exporting.load import require
     from adadfq_jax.storage.files import on_a_disk
     from adadfq_jax.teachers.load import load_teacher
     from adadfq_jax.training.student import load_finished_student
@@ -91,7 +109,7 @@ def _export(given: SimpleNamespace) -> None:
         "fold_norms": given.fold_norms,
         "raw_pixels": given.raw_pixels,
     }
-    export.check_output(on_a_disk(given.output), given.format, **options)
+    require(export.check_output(on_a_disk(given.output), given.format, **options))
     report = export.export(
         load_finished_student(given.workdir, given.checkpoint)
         if given.workdir
@@ -105,7 +123,10 @@ def _export(given: SimpleNamespace) -> None:
 
 
 def _benchmark(given: SimpleNamespace) -> None:
-    """time the steps of a game, and their parts"""
+    """time the steps of a run, and their parts"""
+    if given.against == "torch":
+        require_extra("torch", "--against=torch")
+
     # Without kept programs: compilation is measured.
     from adadfq_jax.benchmarks import benchmark
     from adadfq_jax.benchmarks.table import benchmark_table
@@ -123,7 +144,7 @@ def _benchmark(given: SimpleNamespace) -> None:
 
 
 def _precompile(given: SimpleNamespace) -> None:
-    """compile a game's step for a TPU slice that is not there, and tell what it asks of it"""
+    """compile a run's step for a TPU slice that is not there, and tell what it asks of it"""
     from adadfq_jax.benchmarks import precompile
 
     measured = precompile.precompile(given.config, given.topology)
@@ -135,13 +156,16 @@ def _sample(given: SimpleNamespace) -> None:
     from adadfq_jax.training import samples
 
     keep_compiled_programs(given.cache)
-    samples.write_samples(given.workdir, given.count, given.output, overwrite=given.overwrite)
+    shared = samples.write_samples(
+        given.workdir, given.count, given.output, overwrite=given.overwrite
+    )
     print(f"{'images':<22}{given.count}")
+    print(f"{'labels':<22}the teacher gives {shared:.1%} of the images the class of their label")
     print(f"{'files':<22}{given.output}")
 
 
 def _sweep(given: SimpleNamespace) -> None:
-    """play every game of a grid, and tabulate them"""
+    """train every run of a grid, and tabulate them"""
     from adadfq_jax.sweeps.grid import plan
     from adadfq_jax.sweeps.table import table_markdown
 
@@ -153,7 +177,7 @@ def _sweep(given: SimpleNamespace) -> None:
         print(f"\nfiles: {games.path / 'table.md'}, .csv, .json")
     if table["diverged"]:
         raise DivergedError(
-            f"{len(table['diverged'])} of {len(games.points)} games diverged: "
+            f"{len(table['diverged'])} of {len(games.points)} runs diverged: "
             f"{', '.join(table['diverged'])}; the others are in the table."
         )
 
@@ -179,11 +203,13 @@ def _play_sweep(points: Sequence, given: SimpleNamespace):
                 "sweep",
                 *given.argv,
                 "--jobs=1",
-                "--notable",
+                JOB,
             ]
             games.play_in_processes(command, shares, lambda: received[-1])
         else:
-            games.play(lambda: received[-1], show_progress=sys.stderr.isatty())
+            # Of several jobs each writes lines, since bars would be drawn over each other.
+            alone = JOB not in given.argv
+            games.play(lambda: received[-1], show_progress=alone and sys.stderr.isatty())
     return games
 
 

@@ -95,7 +95,15 @@ def _check_schedule(flat: Mapping[str, Any]) -> None:
         warmup,
         f"at least calibration_epochs={calibration}, which it includes",
     )
-    require(flat["epochs"] >= warmup, "epochs", flat["epochs"], f"at least warmup_epochs={warmup}")
+    epochs = flat["epochs"]
+    if epochs < warmup:
+        shorter = max(1, epochs // 2)
+        raise ConfigError(
+            f"epochs={epochs} ends before the student learns, in the {warmup} of warmup_epochs (of "
+            f"which calibration_epochs takes {calibration}): give at least {warmup + 1} epochs, or "
+            f"shorten both, as with --config.calibration_epochs={shorter} "
+            f"--config.warmup_epochs={shorter}."
+        )
 
 
 def _check_switches(flat: Mapping[str, Any]) -> None:

@@ -21,6 +21,10 @@ _MOST_DIFFERENT = 0.05  # of the images
 # is changed by as much as a sum of some thousand terms is rounded.
 _ROUNDING = 1e-6
 _MOST_OF_ROUNDING = 3.0
+_WHY_SO_LARGE = (
+    "PyTorch's layers take float32, so that each weight has 32 bits, whatever its code has; the "
+    "other formats hold the codes"
+)
 # Of a layer's range, in integers: only channels whose weights are almost constant come near it.
 _LARGE_INTEGER_DIFFERENCE = 0.01
 # Images that the layers are computed for in integers, which is slow.
@@ -83,6 +87,8 @@ class Report:
                 f"{self.file_bytes:,} bytes{smaller}",
             ),
         ]
+        if self.format == "pytorch":
+            rows.append(("why so large", _WHY_SO_LARGE))
         if self.integer_difference is not None:
             rows.append(
                 (

@@ -15,6 +15,7 @@ and the programs that their authors released.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -38,6 +39,8 @@ class Method:
       generator_loss: returns (L_G without gamma L_BNS, which the step adds for every method; terms
         to log by name), all scalars.
       student_loss: returns L_Q, a scalar; only its gradient by z_Q is used.
+      smallest_student_loss: returns the greatest lower bound of L_Q, from the fields of
+        `config.game` and the number of classes C.
       defaults: the value of each field of `fields.Filler.METHOD` where a configuration sets none;
         None for a constant that the losses do not use.
       overrides_recipe: those defaults that a network's recipe (`config/recipes.py`) does not
@@ -48,6 +51,7 @@ class Method:
 
     generator_loss: GeneratorLoss
     student_loss: StudentLoss
+    smallest_student_loss: Callable[[Any, int], float]
     defaults: Mapping[str, Any]
     overrides_recipe: Mapping[str, Any]
     needs_labels: bool = False
@@ -69,6 +73,11 @@ def _adaptive_student_loss(z_p, z_q, labels, constants: Any):
     return losses.disagreement_entropy_loss(z_p, z_q, constants.temperature)
 
 
+def _smallest_adaptive_student_loss(constants: Any, classes: int) -> float:
+    """-T^2 log C, where z_P - z_Q is a constant: no entropy of C classes exceeds log C."""
+    return -(constants.temperature**2) * math.log(classes)
+
+
 def _gdfq_generator_loss(z_p, z_q, labels, h_prime, constants: Any):
     """CE(z_P, y): images that the teacher recognises, whatever the student's logits are."""
     del z_q, h_prime
@@ -82,6 +91,12 @@ def _gdfq_student_loss(z_p, z_q, labels, constants: Any):
     if constants.kl_reduction == "elements":
         distance /= z_q.shape[-1]
     return losses.cross_entropy(z_q, labels) + distance
+
+
+def _smallest_gdfq_student_loss(constants: Any, classes: int) -> float:
+    """0, which neither a cross entropy nor a divergence falls below."""
+    del constants, classes
+    return 0.0
 
 
 # How the papers of AdaDFQ, AdaSG and GDFQ quantize and train the student.
@@ -138,7 +153,13 @@ _PLUS_ABLATIONS = {
 
 
 def _adaptive(defaults: Mapping[str, Any], overrides_recipe: Mapping[str, Any]) -> Method:
-    return Method(_adaptive_generator_loss, _adaptive_student_loss, defaults, overrides_recipe)
+    return Method(
+        _adaptive_generator_loss,
+        _adaptive_student_loss,
+        _smallest_adaptive_student_loss,
+        defaults,
+        overrides_recipe,
+    )
 
 
 METHODS: dict[str, Method] = {
@@ -147,6 +168,7 @@ METHODS: dict[str, Method] = {
     "gdfq": Method(
         _gdfq_generator_loss,
         _gdfq_student_loss,
+        _smallest_gdfq_student_loss,
         _GDFQ,
         _GDFQ | {"game.temperature": 20.0},
         needs_labels=True,

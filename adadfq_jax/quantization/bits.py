@@ -15,12 +15,12 @@ _OVERRIDE = re.compile(r"(?P<pattern>[^=]+)=(?:w(?P<weight>\d+))?(?:a(?P<activat
 
 
 def parse_bits(text: str) -> tuple[int, int]:
-    """Reads `w4a4` as (weight bits, activation bits).
+    """Reads `w4a4`, or `W4A4`, as (weight bits, activation bits).
 
     Raises:
       ConfigError: the text has another form, or a bit-width is outside 1 to 8.
     """
-    match = re.fullmatch(r"w(\d+)a(\d+)", text)
+    match = re.fullmatch(r"w(\d+)a(\d+)", text.lower())
     if match is None:
         raise ConfigError(f"bit-widths are written like w4a4, not {text!r}.")
     weight, activation = map(int, match.groups())

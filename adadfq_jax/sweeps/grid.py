@@ -107,7 +107,7 @@ def _values(key: str, word: str) -> list[Any]:
     """Reads one word of a grid: a value of the field's type, or a range of integers."""
     if key == BITS:
         parse_bits(word)
-        return [word]
+        return [word.lower()]
     known = find_field(key).kind
     kind = known.type
     try:

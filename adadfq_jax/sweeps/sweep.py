@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -77,8 +78,8 @@ def run_sweep(
       grid: such as `bits=w3a3,w4a4;seed=0..4`, see `grid.parse_grid`; or the values by key.
       workdir: the sweep's folder; other processes may work on the same sweep at the same time.
       teacher: a teacher in memory; None reads the one at `config.teacher.path`.
-      should_stop: called after every dispatch; once it returns a signal's number, the sweep stops
-        with a checkpoint.
+      should_stop: called before the first step of a run and after every dispatch; once it returns
+        a signal's number, the sweep stops with a checkpoint.
       show_progress: whether to show a progress bar for each game on stderr.
 
     Returns:
@@ -216,6 +217,8 @@ class Sweep:
     def _play(self, point: Point, should_stop, show_progress: bool) -> bool:
         """Trains a game and prints its result; returns False where another run has its folder."""
         folder = self.path / point.name
+        if not show_progress:
+            print(f"{point.name}: begins", file=sys.stderr, flush=True)
         try:
             student = quantize(
                 self._configs[point.name],

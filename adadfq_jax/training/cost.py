@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import time
 
 import jax
 import ml_collections
@@ -13,6 +14,12 @@ from adadfq_jax.game.state import GameState, Phase
 from adadfq_jax.game.step import Game
 from adadfq_jax.models import size
 from adadfq_jax.models.network import Teacher
+from adadfq_jax.training.progress import Progress
+from adadfq_jax.training.words import phase_ends
+
+# How much longer the steps are compiled than the network is traced once, which takes longer on a
+# slow machine and of a deep network too; measured on two CPU cores.
+_COMPILING_PER_TRACING = 80.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +37,7 @@ class Cost:
       images: images that the generator makes in a step, on all devices.
       procedural: procedural images of a step, on all devices; 0 for none.
       share: generated images of a step on each device.
+      compile_seconds: how long these steps were compiled, or read from the cache of programs.
     """
 
     parameters: int
@@ -42,6 +50,7 @@ class Cost:
     images: int
     procedural: int
     share: int
+    compile_seconds: float = 0.0
 
     def to_text(self) -> str:
         """Returns one line for a person."""
@@ -61,6 +70,7 @@ def estimate_cost(
     state: GameState,
     teacher: Teacher,
     devices: list[jax.Device],
+    progress: Progress,
 ) -> Cost:
     """Compiles the steps that need the most memory, and returns what they cost.
 
@@ -70,6 +80,7 @@ def estimate_cost(
       state: the state before the first step, arrays without a device axis.
       teacher: P.
       devices: where the run takes its steps.
+      progress: where it is told that a program is compiled, and for about how long.
 
     Raises:
       ConfigError: the steps do not fit the devices; the message says what would help.
@@ -78,8 +89,15 @@ def estimate_cost(
     phase = Phase.PLAY if plays else game.phase((config.epochs - 1) * config.steps_per_epoch)
     count = next(dispatches(0, config.steps_per_epoch, config, devices[0].platform))
     types = [pmap.replicated_types(tree, len(devices)) for tree in (state, teacher.variables)]
+    began = time.monotonic()
+    network = size.measure_network(teacher.module, teacher.image_size)
+    about = _COMPILING_PER_TRACING * (time.monotonic() - began)
+    of = f"program 1 of {len(phase_ends(config))}"
     try:
-        program = steps(game, devices, phase, count, *types)
+        with progress.busy(f"compiling {of}, the steps of {phase.value}", about, told=True):
+            began = time.monotonic()
+            program = steps(game, devices, phase, count, *types)
+            compile_seconds = time.monotonic() - began
     except jax.errors.JaxRuntimeError as error:  # a compiler that knows the device's memory
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -88,7 +106,6 @@ def estimate_cost(
             f"{_advice(config, devices)}"
         ) from error
     own = machine.part_of_process(devices)[0]
-    network = size.measure_network(teacher.module, teacher.image_size)
     cost = Cost(
         parameters=network.parameters,
         macs=network.macs,
@@ -102,6 +119,7 @@ def estimate_cost(
         images=config.batch_size,
         procedural=config.batch_size * config.samples.procedural,
         share=config.batch_size // len(devices),
+        compile_seconds=compile_seconds,
     )
     if cost.device_bytes is not None and cost.step_bytes > cost.device_bytes:
         raise ConfigError(

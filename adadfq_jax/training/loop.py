@@ -40,6 +40,7 @@ from adadfq_jax.training.progress import Progress
 from adadfq_jax.training.result import Result
 from adadfq_jax.training.student import student_of
 from adadfq_jax.training.watch import Record, Watch, range_change
+from adadfq_jax.training.words import legend, phase_ends, phase_line
 from adadfq_jax.training.workdir import RESULT, SAMPLES, SAMPLES_OVER_TIME, Workdir
 
 
@@ -103,7 +104,8 @@ class Run:
             restored = self._checkpoints and self._checkpoints.restore(self.state)
         self._resume(restored or (0, self.state, {}))
         log = None if self.folder is None else open_log(self.folder, self.step)
-        accuracy = measure_accuracy(self.config, self.teacher, self.dataset, self.devices)
+        with self.progress.busy("measuring the teacher"):
+            accuracy = measure_accuracy(self.config, self.teacher, self.dataset, self.devices)
         if self.dataset is not None:
             self.progress.say(f"teacher: top-1 {accuracy['top1']:.2%} on {self.dataset.name}")
 
@@ -111,8 +113,7 @@ class Run:
         self._watch = Watch(self.config, self._record, log, self.progress, self.step, self.began)
         self._log = log
         try:
-            with self.progress:
-                self._play()
+            self._play()
         finally:
             with contextlib.ExitStack() as closing:
                 # Callbacks run last to first: checkpoints close first, and the log even if that
@@ -152,12 +153,30 @@ class Run:
         self.state = pmap.replicate(self.state, self.devices)
         self._saved = time.monotonic()
         pieces = programs.dispatches(self.step, self._total, self.config, self.devices[0].platform)
+        self.progress.say(legend(self.config))
+        names = [name for name, _ in phase_ends(self.config)]
+        known = None
         for count in pieces:
             phase = self.game.phase(self.step)
+            if phase is not known:
+                end = dict(phase_ends(self.config))[phase.value]
+                self.progress.say(phase_line(phase, end))
+                known = phase
+                if (
+                    phase.value != names[-1]
+                ):  # whose steps are compiled already, as the first program
+                    number = f"{names.index(phase.value) + 2} of {len(names)}"
+                    with self.progress.busy(
+                        f"compiling program {number}, the steps of {phase.value}",
+                        self.cost.compile_seconds,
+                        told=True,
+                    ):
+                        programs.steps(self.game, self.devices, phase, count, self.state, variables)
             program = programs.steps(self.game, self.devices, phase, count, self.state, variables)
             self.state, metrics = program(self.state, variables, indices)
             self._watch.look(self.step, phase, metrics)
             self.step += count
+            self.progress.advance(self.step, phase.value)
             if self.step % self.config.steps_per_epoch == 0:
                 self._end_epoch(phase)
             self._save_or_stop(count)
@@ -172,7 +191,8 @@ class Run:
             return
         host = pmap.fetch(self.state)
         if evaluated:
-            self._measured = self._measure_student(host)
+            with self.progress.busy("measuring the student"):
+                self._measured = self._measure_student(host)
             note_evaluation(self._record, self.step, epoch, self.config, self._measured)
             self._watch.show(self.step, phase, self._measured)
         if pictured:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from adadfq_jax.config.resolve import resolve
 from adadfq_jax.data.dataset import check_fits
 from adadfq_jax.data.load import load_dataset
 from adadfq_jax.devices import machine, processes
-from adadfq_jax.errors import ConfigError, TeacherError
+from adadfq_jax.errors import ConfigError, StoppedError, TeacherError
 from adadfq_jax.evaluation.statistics import check_statistics
 from adadfq_jax.exporting.load import require
 from adadfq_jax.game.step import Game
@@ -28,6 +29,7 @@ from adadfq_jax.training.loop import Run
 from adadfq_jax.training.progress import Progress
 from adadfq_jax.training.result import read_result
 from adadfq_jax.training.student import load_student
+from adadfq_jax.training.words import phase_ends
 from adadfq_jax.training.workdir import TEACHER, Workdir, check_run
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -53,8 +55,8 @@ def quantize(
       teacher: a teacher in memory; None reads the one at `config.teacher.path`.
       workdir: folder for configuration, metrics, checkpoints, pictures and result, on a disk or
         `gs://BUCKET/FOLDER`; None writes nothing.
-      should_stop: called after every dispatch; once it returns a signal's number, the run stops
-        with a checkpoint.
+      should_stop: called before the first step and after every dispatch; once it returns a
+        signal's number, the run stops, with a checkpoint where it has taken steps.
       show_progress: whether to show a progress bar on stderr.
 
     Returns:
@@ -70,18 +72,9 @@ def quantize(
     began = time.monotonic()
     # ---- Check the arguments, before anything compiles ----------------------------------------
     with processes.sharing_errors():
-        config = config.copy_and_resolve_references()
-        validate(config)
-        if not isinstance(teacher, Teacher | None):
-            raise TeacherError(f"the teacher must be one of load_teacher, not {teacher!r:.60}.")
-        teacher = teacher or teacher_of(config)
-        config = resolve(config, teacher)
-        for name in export_formats(config):
-            if workdir is None:
-                raise ConfigError("export needs a workdir, since the files are written there.")
-            require(name)
+        config, teacher = _check_arguments(config, teacher, workdir)
     total = config.epochs * config.steps_per_epoch
-    progress = Progress(total, show_progress and processes.leads())
+    progress = Progress(total, show_progress and processes.leads(), phase_ends(config))
 
     # ---- Read a run that is finished already --------------------------------------------------
     with processes.sharing_errors():
@@ -101,16 +94,20 @@ def quantize(
 
     # ---- Set up the run, take the workdir, train ----------------------------------------------
     processes.check_equal("configuration", to_json(config))
-    with processes.sharing_errors():
-        run = _set_up(config, teacher, workdir, progress, should_stop, began)
-    processes.check_equal("number of evaluation images", str(run.dataset and len(run.dataset)))
     with contextlib.ExitStack() as closing:
+        closing.enter_context(progress)
+        with processes.sharing_errors(), progress.busy("preparing the networks"):
+            run = _set_up(config, teacher, workdir, progress, should_stop, began)
+        processes.check_equal("number of evaluation images", str(run.dataset and len(run.dataset)))
         with processes.sharing_errors():
             run.folder = closing.enter_context(_owned(workdir, config))
             # Compiles the steps of play too; `run.play` uses them without compiling again.
-            run.cost = estimate_cost(run.game, config, run.state, teacher, run.devices)
+            run.cost = estimate_cost(run.game, config, run.state, teacher, run.devices, progress)
             progress.say(run.cost.to_text())
-            progress.say(f"teacher: {check_statistics(teacher).to_text()}")
+        _stop_before_training(should_stop)
+        with processes.sharing_errors():
+            with progress.busy("looking at the teacher"):
+                progress.say(f"teacher: {check_statistics(teacher).to_text()}")
             if run.folder is not None:
                 run.folder.claim(config)
                 _keep_teacher(run.folder, teacher)
@@ -119,6 +116,54 @@ def quantize(
             with processes.sharing_errors():
                 _export(student, run.folder, config, progress)
     return student
+
+
+def check(config: ml_collections.ConfigDict, workdir: str | Path) -> str:
+    """Checks what `quantize` would check before it computes, and says what it would do.
+
+    Args:
+      config, workdir: as in `quantize`.
+
+    Returns:
+      One line for a person; nothing was written.
+
+    Raises:
+      ConfigError, TeacherError, DataError: as `quantize`.
+    """
+    config, teacher = _check_arguments(config, None, workdir)
+    finished = _finished_steps(workdir, config)
+    devices = machine.choose_devices(config.devices, config.batch_size)
+    dataset = load_dataset(config.data.source, config.data.path, config.data.labels)
+    if dataset is not None:
+        check_fits(dataset, teacher)
+    total = config.epochs * config.steps_per_epoch
+    bits = f"w{config.quant.weight_bits}a{config.quant.activation_bits}"
+    measured = "no images to measure on" if dataset is None else f"{len(dataset)} test images"
+    there = f", of which {finished} are done" if finished else ""
+    return (
+        f"{teacher.architecture} to {bits} by {config.game.method}, {total} steps{there}, on "
+        f"{len(devices)} x {devices[0].device_kind}, {measured}; workdir {workdir}"
+    )
+
+
+def _check_arguments(
+    config: ml_collections.ConfigDict, teacher: Teacher | None, workdir: str | Path | None
+) -> tuple[ml_collections.ConfigDict, Teacher]:
+    """Returns a run's whole configuration and its teacher.
+
+    Raises:
+      ConfigError, TeacherError, ExportError: as `quantize`.
+    """
+    config = config.copy_and_resolve_references()
+    validate(config)
+    for name in export_formats(config):
+        if workdir is None:
+            raise ConfigError("export needs a workdir, since the files are written there.")
+        require(name)
+    if not isinstance(teacher, Teacher | None):
+        raise TeacherError(f"the teacher must be one of load_teacher, not {teacher!r:.60}.")
+    teacher = teacher or teacher_of(config)
+    return resolve(config, teacher), teacher
 
 
 def _set_up(
@@ -153,6 +198,16 @@ def _set_up(
         should_stop=should_stop,
         began=began,
     )
+
+
+def _stop_before_training(should_stop: Callable[[], int | None]) -> None:
+    """Raises StoppedError in every process where one was asked to stop while it prepared."""
+    if stop := processes.union(should_stop() or 0):
+        raise StoppedError(
+            f"stopped by {signal.Signals(stop).name} before the first step of this call; run the "
+            "same command to go on.",
+            stop,
+        )
 
 
 def _finished_steps(workdir: str | Path | None, config: ml_collections.ConfigDict) -> int:

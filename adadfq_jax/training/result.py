@@ -75,28 +75,41 @@ class Result:
         """Number and kind of the devices, such as "1 x cpu"."""
         return f"{self.devices} x {self.device_kind}"
 
-    def to_text(self) -> str:
-        """Returns a plain table."""
+    def rows(self) -> list[tuple[str, str]]:
+        """Returns the lines of the table, (name, value): what was measured first."""
         bits = f"w{self.weight_bits}a{self.activation_bits}"
         if self.overrides:
             bits += f" ({', '.join(self.overrides)})"
-        best = self._measured(self.best_top1, self.best_images)
-        healthiest = self._measured(self.healthiest_top1, self.healthiest_images)
-        if self.best_top1 is not None:
-            best += f" (step {self.best_step}, chosen on these images)"
-        healthiest += f" (step {self.healthiest_step}, chosen without data: --checkpoint=best)"
-        calibrated = self._measured(self.calibrated_top1, self.calibrated_images)
-        rows = [
+        chosen = f"step {self.healthiest_step}, chosen without data: --checkpoint=best"
+        agreement = f"{percent(self.agreement)} of generated images get the teacher's class"
+        health = f"{self.health:.3f} of 1, a score without data, to compare students of one teacher"
+        others = [
+            ("agreement", agreement),
+            ("health", health),
             ("network", f"{self.architecture}, {bits}, seed {self.seed}"),
-            ("teacher top-1", percent(self.teacher_top1)),
-            ("calibrated only", calibrated),
-            ("student top-1, last", percent(self.top1)),
-            ("student top-1, best", best),
-            ("healthiest student", healthiest),
-            ("agreement, generated", percent(self.agreement)),
             ("steps", f"{self.steps} at {self.steps_per_second:.1f} per second"),
         ]
-        return "\n".join(f"{name:<22}{value}" for name, value in rows)
+        if self.top1 is None:
+            others.insert(2, ("healthiest student", chosen))
+            others.insert(3, ("top-1", "not measured, as there were no test images"))
+            return others
+        measured = [
+            ("student top-1, last", percent(self.top1)),
+            ("teacher top-1", percent(self.teacher_top1)),
+        ]
+        if self.calibrated_top1 is not None:
+            before = self._measured(self.calibrated_top1, self.calibrated_images)
+            measured.append(("calibrated only", f"{before}, before the student learned"))
+        if self.best_top1 is not None:
+            best = self._measured(self.best_top1, self.best_images)
+            best += f" (step {self.best_step}, chosen on these images)"
+            measured.append(("student top-1, best", best))
+        healthiest = self._measured(self.healthiest_top1, self.healthiest_images)
+        return [*measured, ("healthiest student", f"{healthiest} ({chosen})"), *others]
+
+    def to_text(self) -> str:
+        """Returns a plain table."""
+        return "\n".join(f"{name:<22}{value}" for name, value in self.rows())
 
     def _measured(self, top1: float | None, images: int | None) -> str:
         fewer = images is not None and images != self.evaluation_images

@@ -16,7 +16,7 @@ _LOGITS = "logits.npz"
 
 def write_samples(
     workdir: str | Path, count: int, output: str | Path, *, overwrite: bool = False
-) -> None:
+) -> float:
     """Makes held-out images with a run's newest generator and writes all of them, or none.
 
     Labels run through the classes in turn. The teacher's logits are those of the images as the
@@ -30,6 +30,9 @@ def write_samples(
         float32 (N, C); or a folder of CLASS/NUMBER.png with `logits` and `y` by number in
         logits.npz. Both can be read as evaluation sets.
       overwrite: whether to replace what an earlier call wrote.
+
+    Returns:
+      The share of the images whose label is the class that the teacher gives them.
 
     Raises:
       ConfigError: `count` or `output` cannot be used.
@@ -46,6 +49,7 @@ def write_samples(
             np.savez(partial, x=images, y=labels, logits=logits)
         else:
             _write_folder(partial, images, labels, logits)
+    return float(np.mean(logits.argmax(-1) == labels))
 
 
 def make_samples(workdir: str | Path, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

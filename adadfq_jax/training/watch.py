@@ -12,6 +12,7 @@ from adadfq_jax.errors import ConfigError, DivergedError
 from adadfq_jax.game.optimizers import rate_field
 from adadfq_jax.game.state import Phase
 from adadfq_jax.training.metric_log import Log
+from adadfq_jax.training.words import smallest_student_loss
 
 # A gradient that is exactly 0 for so many steps in a row is no chance.
 _STILL_STEPS = 20
@@ -56,6 +57,7 @@ class Watch:
         self._ends = {epoch * config.steps_per_epoch for epoch in epochs}
         self._began, self._seconds_before = began, record.seconds
         self._still = 0
+        self._smallest_l_q = smallest_student_loss(config)
         self._rate_from = (step, time.monotonic())
         self._rate = 0.0
 
@@ -106,7 +108,7 @@ class Watch:
                 kept = " Earlier checkpoints stay." if self._log is not None else ""
                 rate = rate_field(self._config.student)
                 raise DivergedError(
-                    f"the game diverged: {name} is {value} at step {step} ({phase.value}). In a "
+                    f"the run diverged: {name} is {value} at step {step} ({phase.value}). In a "
                     f"new workdir, lower generator.learning_rate or {rate}, or calibrate longer "
                     f"(calibration_epochs).{kept}"
                 )
@@ -124,7 +126,7 @@ class Watch:
         if record.bns_high == _BNS_ALARM_STEPS:
             text = (
                 f"L_BNS has been above {_BNS_ALARM_FACTOR:.0f} times its mean in calibration "
-                f"({usual:.3g}) for {_BNS_ALARM_STEPS} steps, at step {step}: the game may be "
+                f"({usual:.3g}) for {_BNS_ALARM_STEPS} steps, at step {step}: the run may be "
                 "about to diverge."
             )
             self._progress.say(f"warning: {text}")
@@ -159,7 +161,8 @@ class Watch:
             self._log.write(
                 {"step": done, "phase": phase.value, "steps_per_second": self._rate} | mean
             )
-        self._progress.update(done, phase.value, self._rate, mean)
+        above = {"l_q": mean["l_q"] - self._smallest_l_q}
+        self._progress.update(done, phase.value, self._rate, mean | above)
 
 
 def range_change(widths: list[float]) -> float | None:

@@ -125,7 +125,7 @@ def test_without_torch_it_names_the_command(config, monkeypatch):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "torch" else find(name)
     )
-    with pytest.raises(ConfigError, match=r"pip install '\.\[torch\]' in the source folder"):
+    with pytest.raises(ConfigError, match=r"launch/local.sh --with=torch in the source folder"):
         benchmark.benchmark(config, against="torch")
 
 

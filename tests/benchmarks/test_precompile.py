@@ -47,7 +47,7 @@ def test_without_the_compiler_it_names_the_command(small_config, monkeypatch):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "libtpu" else find(name)
     )
-    with pytest.raises(ConfigError, match=r"pip install '\.\[tpu\]' in the source folder"):
+    with pytest.raises(ConfigError, match=r"launch/local.sh --with=tpu in the source folder"):
         precompile.precompile(small_config, ["v5e:2x2"])
 
 

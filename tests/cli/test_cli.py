@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,7 +15,9 @@ import pytest
 import safetensors.numpy
 
 from adadfq_jax import __version__
-from adadfq_jax.cli import main
+from adadfq_jax.cli import ending, main
+from adadfq_jax.cli.flags import parse
+from adadfq_jax.cli.table import FLAGS
 from adadfq_jax.config import recipes
 from adadfq_jax.config.fields import default_config
 from adadfq_jax.devices import pmap
@@ -126,7 +130,11 @@ DATA = ("--config.data.source=npz", "--config.data.path={files}/")
     [
         # Configuration files.
         (["--config=configs/digits.py"], "no configuration file 'configs/digits.py' did you mean"),
-        (["--config=configs"], "no configuration file 'configs'"),
+        (
+            ["--config=configs"],
+            "no configuration 'configs': known: base, cifar100_resnet20, FILE.py",
+        ),
+        (["--config=digits:w4a4"], "no configuration 'digits' digits_resnet20"),
         (["--config={files}/syntax.py"], "configuration file SyntaxError"),
         (["--config={files}/nothing.py"], "configuration file no attribute 'get_config'"),
         (["--config={files}/failing.py"], "configuration file ZeroDivisionError"),
@@ -204,12 +212,12 @@ def test_missing_workdir(quantize):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ([], "--config=FILE is missing"),
+        ([], "--config=NAME is missing"),
         (["--config={files}/returning.py"], "returned 3, not a ConfigDict"),
         (["--config={files}/reading.py"], "'/no/such/file'"),
         ([f"--config={BASE}"], "there is no teacher: give one with"),
         (["--config={files}/lacking.py"], "batch_size"),
-        (["--config={files}/none/a.py"], "none/a.py'; nor any other in its folder."),
+        (["--config={files}/none/a.py"], "none/a.py'; nor one of a similar name there."),
     ],
 )
 def test_configuration_alone(files, tmp_path, capfd, argv, words):
@@ -262,8 +270,55 @@ def test_bad_input_of_the_program(tmp_path, argv, words):
     done = subprocess.run(
         [sys.executable, "-m", "adadfq_jax", *argv], cwd=ROOT, capture_output=True, text=True
     )
-    assert words in one_sentence(done.returncode, done.stdout, done.stderr)
+    err = done.stderr
+    if argv[0] == "quantize":  # a verb of ours begins with a line, before JAX is imported
+        first, _, err = err.partition("\n")
+        assert first == "adadfq quantize: starting; loading JAX takes some seconds"
+    assert words in one_sentence(done.returncode, done.stdout, err)
     assert contents(tmp_path) == {}
+
+
+def test_the_first_line_is_there_before_jax_is_imported():
+    """JAX is put out of reach, and the line is there nevertheless."""
+    program = (
+        "import sys; sys.modules['jax'] = None; from adadfq_jax.cli import main; "
+        "main.main(['quantize', '--config=digits_resnet20', '--workdir=x'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr.startswith("adadfq quantize: starting; loading JAX takes some seconds\n")
+    assert "import of jax halted" in done.stderr
+
+
+def test_ctrl_c_is_acknowledged_while_something_compiles():
+    """The main thread does not run a handler before its one long call ends."""
+    program = (
+        "import hashlib, sys\n"
+        "from adadfq_jax.cli.process import acknowledging, listening\n"
+        "with acknowledging(), listening() as received:\n"
+        "    print('compiling', flush=True)\n"
+        "    hashlib.pbkdf2_hmac('sha256', b'a', b'b', int(sys.argv[1]))\n"
+        "    print('stopping for', received[-1], flush=True)\n"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+
+    def start(rounds):
+        process = subprocess.Popen([sys.executable, "-c", program, rounds], cwd=ROOT, **pipes)
+        assert process.stdout.readline() == "compiling\n"
+        return process
+
+    with start("1_000_000_000") as process:
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline().startswith(
+            "SIGINT: stopping after what is under way, a step"
+        )
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+        assert process.stdout.read() == ""
+        assert process.stderr.read() == "SIGINT again: ended.\n"
+    with start("3_000_000") as process:
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "stopping for 15\n"
+        assert process.wait(timeout=60) == 0
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["-h"], ["help"]])
@@ -298,6 +353,16 @@ def test_help_of_a_verb_lists_its_flags(capfd, argv):
 def test_a_benchmark_of_a_configuration_that_lacks_a_field(files, capfd):
     code = main.run(["benchmark", f"--config={files / 'lacking.py'}"])
     assert "batch_size" in one_sentence(code, *capfd.readouterr())
+
+
+def test_what_the_next_commands_need_is_installed_first(monkeypatch):
+    student = types.SimpleNamespace(result=make_result())
+    monkeypatch.setattr(ending, "missing_packages", lambda extra: [])
+    assert len(ending.next_commands(student, "runs/a b")) == 3
+    assert "'--workdir=runs/a b'" in ending.next_commands(student, "runs/a b")[0]
+    monkeypatch.setattr(ending, "missing_packages", lambda extra: ["some"])
+    monkeypatch.chdir(ROOT)
+    assert ending.next_commands(student, "x")[0] == "./launch/local.sh --with=export,report"
 
 
 @pytest.fixture
@@ -362,14 +427,25 @@ def test_a_known_complaint_of_a_thread_is_dropped(monkeypatch, capfd, text, line
 
 
 @pytest.mark.filterwarnings("always:a checkpoint")
-def test_success_prints_the_table_and_warnings_one_line(played, capfd):
+def test_success_prints_what_was_measured_and_what_comes_next(played, capfd, tmp_path):
     def play(*_args, **_kwargs):
         warnings.warn("a checkpoint is damaged.", stacklevel=1)
         result = make_result(top1=0.975, healthiest_top1=0.97, healthiest_step=150)
-        return types.SimpleNamespace(result=result)
+        teacher = make_teacher()
+        variables = teacher.variables | {"bits": {"stem_conv": {"weight": np.int32(4)}}}
+        return types.SimpleNamespace(result=result, teacher=teacher, variables=variables)
 
     assert played(play) == 0
     out, err = capfd.readouterr()
-    assert "97.50%" in out
+    first, *others = out.splitlines()
+    assert first.split() == ["student", "top-1,", "last", "97.50%"]
     assert "97.00% (step 150, chosen without data" in out
+    assert re.search(r"size +[\d,]+ kB as packed integers, the teacher [\d,]+ kB", out)
+    # The next commands can be pasted: each is one that the program understands.
+    commands = [shlex.split(line) for line in others[others.index("next:") + 1 :]]
+    for verb in ("evaluate", "export", "report"):
+        (words,) = (words for words in commands if verb in words)
+        flags = words[words.index(verb) + 1 :]
+        assert f"--workdir={tmp_path}" in flags
+        parse(verb, FLAGS[verb], flags)
     assert err == "warning: a checkpoint is damaged.\n"

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import adadfq_jax
+from adadfq_jax.cli import evaluate as verb
 from adadfq_jax.cli import main
 from adadfq_jax.config import fields
 from adadfq_jax.data.dataset import from_arrays
 from adadfq_jax.errors import ConfigError, DataError
-from adadfq_jax.game import programs
 from adadfq_jax.models.network import flatten, normalize
 from adadfq_jax.teachers.load import load_teacher, save_teacher
 from adadfq_jax.training import calibrated as calibrated_students
@@ -106,6 +106,17 @@ def test_a_runs_student_on_the_runs_images_or_others(evaluate, files, workdir, t
     assert "a run that is not finished" in evaluate(f"--workdir={tmp_path / 'run'}")[1]
 
 
+def test_missing_images_are_asked_for_before_anything_is_loaded(sentence, tmp_path, monkeypatch):
+    def load(*_args, **_kwargs):
+        raise AssertionError("a network was loaded")
+
+    for name in ("load_student", "load_exported", "read_teacher"):
+        monkeypatch.setattr(verb, name, load)
+    (tmp_path / "config.json").write_text('{"data": {"source": "none", "path": null}}')
+    for flag in (f"--workdir={tmp_path}", "--model=student.onnx", "--teacher=teacher.pth"):
+        assert "--source is missing" in sentence(["evaluate", flag])
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -127,6 +138,7 @@ def test_a_runs_student_on_the_runs_images_or_others(evaluate, files, workdir, t
         (["--workdir={run}", "--bits=w4a4"], "teacher.safetensors"),
         (["--workdir={run}", "--calibration=64"], "not trained: give their --bits"),
         (["--workdir={run}", "--epochs=2"], "not trained: give their --bits"),
+        (["--workdir={run}", "--quick"], "--quick is about students that are not trained: give"),
         (["--workdir={run}", "--path=missing.npz"], "no data file 'missing.npz'"),
         (["--workdir={files}"], "holds no run"),
         (["--workdir={run}", "--batch_size=0"], "batch_size"),
@@ -172,7 +184,7 @@ def test_ranges_from_generated_images_are_a_games_calibration(teacher):
     student = calibrated_on_generated(teacher, "w4a3", 3)
     config = fields.default_config("w4a3")
     config.steps_per_epoch, config.evaluation.generated_images = 2, 40
-    config.devices, config.calibration_epochs = 1, 3
+    config.devices, config.calibration_epochs = 4, 3
     config.warmup_epochs = config.epochs = 5  # two more, which change neither ranges nor student
     whole = flatten(quantize.quantize(config, teacher, show_progress=False).variables)
     calibrated = flatten(student.variables)
@@ -219,15 +231,41 @@ def test_compare(teacher):
     assert [row["real_images"] for row in rows] == [30, 30]
     blind = compare_bits(teacher, ["w8a8"], epochs=1)
     assert blind == [
-        {"bits": "w8a8", "agreement": rows[0]["agreement"]}
+        {"bits": "w8a8", "images": "generated", "agreement": rows[0]["agreement"]}
         | {"generated": None, "real": None, "real_images": 0}
     ]
 
 
-def test_widths_share_one_compiled_step(teacher):
-    programs._compiled.cache_clear()
-    compare_bits(teacher, ["w8a8", "w4a4", "w2a3"], epochs=1)
-    assert programs._compiled.cache_info().currsize == 1
+def test_widths_share_one_generator(teacher, monkeypatch, capsys):
+    trained = []
+    train = calibrated_students.quantize
+
+    def noted(config, *args, **named):
+        trained.append((config.quant.weight_bits, config.devices))
+        return train(config, *args, **named)
+
+    monkeypatch.setattr(calibrated_students, "quantize", noted)
+    rows = compare_bits(teacher, ["w2a3", "w8a8", "w4a4"], epochs=1, show_progress=True)
+    assert trained == [(8, 4)]  # of the widest, on all devices
+    shares = [row["agreement"] for row in rows]
+    assert shares[1] >= shares[2] > shares[0]
+    said = capsys.readouterr().err
+    assert "one generator for w2a3, w8a8, w4a4, trained with w8a8" in said
+    for words in ("w2a3, 1 of 3: measuring", "w8a8, 2 of 3: measuring, about ", "w4a4, 3 of 3"):
+        assert words in said
+
+
+def test_quick_trains_nothing(teacher, monkeypatch, evaluate, files):
+    monkeypatch.setattr(calibrated_students, "quantize", None)
+    labels = np.asarray(teacher(IMAGES)).argmax(-1)
+    rows = compare_bits(teacher, ["w8a8", "w1a1"], from_arrays(IMAGES, labels), quick=True)
+    assert rows[0]["agreement"] > 0.9 > rows[1]["agreement"]
+    assert rows[0]["generated"] > 0.9 > rows[1]["generated"]
+    argv = (f"--teacher={files / 'teacher.safetensors'}", "--bits=w8a8", "--quick")
+    code, out, _ = evaluate(*argv)
+    assert code == 0
+    assert "ranges from procedural images" in out
+    assert f"w8a8      {rows[0]['agreement']:.2%}" in out
 
 
 @pytest.mark.parametrize("numbers", [{"calibration": 0}, {"epochs": 0}])

@@ -1,12 +1,13 @@
 """The flags of every verb: what their table makes of them."""
 
 import os
+import shlex
 
 import pytest
 
 from adadfq_jax.cli import main
-from adadfq_jax.cli.flags import CONFIG, describe, parse
-from adadfq_jax.cli.table import FLAGS
+from adadfq_jax.cli.flags import CONFIG, describe, parse, preset_names
+from adadfq_jax.cli.table import EXAMPLES, FLAGS
 from adadfq_jax.cli.verbs import VERBS
 from adadfq_jax.config.fields import FIELDS
 from adadfq_jax.config.kinds import INTEGER, SWITCH
@@ -28,8 +29,49 @@ def words(verb, *without):
     return [word for name, word in given.items() if name not in without]
 
 
-def test_every_verb_has_flags_and_no_other():
-    assert list(FLAGS) == list(VERBS)
+def test_every_verb_has_flags_and_an_example_and_no_other():
+    assert list(FLAGS) == list(VERBS) == list(EXAMPLES)
+
+
+@pytest.mark.parametrize("verb", EXAMPLES)
+def test_examples_are_understood_and_stand_in_the_help(verb, capfd, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    parse(verb, FLAGS[verb], shlex.split(EXAMPLES[verb]))
+    main.run([verb, "--help"])
+    assert f"\n  adadfq {verb} {EXAMPLES[verb]}\n" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("verb", FLAGS)
+def test_help_begins_with_the_flags_that_must_be_given(verb, capfd):
+    main.run([verb, "--help"])
+    lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith("  --")]
+    needed = [line.endswith(" (needed)") for line in lines]
+    assert needed == sorted(needed, reverse=True)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_configuration_by_name_is_the_one_of_its_file(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    by_name, by_file, in_two_words = (
+        parse("quantize", FLAGS["quantize"], [*given, "--workdir=x"]).config
+        for given in (
+            [f"--config={name}:w3a2"],
+            [f"--config={ROOT / 'configs' / name}.py:w3a2"],
+            ["--config", f"{name}:W3A2"],
+        )
+    )
+    assert by_name.to_json() == by_file.to_json() == in_two_words.to_json()
+    assert by_name.quant.weight_bits == 3
+
+
+def test_the_files_of_the_project_are_the_names_of_the_package():
+    assert sorted(path.stem for path in (ROOT / "configs").glob("*.py")) == preset_names()
+    assert {"base", "digits_resnet20", "teacher"} <= set(preset_names())
+
+
+def test_dashes_in_a_flag_are_underscores():
+    given = parse("quantize", FLAGS["quantize"], [*words("quantize"), "--dry-run"])
+    assert given.dry_run
 
 
 @pytest.mark.parametrize("verb", FLAGS)
@@ -73,7 +115,7 @@ def test_values_have_their_types_and_bounds(verb):
 def test_defaults_are_the_tables():
     given = parse("benchmark", FLAGS["benchmark"], words("benchmark"))
     assert (given.steps, given.rounds, given.parts, given.json) == (10, 5, True, False)
-    assert "(default 10)" in describe("benchmark", "", FLAGS["benchmark"])
+    assert "(default 10)" in describe("benchmark", "", FLAGS["benchmark"], "")
     assert given.config.batch_size == 16
     given = parse("benchmark", FLAGS["benchmark"], [*words("benchmark"), "--noparts", "--steps=3"])
     assert (given.steps, given.parts) == (3, False)
@@ -94,6 +136,9 @@ def test_defaults_are_the_tables():
         ),
         (["-config.batchsize", "3"], "unknown field 'batchsize': did you mean batch_size"),
         (["--noconfig.remt"], "unknown field 'remt': did you mean remat?"),
+        (["--epochs=2"], "unknown flag 'epochs': did you mean --config.epochs?"),
+        (["--config.game.foo=2"], "unknown field 'game.foo': there are 60, the nearest "),
+        (["--config.student.foo=2"], "unknown field 'student.foo': there are 60, the nearest "),
         ([BASE], f"--config is given 2 times: {BASE[9:]}, {BASE[9:]}; give one."),
     ],
 )

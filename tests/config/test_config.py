@@ -152,6 +152,12 @@ def test_unknown_method_names_the_nearest(field, value, message):
         validate(changed(field, value))
 
 
+def test_a_run_that_is_too_short_is_told_what_to_set():
+    said = "shorten both, as with --config.calibration_epochs=1 --config.warmup_epochs=1."
+    with pytest.raises(ConfigError, match=f"epochs=3 ends before the student learns.*{said}"):
+        validate(changed("epochs", 3))
+
+
 @pytest.mark.parametrize("name", ["alpha_ds", "alpha_as", "lambda_l", "lambda_u"])
 def test_a_constant_that_a_method_lacks_is_refused(name):
     config = changed("game.method", "gdfq")

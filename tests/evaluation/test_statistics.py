@@ -110,6 +110,7 @@ def test_a_player_that_stands_still_ends_the_game(small_config, phase, player):
     record = types.SimpleNamespace(
         bns_sum=1.0, bns_steps=1, bns_high=0, seconds=0.0, calibrated={}, widths=[]
     )
+    small_config.teacher.classes = 10
     watch = Watch(small_config, record, None, None, 0, 0.0)
     values = {"l_bns": 1.0, "generator_gradient": 1.0, "student_gradient": 1.0}
     still = values | {f"{player}_gradient": 0.0}

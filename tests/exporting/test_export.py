@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 import adadfq_jax
 from adadfq_jax.assets import DIGITS_TEACHER, DIGITS_TEST
 from adadfq_jax.cli import main
+from adadfq_jax.config.fields import FORMAT_BY_SUFFIX
 from adadfq_jax.data.load import load_dataset
 from adadfq_jax.errors import CheckpointError, ConfigError, ExportError, VerificationError
 from adadfq_jax.evaluation.accuracy import evaluate
@@ -347,6 +348,10 @@ def test_the_verb_and_evaluate_agree(run_folder, tmp_path, verb):
         assert (code, err) == (0, "")
         assert "same class" in out
         assert "in integers" in out
+        assert ("PyTorch's layers take float32" in out) == (name == "s.pth")
+        _, described, _ = verb("evaluate", f"--model={path}", *data[:2])
+        format = FORMAT_BY_SUFFIX[path.suffix]
+        assert described.splitlines()[0].split(maxsplit=1)[1].startswith(f"{format}, w4a4, ")
         code, out, err = verb("evaluate", f"--model={path}", *data)
         assert (code, err) == (0, "")
         measured = json.loads(out)

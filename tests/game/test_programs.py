@@ -12,6 +12,7 @@ from adadfq_jax.errors import ConfigError
 from adadfq_jax.game import programs
 from adadfq_jax.game.state import Phase
 from adadfq_jax.training.cost import Cost, estimate_cost
+from adadfq_jax.training.progress import Progress
 from tests.conftest import make_teacher
 from tests.game.test_step import make_game
 
@@ -111,7 +112,9 @@ def test_memory_grows_with_the_batch_and_shrinks_with_the_devices(small_config, 
         small_config.batch_size = batch
         game = make_game(small_config, teacher)
         state = game.init(small_config, teacher.variables)
-        cost = estimate_cost(game, small_config, state, teacher, jax.devices()[:count])
+        cost = estimate_cost(
+            game, small_config, state, teacher, jax.devices()[:count], Progress(1, False)
+        )
         needed[batch, count] = cost.step_bytes
     assert needed[8, 1] < needed[32, 4] < needed[32, 1]
 

@@ -16,7 +16,7 @@ from tests import ROOT
 SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "adadfq_jax", "configs", "tests")
 ASSETS = ("digits_resnet20.safetensors", "digits_validation.npz", "digits_test.npz")
 
-# The settings of configs/digits_resnet20.py, which is not installed, for one step of each player.
+# The built-in example, for one step of each player.
 A_SHORT_RUN = """
 import adadfq_jax
 from adadfq_jax.assets import DIGITS_TEACHER, DIGITS_TEST
@@ -134,6 +134,13 @@ def test_the_installed_package_quantizes(installed, tmp_path):
     out = run(installed / "python", "-c", A_SHORT_RUN, cwd=tmp_path)
     assert out.splitlines()[-1] == "2 360"
     assert (tmp_path / "run" / "result.json").exists()
+
+
+def test_the_installed_command_takes_a_configuration_by_name_in_any_folder(installed, tmp_path):
+    argv = ("quantize", "--config=digits_resnet20:w3a3", "--workdir=run", "--dry-run")
+    out = run(installed / "adadfq", *argv, cwd=tmp_path, JAX_PLATFORMS="cpu")
+    assert out.startswith("resnet20_cifar to w3a3 by adadfq, 1800 steps, on ")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_installed_command_answers(installed, tmp_path):

@@ -87,7 +87,10 @@ def environment(tmp_path):
     log = tmp_path / "log"
     log.touch()
     note = f'(IFS="|"; echo "$*") >>{log}'
-    made = write_script(tmp_path / "made", f"{note}\n[ ! -e {tmp_path}/broken ] || exit 1")
+    # With -I it is asked whether this clone is installed: no, where there is a file `other`.
+    asked = f'if [ "$1" = -I ]; then [ ! -e {tmp_path}/other ]; exit; fi'
+    failing = f"[ ! -e {tmp_path}/broken ] || exit 1"
+    made = write_script(tmp_path / "made", f"{asked}\n{note}\n{failing}")
     python = write_script(
         tmp_path / "python",
         f'{note}\nif [ "$2" = venv ]; then mkdir -p "$3/bin"; cp {made} "$3/bin/python"; fi',
@@ -115,7 +118,7 @@ def installs(calls):
 def test_local_installs_once_and_hands_everything_on(environment, tmp_path):
     argv = (
         ROOT / "launch" / "local.sh",
-        "configs/digits_resnet20.py:w3a3",
+        "digits_resnet20:w3a3",
         "--workdir=a b",
         "--config.quant.overrides=('stem_*=w8a8',)",
     )
@@ -125,7 +128,7 @@ def test_local_installs_once_and_hands_everything_on(environment, tmp_path):
     assert f"--constraint|{ROOT}/requirements.txt" in installed
     assert installed.endswith(f"--editable|{ROOT}")
     assert calls[-1] == (
-        "-m|adadfq_jax|quantize|--config=configs/digits_resnet20.py:w3a3|"
+        "-m|adadfq_jax|quantize|--config=digits_resnet20:w3a3|"
         f"--workdir={ROOT}/runs/digits_resnet20_w3a3|--workdir=a b|"
         "--config.quant.overrides=('stem_*=w8a8',)"
     )
@@ -134,8 +137,93 @@ def test_local_installs_once_and_hands_everything_on(environment, tmp_path):
     assert len(calls) == 1
 
 
+def test_an_environment_of_another_clone_is_noticed(environment, tmp_path):
+    argv = (ROOT / "launch" / "local.sh", "digits_resnet20")
+    environment(*argv)
+    (tmp_path / "other").touch()
+    done, calls = environment(*argv)
+    assert done.returncode == 0, done.stderr
+    (installed,) = installs(calls)
+    assert installed.endswith(f"--editable|{ROOT}")
+
+
+def test_what_another_clone_has_installed_is_told(tmp_path):
+    """With an interpreter that has no adadfq_jax, or one of another place."""
+    script = write_script(
+        tmp_path / "look.sh",
+        f"ADADFQ_ROOT={tmp_path} ADADFQ_VENV={tmp_path}/venv\n. {ROOT}/launch/environment.sh\n"
+        f"python={sys.executable}\nis_this_clone",
+    )
+    done = run(script)
+    assert done.returncode == 1
+    assert "and not this clone: installing again" in done.stderr
+
+
+def test_extras_alone_and_with_a_configuration(environment):
+    script = ROOT / "launch" / "local.sh"
+    done, calls = environment(script, "--with=report,torch")
+    assert done.returncode == 0, done.stderr
+    (installed,) = installs(calls)
+    assert installed.endswith(f"--editable|{ROOT}[report,torch]")
+    assert "--extra-index-url|https://download.pytorch.org/whl/cpu" in installed
+    assert "quantize" not in calls[-1]
+    # Without extras nothing more is installed; with others, they are.
+    assert not installs(environment(script, "digits_resnet20")[1])
+    _, calls = environment(script, "digits_resnet20", "--with=export", "--config.seed=1")
+    assert installs(calls)[0].endswith(f"--editable|{ROOT}[export]")
+    assert "--extra-index-url" not in installs(calls)[0]
+    assert calls[-1].endswith("/runs/digits_resnet20|--config.seed=1")
+    done, calls = environment(script, "--with=tourch")
+    assert (done.returncode, calls) == (2, [])
+    assert "no extra 'tourch': known: all, cuda, export, gcs, report" in done.stderr
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before_anything_exists", "afterwards"])
+def test_a_dry_run_of_this_machine(environment, tmp_path, before):
+    script = ROOT / "launch" / "local.sh"
+    if not before:
+        environment(script, "digits_resnet20")
+    done, calls = environment(script, "--dry-run", "digits_resnet20:w3a3", "--config.seed=1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{tmp_path}/venv/bin/python -m adadfq_jax quantize --config=di")
+    assert (tmp_path / "venv").exists() != before
+    assert [call.endswith("--config.seed=1|--dry_run") for call in calls] == (
+        [] if before else [True]
+    )
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry_run"])
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["digits"], "no configuration 'digits': known: base, cifar100_resnet20"),
+        (["configs/digits.py"], "no configuration file 'configs/digits.py'"),
+        (["cifar10_resnet20"], "there is no teacher: give one with --config.teacher.path=FILE"),
+        (["configs/base.py:w3a3"], "there is no teacher: give one"),
+        (["base", "--config.teacher.path=no.pth"], "there is no teacher file 'no.pth'"),
+        (["digits_resnet20", "--workdir=setup.cfg"], "workdir 'setup.cfg' is a file"),
+    ],
+)
+def test_what_is_wrong_is_found_before_anything_is_made(environment, tmp_path, dry, argv, message):
+    done, calls = environment(ROOT / "launch" / "local.sh", *argv, *dry)
+    assert (done.returncode, done.stdout, calls) == (2, "", [])
+    assert message in done.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_a_file_of_the_project_is_found_from_any_folder(environment, tmp_path):
+    done, calls = environment(
+        "sh",
+        "-c",
+        f"cd {tmp_path} && {ROOT}/launch/local.sh configs/base.py "
+        f"--config.teacher.path={ROOT}/setup.cfg",
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"--config={ROOT}/configs/base.py|--workdir={ROOT}/runs/base|" in calls[-1]
+
+
 def test_a_failed_installation_is_tried_again(environment, tmp_path):
-    argv = (ROOT / "launch" / "local.sh", "configs/digits_resnet20.py")
+    argv = (ROOT / "launch" / "local.sh", "digits_resnet20")
     (tmp_path / "broken").touch()
     done, _ = environment(*argv)
     assert done.returncode != 0
@@ -173,6 +261,7 @@ def cloud(tmp_path):
         cd "$(dirname "$0")"
         echo "$*" >>calls
         case "$*" in
+        *\ create\ *) if [ -e refusing ]; then exit 1; else exit 0; fi ;;
         *pgrep*) exit 1 ;;
         *queued-resources\ describe*) next=queue ;;
         *describe*) next=states ;;
@@ -238,7 +327,7 @@ def test_a_slice_from_creation_to_deletion(cloud, tmp_path):
         "tpu-vm ssh pod --worker=all --command=mkdir -p adadfq_jax && tar -xzf adadfq_jax.tar.gz "
         "-C adadfq_jax && adadfq_jax/launch/tpu_vm_setup.sh ZONE"
     ]
-    code, _, calls = cloud("run", "pod", "configs/a.py:w4a4", "--workdir=/mnt/it's", "--detach")
+    code, _, calls = cloud("run", "pod", "digits_resnet20:w4a4", "--workdir=/mnt/it's", "--detach")
     assert code == 0
     assert len(calls) == 1
     assert calls[0].startswith(
@@ -259,7 +348,7 @@ def test_a_slice_from_creation_to_deletion(cloud, tmp_path):
     assert code_file.read_text() == "3\n"
     assert (tmp_path / "adadfq_jax" / "words").read_text().splitlines() == [
         *("-m", "adadfq_jax", "quantize", "--distributed"),
-        *("--config=configs/a.py:w4a4", "--workdir=/mnt/it's"),
+        *("--config=digits_resnet20:w4a4", "--workdir=/mnt/it's"),
     ]
     assert kinds(cloud("status", "pod")[2]) == ["describe", "tpu-vm ssh"]
     assert "tail -n 100 -F" in cloud("logs", "pod")[2][0]
@@ -289,13 +378,13 @@ def test_a_queued_slice_is_waited_for(cloud):
     assert cloud("delete", "pod")[2] == ["queued-resources delete pod --force --quiet ZONE"]
 
 
-GAME = ("run", "pod", "configs/a.py:w4a4", "--workdir=/mnt/run")
+GAME = ("run", "pod", "digits_resnet20:w4a4", "--workdir=/mnt/run")
 
 
 def test_a_sweep_is_played_by_all_chips(cloud):
     make_pod(cloud)
     flags = ("--workdir=gs://b/sweep", "--grid=bits=w3a3,w4a4;seed=0..4")
-    code, said, calls = cloud("sweep", "pod", "configs/a.py", *flags, codes=("", 75, 0))
+    code, said, calls = cloud("sweep", "pod", "digits_resnet20", *flags, codes=("", 75, 0))
     assert (code, said) == (0, "pod: the game is played on\n")
     played = [call for call in calls if "adadfq_jax sweep" in call]
     assert len(played) == 2
@@ -303,7 +392,7 @@ def test_a_sweep_is_played_by_all_chips(cloud):
         assert "--worker=all" in call
         assert "sweep --jobs=0 --config=" in call
         assert "--grid=bits=w3a3,w4a4;seed=0..4" in call
-    code, said, calls = cloud("sweep", "pod", "configs/a.py", "--grid=seed=0")
+    code, said, calls = cloud("sweep", "pod", "digits_resnet20", "--grid=seed=0")
     assert (code, calls) == (2, [])
     assert "sweep needs --workdir=DIR, in Cloud Storage or" in said
 
@@ -417,9 +506,9 @@ def test_a_lost_slice_is_made_again(cloud):
     [
         (["create", "pod", "--zone=z"], "needs --zone=ZONE and --type=TYPE"),
         (["create", "pod", "--zone=z", "--type=t", "--spots"], "knows no '--spots'"),
-        (["run", "other", "configs/a.py", "--workdir=/r"], "no slice 'other'"),
-        (["run", "pod", "--workdir=/r"], "run needs a configuration"),
-        (["run", "pod", "configs/a.py"], "run needs --workdir=DIR"),
+        (["run", "other", "digits_resnet20", "--workdir=/mnt/r"], "no slice 'other'"),
+        (["run", "pod", "--workdir=/mnt/r"], "run needs a configuration"),
+        (["run", "pod", "digits_resnet20"], "run needs --workdir=DIR"),
         (["stop", "pod", "--now"], "stop knows no '--now'"),
         (["sweeep", "pod"], "usage: "),
     ],
@@ -429,6 +518,50 @@ def test_bad_words_for_a_slice(cloud, argv, message):
     code, said, calls = cloud(*argv)
     assert (code, calls) == (2, [])
     assert message in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "states", "queue", "kept"),
+    [
+        ([], ["ERROR: NOT_FOUND"], ["ERROR"], False),
+        (["--queued"], ["ERROR: NOT_FOUND"], ["ERROR"], False),
+        ([], ["READY"], ["ERROR"], True),
+        (["--queued"], ["ERROR: NOT_FOUND"], ["WAITING_FOR_RESOURCES"], True),
+    ],
+)
+def test_a_creation_that_fails_is_forgotten(cloud, tmp_path, flags, states, queue, kept):
+    """Unless the cloud has made something nevertheless, which must be given back."""
+    (tmp_path / "refusing").touch()
+    argv = ("create", "pod", "--zone=z", "--project=p", "--type=v5litepod-16", *flags)
+    code, said, _ = cloud(*argv, states=states, queue=queue)
+    assert code == 1
+    assert (tmp_path / "pods" / "pod").exists() == kept
+    assert ("delete pod' gives it back" if kept else "'pod' was not made.") in said
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry_run"])
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["digits", "--workdir=gs://b/r"], "no configuration 'digits': known: base"),
+        (["configs/none.py", "--workdir=gs://b/r"], "no configuration file 'configs/none.py'"),
+        (["teacher:w4a4", "--workdir=gs://b/r"], "there is no teacher"),
+        (["digits_resnet20", "--workdir=runs/x"], "--workdir=runs/x would be in each worker's own"),
+        (["digits_resnet20", "--workdir=/tmp/x"], "--workdir=/tmp/x lies on this machine's disk"),
+        (["digits_resnet20"], "run needs --workdir=DIR"),
+    ],
+)
+def test_a_call_for_a_slice_is_checked_before_it_is_made(cloud, dry, argv, message):
+    make_pod(cloud)
+    code, said, calls = cloud("run", "pod", *argv, *dry)
+    assert (code, calls) == (2, [])
+    assert message in said
+
+
+def test_a_dry_run_needs_no_slice(cloud):
+    for argv in (["setup", "pod"], [*GAME], ["stop", "pod"], ["delete", "pod"]):
+        code, said, calls = cloud(*argv, "--dry-run")
+        assert (code, said, calls) == (0, "", [])
 
 
 def test_a_dry_run_calls_nothing(cloud):
@@ -446,7 +579,7 @@ def test_a_dry_run_calls_nothing(cloud):
 def test_the_commands_of_a_rehearsal():
     done = run(
         ROOT / "launch" / "cpu_pod.sh",
-        *("configs/base.py:w4a4", "--processes=2", "--devices=3", "--config.seed=7", "--dry-run"),
+        *("digits_resnet20:w4a4", "--processes=2", "--devices=3", "--config.seed=7", "--dry-run"),
         "--config.quant.overrides=('it*=w8',)",
     )
     assert done.returncode == 0
@@ -456,10 +589,10 @@ def test_the_commands_of_a_rehearsal():
         assert line.startswith("JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=3 ")
         assert f"--processes=2 --process={index} --config.seed=7" in line
         assert shlex.split(line)[-1] == "--config.quant.overrides=('it*=w8',)"
-    done = run(ROOT / "launch" / "cpu_pod.sh", "configs/base.py", "--processes=two")
+    done = run(ROOT / "launch" / "cpu_pod.sh", "digits_resnet20", "--processes=two")
     assert done.returncode == 2
     assert "must be positive numbers, not 'two'" in done.stderr
-    done = run(ROOT / "launch" / "cpu_pod.sh", "configs/base.py", "--workdir", "/r", "--dry-run")
+    done = run(ROOT / "launch" / "cpu_pod.sh", "digits_resnet20", "--workdir", "/r", "--dry-run")
     assert (done.returncode, done.stdout) == (2, "")
     assert "write --workdir=DIR" in done.stderr
 
@@ -491,8 +624,8 @@ def slurm(tmp_path):
 
 
 def test_a_job_of_several_tasks_is_one_game(slurm):
-    command = "python -m adadfq_jax quantize --config=configs/a.py --distributed --workdir=r"
-    words = ("quantize", "configs/a.py", "--workdir=r")
+    command = "python -m adadfq_jax quantize --config=digits_resnet20 --distributed --workdir=r"
+    words = ("quantize", "digits_resnet20", "--workdir=r")
     assert slurm(*words, SLURM_NTASKS="4") == (0, [command])
     assert slurm(*words) == (0, [command.replace("--distributed ", "")])
     assert slurm(*words, CODE="3") == (3, [command.replace("--distributed ", "")])
@@ -504,10 +637,27 @@ def test_a_job_of_several_tasks_is_one_game(slurm):
 
 
 def test_a_task_of_an_array_plays_a_sweeps_games(slurm):
-    words = ("sweep", "configs/a.py", "--workdir=r", "--grid=seed=0..3")
+    words = ("sweep", "digits_resnet20", "--workdir=r", "--grid=seed=0..3")
     assert slurm(*words, SLURM_NTASKS="4") == (
         0,
-        ["python -m adadfq_jax sweep --config=configs/a.py --workdir=r --grid=seed=0..3"],
+        ["python -m adadfq_jax sweep --config=digits_resnet20 --workdir=r --grid=seed=0..3"],
     )
-    assert slurm("evaluate", "configs/a.py")[0] == 2
+    assert slurm("evaluate", "digits_resnet20")[0] == 2
     assert slurm(*words, "--dry-run") == (0, [])
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["job", "dry_run"])
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["quantize", "digits_resnet20"], "quantize needs --workdir=DIR, on a disk that all nodes"),
+        (["sweep", "digits_resnet20", "--grid=seed=0..3"], "sweep needs --workdir=DIR"),
+        (["quantize", "digits", "--workdir=r"], "no configuration 'digits': known: base"),
+        (["quantize", "teacher", "--workdir=r", "--config.teacher.path=no.pth"], "file 'no.pth'"),
+    ],
+)
+def test_a_job_is_checked_before_an_environment_is_made(tmp_path, dry, argv, message):
+    done = run(ROOT / "launch" / "slurm.sbatch", *argv, *dry, ADADFQ_VENV=str(tmp_path / "venv"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert list(tmp_path.iterdir()) == []

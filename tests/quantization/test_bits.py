@@ -33,7 +33,7 @@ def test_bits_are_read(text, bits):
     assert parse_bits(text) == bits
 
 
-@pytest.mark.parametrize("text", ["", "4", "w4", "a4", "w4a", "a4w4", "W4A4", "w4a4 ", "w-1a4"])
+@pytest.mark.parametrize("text", ["", "4", "w4", "a4", "w4a", "a4w4", "w4a4 ", "w-1a4"])
 def test_malformed_bits_are_refused(text):
     with pytest.raises(ConfigError, match="written like w4a4"):
         parse_bits(text)

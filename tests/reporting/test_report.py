@@ -775,7 +775,7 @@ def _events(content):
 def test_without_a_package_the_command_to_install_it(run, capfd, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     assert main.run(["report", f"--workdir={run}", "--cache="]) == 2
-    assert "pip install '.[report]'" in capfd.readouterr().err
+    assert "./launch/local.sh --with=report" in capfd.readouterr().err
     assert not (run / "report.html").exists()
 
 

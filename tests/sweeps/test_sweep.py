@@ -12,7 +12,7 @@ import types
 
 import pytest
 
-from adadfq_jax.cli import main
+from adadfq_jax.cli import main, verbs
 from adadfq_jax.config.identity import to_json
 from adadfq_jax.errors import ConfigError, DivergedError, StoppedError, StorageError
 from adadfq_jax.sweeps import sweep
@@ -379,7 +379,22 @@ def test_the_exit_code_tells_of_a_diverged_game(command, tmp_path, played, capfd
     assert main.run([*command, "--grid=seed=0..2"]) == 3
     out, err = capfd.readouterr()
     assert "| games | teacher |" in out
-    assert "1 of 3 games diverged: seed1; the others are in the table." in err
+    assert "1 of 3 runs diverged: seed1; the others are in the table." in err
+
+
+@pytest.mark.parametrize(("argv", "bars"), [([], True), ([verbs.JOB], False)])
+def test_jobs_draw_no_bars_over_each_other(tmp_path, monkeypatch, argv, bars):
+    shown = []
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(
+        sweep.Sweep, "play", lambda self, stop, show_progress: shown.append(show_progress)
+    )
+    config = make_small_config()
+    save_teacher(TEACHER, tmp_path / "teacher.safetensors")
+    config.teacher.path = str(tmp_path / "teacher.safetensors")
+    given = types.SimpleNamespace(jobs=1, workdir=tmp_path / "sweep", argv=argv)
+    verbs._play_sweep(plan(config, "seed=0"), given)
+    assert shown == [bars]
 
 
 def test_a_run_under_the_name_of_a_game_is_not_taken_over(tmp_path):

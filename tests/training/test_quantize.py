@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -58,8 +59,8 @@ def assert_same_student(one, other):
 
 
 def stop_at(step):
-    """Asks to stop after so many dispatches."""
-    count = 0
+    """Asks to stop after so many dispatches; the first call is before them."""
+    count = -1
 
     def should_stop():
         nonlocal count
@@ -67,6 +68,17 @@ def stop_at(step):
         return signal.SIGTERM if count == step else None
 
     return should_stop
+
+
+def test_a_stop_while_a_run_prepares_is_one_before_it_begins(
+    small_config, teacher, tmp_path, monkeypatch
+):
+    cost = types.SimpleNamespace(to_text=lambda: "its cost")
+    monkeypatch.setattr(quantize, "estimate_cost", lambda *_: cost)
+    with pytest.raises(StoppedError, match="SIGTERM before the first step") as caught:
+        run(small_config, teacher, tmp_path / "run", should_stop=lambda: signal.SIGTERM)
+    assert caught.value.signal == signal.SIGTERM
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_the_seconds_of_a_run_are_those_of_all_of_it(small_config, teacher, monkeypatch):
@@ -140,9 +152,11 @@ def test_without_data_and_workdir(small_config, teacher, tmp_path, monkeypatch):
     assert student.result.healthiest_step in (6, 9, 12)
     assert 0 <= student.result.agreement <= 1
     assert list(tmp_path.iterdir()) == []
-    shown = student.result.to_text()
-    assert "not measured" in shown
-    assert f"(step {student.result.healthiest_step}, chosen without data" in shown
+    first, *others = student.result.to_text().splitlines()
+    assert first.startswith(f"agreement             {student.result.agreement:.2%} of generated")
+    shown = "\n".join(others)
+    assert shown.count("not measured") == 1
+    assert f"step {student.result.healthiest_step}, chosen without data" in shown
 
 
 @pytest.mark.parametrize("step", [1, 4, 10])
@@ -242,7 +256,7 @@ def test_divergence_names_the_term_and_keeps_the_last_good_checkpoint(
 ):
     small_config.student.learning_rate = 1e30
     small_config.checkpoint.every_steps = 1
-    with pytest.raises(DivergedError, match=r"the game diverged: \w+ is (nan|inf) at step \d+"):
+    with pytest.raises(DivergedError, match=r"the run diverged: \w+ is (nan|inf) at step \d+"):
         run(small_config, teacher, tmp_path)
     newest = load_student(tmp_path)
     assert newest.result is None

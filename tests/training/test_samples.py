@@ -29,6 +29,13 @@ def words_of(workdir, output, *argv, count=23):
     return [f"--workdir={workdir}", f"--output={output}", f"--count={count}", "--cache=", *argv]
 
 
+def test_what_the_teacher_says_of_the_labels_is_told(workdir, tmp_path, capfd):
+    assert sample(workdir, tmp_path / "images.npz") == 0
+    with np.load(tmp_path / "images.npz") as file:
+        shared = np.mean(file["logits"].argmax(-1) == file["y"])
+    assert f"the teacher gives {shared:.1%} of the images the class" in capfd.readouterr().out
+
+
 def sample(workdir, output, *argv, count=23):
     return main.run(["sample", *words_of(workdir, output, *argv, count=count)])
 
