@@ -1,11 +1,13 @@
-"""The size of a network: parameters, layers and multiplications."""
+"""The size of a network: parameters, layers, multiplications, bytes of packed codes."""
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from adadfq_jax.models.layers import QuantConv, QuantDense, both
 
@@ -51,3 +53,25 @@ def measure_network(module: nn.Module, image_size: int) -> Size:
         )
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
     return Size(parameters, len(counted), sum(counted))
+
+
+def packed_bytes(arrays: Mapping[str, np.ndarray], bits: Mapping[str, int] | None = None) -> int:
+    """Returns the bytes of a network's numbers, packed as the export format `integers` packs them.
+
+    A quantized kernel takes its bits for each weight, and a scale and a zero point in 32 bits for
+    each output channel; everything else takes 32 bits. What a file says of itself comes on top.
+
+    Args:
+      arrays: the variables, as `network.flatten` returns them.
+      bits: bit-widths by variable, such as `bits/stem_conv/weight`; None for those in `arrays`.
+    """
+    bits = arrays if bits is None else bits
+    total = 0
+    for name, array in arrays.items():
+        collection, _, rest = name.partition("/")
+        layer, _, kind = rest.rpartition("/")
+        if collection in ("params", "batch_stats"):
+            size = math.prod(np.shape(array))
+            width = bits.get(f"bits/{layer}/weight") if kind == "kernel" else None
+            total += 4 * size if width is None else -(-size * int(width) // 8) + 8 * array.shape[-1]
+    return total + 8 * sum(name.endswith("/activation") for name in bits)

@@ -10,6 +10,7 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from adadfq_jax.evaluation.health import Answers
+from adadfq_jax.models.pictures import draw_grid, side_by_side, to_png
 from adadfq_jax.reporting.drawing import (
     BLUE,
     GREEN,
@@ -22,7 +23,6 @@ from adadfq_jax.reporting.drawing import (
     one_panel,
 )
 from adadfq_jax.reporting.history import History
-from adadfq_jax.training.pictures import draw_grid, side_by_side, to_png
 
 _PHASE_COLOURS = {"calibration": "#e3ecf7", "warm-up": "#fbeedd", "play": "#ffffff"}
 _LOSSES = {

@@ -9,8 +9,8 @@ from adadfq_jax.evaluation import health
 from adadfq_jax.evaluation.accuracy import evaluate
 from adadfq_jax.game.state import GameState
 from adadfq_jax.game.step import Game
+from adadfq_jax.models import pictures
 from adadfq_jax.models.network import Teacher
-from adadfq_jax.training import pictures
 from adadfq_jax.training.held_out import generate, generator_batch_size, scoring_batch_size
 from adadfq_jax.training.student import student_of
 from adadfq_jax.training.watch import Record

@@ -36,6 +36,7 @@ class Result:
       seconds: wall time in seconds, compiling and measuring included.
       steps_per_second: steps over that time.
       devices, device_kind, jax_version: number and kind of devices, version of JAX.
+      class_names: names of the classes, where the evaluation images have some.
     """
 
     teacher_top1: float | None
@@ -69,14 +70,21 @@ class Result:
     devices: int
     device_kind: str
     jax_version: str
+    class_names: list[str] | None = None
 
     @property
     def on_devices(self) -> str:
         """Number and kind of the devices, such as "1 x cpu"."""
         return f"{self.devices} x {self.device_kind}"
 
-    def to_text(self) -> str:
-        """Returns a plain table."""
+    def headline(self) -> str:
+        """Returns the one number that says most, in words."""
+        if self.top1 is None:
+            return f"agreement {percent(self.agreement)} on generated images"
+        return f"top-1 {percent(self.top1)} (teacher {percent(self.teacher_top1)})"
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Returns the lines of the table: (name, value)."""
         bits = f"w{self.weight_bits}a{self.activation_bits}"
         if self.overrides:
             bits += f" ({', '.join(self.overrides)})"
@@ -86,7 +94,7 @@ class Result:
             best += f" (step {self.best_step}, chosen on these images)"
         healthiest += f" (step {self.healthiest_step}, chosen without data: --checkpoint=best)"
         calibrated = self._measured(self.calibrated_top1, self.calibrated_images)
-        rows = [
+        return [
             ("network", f"{self.architecture}, {bits}, seed {self.seed}"),
             ("teacher top-1", percent(self.teacher_top1)),
             ("calibrated only", calibrated),
@@ -96,7 +104,10 @@ class Result:
             ("agreement, generated", percent(self.agreement)),
             ("steps", f"{self.steps} at {self.steps_per_second:.1f} per second"),
         ]
-        return "\n".join(f"{name:<22}{value}" for name, value in rows)
+
+    def to_text(self) -> str:
+        """Returns a plain table."""
+        return "\n".join(f"{name:<22}{value}" for name, value in self.rows())
 
     def _measured(self, top1: float | None, images: int | None) -> str:
         fewer = images is not None and images != self.evaluation_images
@@ -114,8 +125,10 @@ def read_result(folder: Path) -> Result | None:
 
 
 def _of_json(written: dict[str, Any], path: Path) -> Result:
-    names = [field.name for field in dataclasses.fields(Result)]
-    if missing := [name for name in names if name not in written]:
+    fields = dataclasses.fields(Result)
+    names = [field.name for field in fields if field.name in written]
+    required = [field.name for field in fields if field.default is dataclasses.MISSING]
+    if missing := [name for name in required if name not in written]:
         raise ConfigError(
             f"{str(path)!r} is damaged, or of another version of adadfq: it has no "
             f"{', '.join(missing[:3])}."
