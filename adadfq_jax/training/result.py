@@ -1,12 +1,16 @@
 """The result of a run: the numbers of `result.json` by name, and as a table for people."""
 
 import dataclasses
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.evaluation.accuracy import percent
+from adadfq_jax.evaluation.usual import what_is_usual
 from adadfq_jax.training.workdir import RESULT, read_json
+
+_WIDTH = 100  # of a line, in characters
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,7 +111,9 @@ class Result:
 
     def to_text(self) -> str:
         """Returns a plain table."""
-        return "\n".join(f"{name:<22}{value}" for name, value in self.rows())
+        bits = f"w{self.weight_bits}a{self.activation_bits}"
+        usual = textwrap.wrap(what_is_usual(bits, self.agreement), _WIDTH)
+        return "\n".join([*(f"{name:<22}{value}" for name, value in self.rows()), "", *usual])
 
     def _measured(self, top1: float | None, images: int | None) -> str:
         fewer = images is not None and images != self.evaluation_images
