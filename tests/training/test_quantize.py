@@ -1,7 +1,10 @@
 """Runs: complete, resumed, killed, stopped, diverged, without data, without a workdir."""
 
+import base64
 import dataclasses
+import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from adadfq_jax.errors import (
     CheckpointError,
@@ -136,6 +140,21 @@ def test_without_data_and_workdir(small_config, teacher, tmp_path, monkeypatch):
     shown = student.result.to_text()
     assert "not measured" in shown
     assert f"(step {student.result.healthiest_step}, chosen without data" in shown
+    # A notebook's line and table, without the arrays; the images are the generator's.
+    line = repr(student)
+    assert line.startswith("Student(resnet8_cifar, w4a4, 10 classes, 8x8 pixels, ")
+    assert f"agreement {student.result.agreement:.2%} on generated images" in line
+    assert len(line) < 200
+    html = student._repr_html_()
+    assert "<th style='text-align:left'>steps</th>" in html
+    (picture,) = re.findall(r"data:image/png;base64,([^']+)", html)
+    width, height = Image.open(io.BytesIO(base64.b64decode(picture))).size
+    assert width > 5 * height >= 5 * 48
+    assert repr(student.teacher) == (
+        "Teacher(resnet8_cifar, full precision, 10 classes, 8x8 pixels, 303 kB)"
+    )
+    assert "of the teacher&#x27;s 303 kB" in html
+    assert "img" not in student.teacher._repr_html_()
 
 
 def test_data_do_not_change_the_student(small_config, teacher, data_path):
