@@ -38,7 +38,11 @@ MEASURED = (
     MeasuredRun(_CIFAR10, "w4a4", 0.811, None, 0.992),
     MeasuredRun(_CIFAR10, "w4a4", 0.784, None, 0.989),
     MeasuredRun(_CIFAR10, "w4a4", 0.787, None, 0.990),
+    MeasuredRun(_CIFAR10, "w4a4", 0.688, 0.317, 0.988),
     MeasuredRun(_DIGITS, "w3a3", 0.752, 0.433, 1.0),
+    MeasuredRun(_DIGITS, "w3a3", 0.793, 0.387, 1.0),
+    MeasuredRun(_DIGITS, "w3a3", 0.818, 0.413, 1.0),
+    MeasuredRun(_DIGITS, "w4a2", 0.524, None, 0.972),
 )
 
 
