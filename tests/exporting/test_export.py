@@ -23,6 +23,7 @@ from PIL import Image
 import adadfq_jax
 from adadfq_jax.assets import DIGITS_TEACHER, DIGITS_TEST
 from adadfq_jax.cli import main
+from adadfq_jax.cli.evaluate import Measured
 from adadfq_jax.data.load import load_dataset
 from adadfq_jax.errors import (
     CheckpointError,
@@ -752,6 +753,8 @@ def test_every_format_says_what_it_takes(named, tmp_path, name):
     assert model.class_names == tuple(described["class_names"])
     assert model.class_names[3] == "class 3"
     assert len(repr(model)) < 200
+    told = "RGB, shorter side 8, of which the centre 8x8; mean 0.5, 0.5, 0.5; std 0.25, 0.25, 0.25"
+    assert told in Measured(model, None, None, []).to_text() or name in ("s.safetensors", "s.pth")
     pixels = random.integers(0, 256, (4, SIZE, SIZE, 3), np.uint8)
     given_images = ((pixels / 255 - asked["mean"]) / asked["std"]).astype(np.float32)
     assert_close(model(given_images), np.asarray(model(pixels)))

@@ -25,9 +25,10 @@ from adadfq_jax.game import programs
 from adadfq_jax.models.network import flatten
 from adadfq_jax.teachers.load import save_teacher
 from adadfq_jax.training import quantize, watch
+from adadfq_jax.training.result import read_result
 from adadfq_jax.training.student import load_student
 from tests import ROOT
-from tests.conftest import make_teacher
+from tests.conftest import make_result, make_teacher
 
 TOTAL = 12  # steps of `small_config`
 
@@ -155,6 +156,21 @@ def test_without_data_and_workdir(small_config, teacher, tmp_path, monkeypatch):
     )
     assert "of the teacher&#x27;s 303 kB" in html
     assert "img" not in student.teacher._repr_html_()
+
+
+def test_a_result_without_class_names_is_read_and_one_without_numbers_is_not(tmp_path):
+    """The names were added later; what else is missing was lost."""
+    fields = dataclasses.asdict(make_result(class_names=["ant", "bee"]))
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(fields))
+    assert read_result(tmp_path).class_names == ["ant", "bee"]
+    del fields["class_names"]
+    path.write_text(json.dumps(fields))
+    assert read_result(tmp_path).class_names is None
+    del fields["health"]
+    path.write_text(json.dumps(fields))
+    with pytest.raises(ConfigError, match="has no health"):
+        read_result(tmp_path)
 
 
 def test_data_do_not_change_the_student(small_config, teacher, data_path):
