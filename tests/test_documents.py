@@ -79,8 +79,8 @@ def test_the_notebook_snippet_runs_and_leaves_no_file(tmp_path):
         [sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, timeout=1200
     )
     assert finished.returncode == 0, finished.stderr
-    teacher, student = map(float, finished.stdout.split()[-2:])
-    assert teacher > 0.97
+    calibrated, student = map(float, finished.stdout.split()[-2:])
+    assert calibrated < 0.6
     assert student > 0.9
     assert list(tmp_path.iterdir()) == []
 

@@ -17,10 +17,9 @@ _EXTRAS = ("export", "report")
 
 def ending(student: Student, workdir: str) -> str:
     """Returns the end of a run: what was measured first, then sizes, files and next commands."""
-    rows = [("size", _size(student)), ("files", workdir)]
-    table = "\n".join(f"{name:<22}{value}" for name, value in rows)
+    result = student.result.to_text([("size", _size(student)), ("files", workdir)])
     commands = "\n".join(f"  {command}" for command in next_commands(student, workdir))
-    return f"{student.result.to_text()}\n{table}\n\nnext:\n{commands}"
+    return f"{result}\n\nnext:\n{commands}"
 
 
 def _size(student: Student) -> str:

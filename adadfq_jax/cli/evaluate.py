@@ -12,6 +12,7 @@ from adadfq_jax.data.dataset import Dataset, check_fits
 from adadfq_jax.data.load import load_dataset
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.evaluation import accuracy
+from adadfq_jax.exporting.contract import input_in_words
 from adadfq_jax.exporting.description import read_about
 from adadfq_jax.exporting.load import ExportedModel, load_exported
 from adadfq_jax.models.network import Network, Student, Teacher
@@ -51,6 +52,8 @@ class Measured:
     def to_text(self) -> str:
         """Returns tables for a person."""
         parts = [f"{'network':<22}{_described(self.network)}"]
+        if not isinstance(self.network, Teacher | Student):
+            parts.append(f"{'input':<22}{input_in_words(self.network)}")
         if self.dataset is not None:
             parts += [
                 f"{'images':<22}{len(self.dataset)} of {self.dataset.name}",

@@ -238,6 +238,25 @@ _TABLE = (
 FIELDS: dict[str, Field] = {field.name: field for field in _TABLE}
 
 
+class Config(ml_collections.ConfigDict):
+    """A configuration, or a section of one, that a person can read and is told of slips in."""
+
+    def __repr__(self) -> str:
+        shown = {
+            name: "left open" if value is None else repr(value)
+            for name, value in flatten(self.to_dict()).items()
+        }
+        return "\n".join(f"{name:<28}{value}" for name, value in shown.items())
+
+    __str__ = __repr__
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self.is_locked and name not in self:
+            # The library's message puts its hint behind all fields and their values.
+            raise AttributeError(f"there is no field {name!r}: {nearest(name, FIELDS)}")
+        super().__setattr__(name, value)
+
+
 def find_field(name: str) -> Field:
     """Returns a field by its dotted name.
 
@@ -256,7 +275,7 @@ def filled_by(*fillers: Filler) -> tuple[str, ...]:
 
 def default_config(
     bits: str | None = None, *, weight_bits: int | None = None, activation_bits: int | None = None
-) -> ml_collections.ConfigDict:
+) -> Config:
     """Returns the complete configuration, locked: fields can be set but not added.
 
     Args:
@@ -269,11 +288,11 @@ def default_config(
     """
     if bits:
         weight_bits, activation_bits = parse_bits(bits)
-    config = ml_collections.ConfigDict()
+    config = Config()
     for name, field in FIELDS.items():
         section, _, last = name.rpartition(".")
         if section and section not in config:
-            config[section] = ml_collections.ConfigDict()
+            config[section] = Config()
         part = config[section] if section else config
         part[last] = _open(field) if field.default is None else field.default
     if weight_bits is not None:

@@ -214,6 +214,13 @@ def check_fits(dataset: Dataset, network: Any) -> None:
             f"{dataset.name} has {len(names)} classes ({shortened(names)}), but the teacher has "
             f"{network.classes}{_advised(dataset)}."
         )
+    known = getattr(network, "class_names", None)
+    if names and known and names != tuple(known) and sorted(names) == sorted(known):
+        place = next(index for index, name in enumerate(known) if names[index] != name)
+        raise DataError(
+            f"{dataset.name} has the network's classes in another order: class {place} is "
+            f"{names[place]!r}, and of the network {known[place]!r}{_advised(dataset)}."
+        )
     if dataset.labels is not None:
         check_labels(dataset, dataset.labels, network)
     if dataset.encoded:

@@ -103,6 +103,15 @@ def _warn_of_transparency() -> None:
     )
 
 
+def shorter_side(size: int) -> int:
+    """Returns the pixels that the shorter side of an image gets before its centre is cut out.
+
+    Args:
+      size: side of the network's images in pixels.
+    """
+    return size if size <= _WHOLE else round(size * 256 / 224)
+
+
 def fit(image: np.ndarray, size: int) -> np.ndarray:
     """Resizes and crops an image to a network's size.
 
@@ -121,7 +130,7 @@ def fit(image: np.ndarray, size: int) -> np.ndarray:
     height, width, _ = image.shape
     if height == width == size:
         return image
-    shorter = size if size <= _WHOLE else round(size * 256 / 224)
+    shorter = shorter_side(size)
     if height < width:
         height, width = shorter, int(shorter * width / height)
     else:

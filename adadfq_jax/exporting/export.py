@@ -1,6 +1,7 @@
 """Writing a student to a file, after proving that the file is the student."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ def export(
     fold_norms: bool = False,
     raw_pixels: bool = False,
     images: np.ndarray | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> Report:
     """Writes a student to a file, after proving that the file is the student.
 
@@ -41,6 +43,8 @@ def export(
       raw_pixels: for ONNX, whether the model takes pixels in [0, 255], or normalised images.
       images: what to compare on, (N, H, W, 3), uint8 or normalised; by default 256 images that the
         student's own generator makes, or, for a teacher, noise.
+      class_names: names that the file gives the classes, in the order of the logits; by default
+        those of the images that the run was measured on, where they have any.
 
     Returns:
       What was compared, and the sizes.
@@ -71,6 +75,13 @@ def export(
     side = student.image_size
     if not len(images) or images.shape[1:] != (side, side, 3):
         raise ConfigError(f"images must be (N, {side}, {side}, 3), not {images.shape}.")
+    if class_names is not None:
+        if len(class_names) != student.classes:
+            raise ConfigError(
+                f"class_names must be {student.classes} names, one of each class, not "
+                f"{len(class_names)}."
+            )
+        student = dataclasses.replace(student, class_names=tuple(class_names))
     require(format)
     network = take_apart(student)
     content = _content(network, student, format, fold_norms, raw_pixels)
@@ -139,6 +150,8 @@ def _content(
     }
     if isinstance(student, Student):
         result = student.result and dataclasses.asdict(student.result)
+        if result:
+            del result["class_names"]  # which stand beside the input
         about |= {"student": student.digest, "step": student.step, "result": result}
     # Each format's library is imported with it.
     match format:

@@ -13,9 +13,10 @@ Tensors, by the layers' names (`stage1_block1/conv1`):
 
 Under the metadata key `adadfq_integers` stands one JSON string: format (a number that grows with
 the layout; of 1, another graph of the same networks is read too), architecture, classes,
-image_size, mean, std, bits (of layers and activations), shapes (of kernels), graph ([op, name,
-inputs, attributes] in order of computation), about (whoever made it: versions, the digests of
-teacher and student, the step, the run's result) and checksum, the SHA-256 of all the rest.
+image_size, mean, std, input and class_names (`contract.py`), bits (of layers and activations),
+shapes (of kernels), graph ([op, name, inputs, attributes] in order of computation), about (whoever
+made it: versions, the digests of teacher and student, the step, the run's result) and checksum, the
+SHA-256 of all the rest.
 `numpy_reader.py` is a whole program that runs such a file.
 """
 
@@ -29,6 +30,7 @@ import safetensors
 import safetensors.numpy
 
 from adadfq_jax.errors import AdaDFQError, ExportError
+from adadfq_jax.exporting.contract import check_input, describe_input, read_names
 from adadfq_jax.exporting.description import INTEGERS_KEY, read_description
 from adadfq_jax.exporting.quantized import Activation, Norm, QuantizedNetwork, Weights
 from adadfq_jax.models import registry
@@ -38,6 +40,7 @@ from adadfq_jax.models.tracing import trace
 from adadfq_jax.storage.digests import checksum
 
 FORMAT = 2
+LAYOUT = "NHWC"  # of the images that the graph takes
 _NORM = ("scale", "bias", "mean", "variance")
 
 
@@ -94,6 +97,7 @@ def to_bytes(network: QuantizedNetwork, about: dict[str, Any]) -> bytes:
         "shapes": {name: list(part.codes.shape) for name, part in network.weights.items()},
         "graph": to_json(network.nodes),
         "about": about,
+        **describe_input(network, LAYOUT),
     }
     described["checksum"] = checksum(described, arrays)
     return safetensors.numpy.save(arrays, {INTEGERS_KEY: json.dumps(described, sort_keys=True)})
@@ -114,9 +118,11 @@ def read(path: Path) -> QuantizedNetwork:
         raise ExportError(f"{name} is not a readable safetensors file: {error}.") from error
     described = read_description(name, text, FORMAT, lambda rest: checksum(rest, arrays))
     try:
-        return _network(described, arrays)
+        network = _network(described, arrays)
     except (AdaDFQError, KeyError, ValueError, TypeError) as error:
         raise ExportError(f"{name} does not hold a network that is known: {error}.") from error
+    check_input(name, described, describe_input(network, LAYOUT))
+    return network
 
 
 def _network(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> QuantizedNetwork:
@@ -156,4 +162,5 @@ def _network(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> Quanti
             for node in nodes
             if OPERATIONS[node.op].activation
         },
+        class_names=read_names(described),
     )

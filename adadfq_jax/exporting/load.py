@@ -1,7 +1,7 @@
 """Opening an exported file, by what its suffix says; and what each format needs installed."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from adadfq_jax.config.fields import FORMAT_BY_SUFFIX
 from adadfq_jax.errors import ExportError, install_command
-from adadfq_jax.exporting import integers
+from adadfq_jax.exporting import contract, integers
 from adadfq_jax.models.network import Network, normalize
 from adadfq_jax.storage.files import on_a_disk
 
@@ -29,12 +29,12 @@ def require(format: str) -> None:
         pytorch.require()
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ExportedModel:
     """An exported file that can be called and measured as the network that it came from.
 
     Attributes:
-      architecture, classes, image_size, mean, std: as in `Network`.
+      architecture, classes, image_size, mean, std, class_names: as in `Network`.
       answer: maps normalised float32 images (B, H, W, 3) to logits (B, classes).
     """
 
@@ -44,6 +44,12 @@ class ExportedModel:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     answer: Callable[[np.ndarray], np.ndarray]
+    class_names: tuple[str, ...] | None = None
+
+    def __repr__(self) -> str:
+        """One line without functions, for a notebook."""
+        side = self.image_size
+        return f"ExportedModel({self.architecture}, {self.classes} classes, {side}x{side} pixels)"
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Classifies images: uint8 pixels, or floats that are already normalised."""
@@ -79,7 +85,9 @@ def load_exported(path: str | Path) -> Network | ExportedModel:
             from adadfq_jax.exporting import stablehlo
 
             described, program = stablehlo.read(path)
-            return _model(described, lambda images: np.asarray(program.call(images)))
+            model = _model(described, lambda images: np.asarray(program.call(images)))
+            expected = contract.describe_input(model, stablehlo.LAYOUT)
+            return _checked(path, model, described, expected, program.in_avals[0].shape[1:])
         case "pytorch":
             from adadfq_jax.exporting import pytorch
 
@@ -123,7 +131,9 @@ def _load_onnx(path: Path) -> ExportedModel:
         (logits,) = session.run(None, {onnx_qdq.INPUT: images.transpose(0, 3, 1, 2)})
         return logits
 
-    return _model(described, answer)
+    model = _model(described, answer)
+    expected = contract.describe_input(model, onnx_qdq.LAYOUT, described["raw_pixels"])
+    return _checked(path, model, described, expected, session.get_inputs()[0].shape[1:])
 
 
 def _model(described: dict[str, Any], answer: Callable[[np.ndarray], np.ndarray]) -> ExportedModel:
@@ -134,4 +144,33 @@ def _model(described: dict[str, Any], answer: Callable[[np.ndarray], np.ndarray]
         mean=tuple(described["mean"]),
         std=tuple(described["std"]),
         answer=answer,
+        class_names=contract.read_names(described),
     )
+
+
+def _checked(
+    path: Path,
+    model: ExportedModel,
+    described: dict[str, Any],
+    expected: dict[str, Any],
+    taken: Sequence[int],
+) -> ExportedModel:
+    """Returns a model after comparing what its file says of the input with what the file takes.
+
+    Args:
+      path: the file.
+      model: it.
+      described: what the file says of itself.
+      expected: of `contract.describe_input`.
+      taken: shape of one input that the program in the file takes.
+
+    Raises:
+      ExportError: the file says something else.
+    """
+    contract.check_input(repr(str(path)), described, expected)
+    said = contract.input_shape(described)
+    if said not in (None, tuple(taken)):
+        raise ExportError(
+            f"{str(path)!r} says that its input is {said}, but its program takes {tuple(taken)}."
+        )
+    return model

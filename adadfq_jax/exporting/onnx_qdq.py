@@ -14,6 +14,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from adadfq_jax.errors import ExportError
+from adadfq_jax.exporting.contract import describe_input
 from adadfq_jax.exporting.description import ONNX_KEY, read_description
 from adadfq_jax.exporting.onnx_operations import WRITERS
 from adadfq_jax.exporting.onnx_writer import Writer
@@ -23,6 +24,7 @@ from adadfq_jax.storage.digests import checksum
 
 FORMAT = 1
 OUTPUT = "logits"
+LAYOUT = "NCHW"
 _OPSET, _OPSET_UINT4 = 13, 21
 
 
@@ -77,6 +79,7 @@ def build(
         "std": list(network.std),
         "raw_pixels": raw_pixels,
         "about": about,
+        **describe_input(network, LAYOUT, raw_pixels),
     }
     described["checksum"] = _checksum(described, model)
     helper.set_model_props(model, {ONNX_KEY: json.dumps(described, sort_keys=True)})

@@ -7,7 +7,8 @@ activations   {our name of the activation: {minimum, maximum, bits}}; which modu
               the name, `stage1_block2/relu1`
 weight_bits   {PyTorch's name of the kernel: bits}
 checksum      SHA-256 of the rest
-about         input space, versions, digests of teacher and student, the step, the run's result
+about         input space, `input` and `class_names` (`contract.py`), versions, digests of teacher
+              and student, the step, the run's result
 """
 
 import io
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from adadfq_jax.errors import AdaDFQError, ExportError, install_command
+from adadfq_jax.exporting.contract import check_input, describe_input, read_names
 from adadfq_jax.exporting.description import refuse_newer
 from adadfq_jax.exporting.quantized import QuantizedNetwork
 from adadfq_jax.models import registry
@@ -28,6 +30,7 @@ from adadfq_jax.teachers.recognition import recognise
 from adadfq_jax.teachers.to_flax import fit, to_pytorch, variable_shapes
 
 FORMAT = 1
+LAYOUT = "NCHW"
 
 
 def to_bytes(network: QuantizedNetwork, about: dict[str, Any], code: str | None) -> bytes:
@@ -76,6 +79,7 @@ def to_bytes(network: QuantizedNetwork, about: dict[str, Any], code: str | None)
             "mean": list(network.mean),
             "std": list(network.std),
         }
+        | describe_input(network, LAYOUT)
         | ({} if network.graph is None else {"graph": network.graph}),
     }
     content = io.BytesIO()
@@ -128,18 +132,21 @@ def read(path: Path) -> Network:
                 ("ranges", "maximum", np.float32(activation["maximum"])),
             )
         }
-        return Network(
+        network = Network(
             architecture=architecture,
             module=module,
             variables=variables | unflatten(activations),
             image_size=size,
             mean=tuple(about["mean"]),
             std=tuple(about["std"]),
+            class_names=read_names(about),
         )
     except ExportError:
         raise
     except (AdaDFQError, AttributeError, KeyError, TypeError) as error:
         raise ExportError(f"{name} does not hold a network that is known: {error}.") from error
+    check_input(name, about, describe_input(network, LAYOUT))
+    return network
 
 
 def require() -> Any:

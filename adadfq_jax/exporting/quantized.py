@@ -85,7 +85,7 @@ class QuantizedNetwork:
     """All that a file needs to hold to be the student.
 
     Attributes:
-      architecture, image_size, mean, std: as in `Network`.
+      architecture, image_size, mean, std, class_names: as in `Network`.
       classes: number of classes C.
       module: the linen module of teacher and student.
       nodes: the operations.
@@ -102,6 +102,7 @@ class QuantizedNetwork:
     weights: dict[str, Weights]
     norms: dict[str, Norm]
     activations: dict[str, Activation]
+    class_names: tuple[str, ...] | None = None
 
     @property
     def graph(self) -> list[Any] | None:
@@ -133,6 +134,7 @@ class QuantizedNetwork:
             image_size=self.image_size,
             mean=self.mean,
             std=self.std,
+            class_names=self.class_names,
         )
 
 
@@ -185,6 +187,7 @@ def take_apart(student: Network) -> QuantizedNetwork:
         weights=weights,
         norms=norms,
         activations=activations,
+        class_names=student.class_names,
     )
 
 

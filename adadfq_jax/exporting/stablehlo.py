@@ -18,12 +18,14 @@ import jax.export
 import jax.numpy as jnp
 
 from adadfq_jax.errors import ExportError
+from adadfq_jax.exporting.contract import describe_input
 from adadfq_jax.exporting.description import STABLEHLO_ENTRY, refuse_newer
 from adadfq_jax.exporting.quantized import QuantizedNetwork
 from adadfq_jax.models.network import flatten, unflatten
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 FORMAT = 1
+LAYOUT = "NHWC"
 _PROGRAM = "model.stablehlo"
 _MOST_BITS_OF_INT4 = 4
 
@@ -69,6 +71,7 @@ def to_bytes(network: QuantizedNetwork, about: dict[str, Any]) -> bytes:
         "mean": list(network.mean),
         "std": list(network.std),
         "about": about,
+        **describe_input(network, LAYOUT),
     }
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as file:

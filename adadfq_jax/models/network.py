@@ -12,11 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from adadfq_jax.errors import ConfigError, TeacherError
+from adadfq_jax.models import display, pictures
+from adadfq_jax.models.size import packed_bytes
 from adadfq_jax.quantization import ranges
 from adadfq_jax.storage.digests import digest
 
+# A notebook shows this many images, of different classes, chosen from so many.
+_SHOWN, _SHOWN_OF = 10, 64
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Network:
     """A classifier that can be called on images.
 
@@ -26,6 +31,7 @@ class Network:
       variables: the module's collections; see `layers`.
       image_size: side of the images in pixels.
       mean, std: normalisation per channel of pixels in [0, 1].
+      class_names: names of the classes in the order of the logits; None where they are unknown.
     """
 
     architecture: str
@@ -34,11 +40,30 @@ class Network:
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    class_names: tuple[str, ...] | None = None
 
     @property
     def classes(self) -> int:
         """The number of classes C."""
         return self.module.classes
+
+    def __repr__(self) -> str:
+        """One line without arrays, for a notebook."""
+        return f"{type(self).__name__}({', '.join(value for _, value in self.described())})"
+
+    def _repr_html_(self) -> str:
+        return display.as_html(type(self).__name__, self.described())
+
+    def described(self) -> list[tuple[str, str]]:
+        """Returns what a person wants to know of the network at a glance: (name, value)."""
+        side, arrays = self.image_size, flatten(self.variables)
+        return [
+            ("network", self.architecture),
+            ("bits", display.bits_in_words(arrays)),
+            ("classes", f"{self.classes} classes"),
+            ("images", f"{side}x{side} pixels"),
+            ("size", display.kilobytes(packed_bytes(arrays))),
+        ]
 
     @functools.cached_property
     def digest(self) -> str:
@@ -110,7 +135,7 @@ def kernel_range(arrays: Mapping[str, np.ndarray], layer: str) -> tuple[np.ndarr
     return tuple(map(np.asarray, ranges.weight_range(arrays[f"params/{layer}/kernel"])))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Teacher(Network):
     """The frozen full-precision classifier P, with collections `params` and `batch_stats`.
 
@@ -138,7 +163,7 @@ class Teacher(Network):
             )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Student(Network):
     """The quantized classifier Q: collections `params`, `batch_stats`, `bits` and `ranges`.
 
@@ -154,3 +179,21 @@ class Student(Network):
     teacher: Teacher
     step: int | None = None
     draw: Callable[[int], tuple[np.ndarray, np.ndarray]] | None = None
+
+    def described(self) -> list[tuple[str, str]]:
+        """As of any network, with the teacher's size and what was measured first of all."""
+        *rows, (name, size) = super().described()
+        teacher = display.kilobytes(packed_bytes(flatten(self.teacher.variables)))
+        rows.append((name, f"{size} of the teacher's {teacher}"))
+        return rows + ([] if self.result is None else [("measured", self.result.headline())])
+
+    def _repr_html_(self) -> str:
+        shown = []
+        if self.draw is not None:
+            images, labels = self.draw(_SHOWN_OF)
+            _, first = np.unique(labels, return_index=True)
+            strip = pictures.draw_strip(images[first[:_SHOWN]], self.mean, self.std)
+            shown = [("images that the generator makes, one of each class", strip)]
+        rows = self.described() if self.result is None else self.described()[:-1]
+        rows += [] if self.result is None else self.result.rows()[1:]
+        return display.as_html("Student", rows, shown)

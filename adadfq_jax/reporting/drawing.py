@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from adadfq_jax.training.pictures import SOFTWARE
+from adadfq_jax.models.pictures import SOFTWARE
 
 # Width in inches and resolution: as wide as a phone's screen, so that text stays readable there.
 _WIDTH, _RESOLUTION = 4.6, 160

@@ -1,8 +1,8 @@
 """The findings of a run's report: sentences that fixed rules derive from the run's numbers.
 
-Measured accuracy has the last word. What generated images suggest is a problem only if accuracy is
-unknown or was lost; if the student has kept the teacher's accuracy, it is a note. A rule that gives
-advice also checks the numbers that could contradict the advice.
+Measured accuracy has the last word. What generated images suggest is a problem only if accuracy was
+lost, or if nobody knows it and the agreement is not known to be usual; otherwise it is a note. A
+rule that gives advice also checks the numbers that could contradict the advice.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from adadfq_jax.evaluation.statistics import StatisticsCheck
+from adadfq_jax.evaluation.usual import usual_runs, what_is_usual
 from adadfq_jax.reporting.layer_errors import QuantizedActivation, QuantizedWeight
 
 PROBLEM, NOTE, GOOD = "problem", "note", "good"
@@ -21,6 +22,8 @@ _MOST_OUTSIDE = 0.25
 # For methods without a margin: above this mean H', the networks agree on nearly every image.
 _HIGHEST_H_PRIME = 0.9
 _LEAST_AGREEMENT, _HIGH_AGREEMENT = 0.5, 0.9
+# Agreement of a few runs does not reach as far as that of many would.
+_USUAL_SPREAD = 0.1
 # Top-1 of single evaluations fluctuates by this much.
 _USUAL_FALL = 0.01
 _MOST_LOST = 0.05
@@ -51,6 +54,7 @@ class Facts:
     """The numbers that the rules use.
 
     Attributes:
+      bits: bit-widths such as `w4a4`.
       steps, total_steps: steps taken, and steps of the whole schedule.
       diverged: the message of a sweep's game that diverged; None where it did not.
       not_finite: for each metric that was infinite or not a number, the first such step.
@@ -74,6 +78,7 @@ class Facts:
       weights, activations: errors of the quantizers, by layer.
     """
 
+    bits: str
     steps: int
     total_steps: int
     diverged: str | None
@@ -110,6 +115,19 @@ class Facts:
         return known and self.teacher_top1 - self.top1 <= _MOST_LOST
 
     @property
+    def fine(self) -> bool:
+        """Whether accuracy was kept, or, where nobody knows, agreement is as usual."""
+        if self.top1 is None:
+            return bool(usual_runs(self.bits)) and not self.unusual
+        return self.kept
+
+    @property
+    def unusual(self) -> bool:
+        """Whether nearly no run at this bit-width agrees as little, where enough were measured."""
+        known = [run.agreement for run in usual_runs(self.bits)]
+        return self.agreement < (min(known) - _USUAL_SPREAD if known else _LEAST_AGREEMENT)
+
+    @property
     def settled(self) -> bool:
         """Whether the ranges are known to have hardly moved in the last epoch of calibration."""
         return self.range_change is not None and self.range_change <= _MOST_RANGE_CHANGE
@@ -128,6 +146,44 @@ def find(facts: Facts) -> list[Finding]:
     if not any(finding.level == PROBLEM for finding in found):
         found.append(Finding(GOOD, "Nothing else was found wrong by the rules of this report."))
     return sorted(found, key=lambda finding: (PROBLEM, NOTE, GOOD).index(finding.level))
+
+
+def verdict(facts: Facts, found: Sequence[Finding]) -> Finding:
+    """Returns the one sentence that a reader in a hurry needs, with its level.
+
+    Args:
+      facts: the run's numbers.
+      found: of `find`.
+    """
+    if facts.diverged:
+        return Finding(PROBLEM, "The run diverged: its student is of no use.")
+    if facts.steps < facts.total_steps:
+        return Finding(
+            PROBLEM, f"The run is not finished: {facts.steps} of {facts.total_steps} steps."
+        )
+    if facts.top1 is None:
+        problems = sum(finding.level == PROBLEM for finding in found)
+        if problems:
+            what = "a problem was" if problems == 1 else f"{problems} problems were"
+            return Finding(PROBLEM, f"Accuracy is not known, and {what} found.")
+        how = "less than usual" if facts.unusual else "as usual" if usual_runs(facts.bits) else ""
+        return Finding(
+            NOTE,
+            "Accuracy is not known, and nothing speaks against the student: it agrees with the "
+            f"teacher on {facts.agreement:.1%} of the generated images"
+            + (f", {how} at {facts.bits}." if how else "."),
+        )
+    if facts.teacher_top1 is None:
+        return Finding(NOTE, f"The student is right on {facts.top1:.2%} of the evaluation images.")
+    text = f"The student is right on {facts.top1:.2%} of the images, the teacher on "
+    text += f"{facts.teacher_top1:.2%}"
+    harmed = facts.best_top1 is not None and facts.best_top1 - facts.top1 > _USUAL_FALL
+    if harmed:
+        text += f"; at step {facts.best_step} it was better, with {facts.best_top1:.2%}"
+    if facts.kept:
+        return Finding(NOTE if harmed else GOOD, f"{text}: accuracy is kept.")
+    lost = 100 * (facts.teacher_top1 - facts.top1)
+    return Finding(PROBLEM, f"{text}: {lost:.1f} points are lost.")
 
 
 def _whether_it_ended(facts: Facts) -> Iterator[Finding]:
@@ -152,9 +208,12 @@ def _teacher(facts: Facts) -> Iterator[Finding]:
     check = StatisticsCheck(facts.statistics)
     if check.unusual:
         # Only a note where the teacher's accuracy was measured, since that says more.
+        known = facts.teacher_top1 is not None
+        unless = f", unless {facts.teacher_top1:.2%} is its known accuracy" if known else ""
         yield Finding(
-            NOTE if facts.teacher_top1 is not None else PROBLEM,
-            f"The teacher may have been read as another network than it is: {check.sentence}.",
+            NOTE if known else PROBLEM,
+            f"The teacher may have been read as another network than it is{unless}: "
+            f"{check.sentence}.",
         )
 
 
@@ -178,10 +237,10 @@ def _ranges(facts: Facts) -> Iterator[Finding]:
     if clipped and not facts.clips_on_purpose:
         worst = max(clipped, key=lambda layer: layer.clipped)
         if facts.settled:
-            serious = worst.clipped > _FAR_TOO_MUCH_CLIPPED and not facts.kept
+            serious = worst.clipped > _FAR_TOO_MUCH_CLIPPED and not facts.fine
             why = "the generator's images now reach further than those of calibration"
         else:
-            serious, why = not facts.kept, "calibrate longer"
+            serious, why = not facts.fine, "calibrate longer"
         yield Finding(
             PROBLEM if serious else NOTE,
             f"{len(clipped)} of {len(facts.activations)} activations clip more than "
@@ -214,14 +273,14 @@ def _margin(facts: Facts) -> Iterator[Finding]:
     above = sum(value > upper for value in values) / len(values)
     if below > _MOST_OUTSIDE:
         yield Finding(
-            NOTE if facts.kept else PROBLEM,
+            NOTE if facts.fine else PROBLEM,
             f"H' is below lambda_l = {lower:g} for {below:.0%} of the held-out images, too hard "
             "for the student: use more bits, train longer, or raise lambda_l.",
         )
     if above > _MOST_OUTSIDE:
         # No problem if the student has learned all there is to learn.
         yield Finding(
-            NOTE if facts.kept or facts.agreement >= _HIGH_AGREEMENT else PROBLEM,
+            NOTE if facts.fine or facts.agreement >= _HIGH_AGREEMENT else PROBLEM,
             f"H' is above lambda_u = {upper:g} for {above:.0%} of the held-out images: teacher and "
             "student agree on them, and little is left to learn from them.",
         )
@@ -242,7 +301,7 @@ def _what_play_brought(facts: Facts) -> Iterator[Finding]:
             f"{len(facts.student_milestones)} milestones before the student first learned, after "
             f"epoch {facts.warmup_epochs}: set student.milestones later.",
         )
-    if facts.agreement < _LEAST_AGREEMENT:
+    if facts.unusual:
         yield Finding(
             NOTE if facts.kept else PROBLEM,
             f"Teacher and student agree on only {facts.agreement:.1%} of the held-out images: "
@@ -285,8 +344,8 @@ def _what_play_brought(facts: Facts) -> Iterator[Finding]:
     if facts.top1 is None:
         yield Finding(
             NOTE,
-            "Accuracy is not measured, for the run had no evaluation images; agreement with the "
-            "teacher is all that is known.",
+            "Accuracy is not measured, for the run had no evaluation images. "
+            + what_is_usual(facts.bits, facts.agreement),
         )
         return
     if facts.teacher_top1 is not None and facts.teacher_top1 - facts.top1 > _MOST_LOST:
@@ -328,7 +387,7 @@ def _layers(facts: Facts) -> Iterator[Finding]:
         worst = max(dead, key=lambda layer: layer.dead / 2**layer.bits)
         many = worst.dead > _FAR_TOO_MUCH_DEAD * 2**worst.bits
         yield Finding(
-            PROBLEM if many and not facts.kept else NOTE,
+            PROBLEM if many and not facts.fine else NOTE,
             f"{len(dead)} of {len(facts.activations)} activations leave more than "
             f"{_MOST_DEAD:.0%} of their codes unused, {worst.name} most ({worst.dead} of "
             f"{2**worst.bits}): the range is wider than the values in it.",

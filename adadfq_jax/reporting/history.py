@@ -66,6 +66,7 @@ def read_history(workdir: Path) -> History:
             finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
             measured = {name: finite.get(name) for name in _EVALUATED}
             measured["h_prime_histogram"] = record.get("h_prime_histogram")
+            measured["class_top1"] = record.get("class_top1")
             evaluations.append({"step": step} | measured)
         elif isinstance(phase := record.get("phase"), str):
             rate = numbers.pop("steps_per_second", math.nan)

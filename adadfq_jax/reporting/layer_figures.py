@@ -8,6 +8,7 @@ from adadfq_jax.reporting.diagnosis import Coverage, LayerCost
 from adadfq_jax.reporting.drawing import BLUE, GREEN, GREY, ORANGE, Drawing, blank, drawn, one_panel
 from adadfq_jax.reporting.layer_errors import QuantizedActivation, QuantizedWeight
 
+_SHORTEST_AXIS = 5  # percent
 _FAMILIES = (ORANGE, BLUE, GREEN, GREY)
 
 
@@ -43,12 +44,21 @@ def sqnr(kind: str, layers: Sequence[QuantizedWeight | QuantizedActivation]) -> 
 
 
 def layer_costs(costs: Sequence[LayerCost]) -> Drawing:
-    """Draws the cost of every layer's bits; `costs` are in the network's order."""
+    """Draws the cost of every layer's bits; `costs` are in the network's order.
+
+    A bar that is much longer to the left than any is to the right is cut, and its number stands
+    at its end, because it would leave no room for the others.
+    """
     figure, axes = one_panel(0.17 * len(costs) + 1.0)
     places = np.arange(len(costs))
+    percents = np.array([100 * layer.cost for layer in costs])
+    least = -max(percents.max(initial=0), _SHORTEST_AXIS)
     for kind, colour in (("activation", BLUE), ("weight", ORANGE)):
         chosen = [place for place, layer in enumerate(costs) if layer.kind == kind]
-        axes.barh(chosen, [100 * costs[place].cost for place in chosen], color=colour, label=kind)
+        axes.barh(chosen, np.maximum(percents[chosen], least), color=colour, label=kind)
+    for place in np.flatnonzero(percents < least):
+        text = f" ◂ {percents[place]:.0f} %"
+        axes.annotate(text, (least, place), va="center", fontsize=7, color="white")
     axes.set_yticks(places, [f"{layer.name} ({layer.bits} bit)" for layer in costs], fontsize=7)
     axes.invert_yaxis()
     axes.margins(y=0.01)

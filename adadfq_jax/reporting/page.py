@@ -12,7 +12,8 @@ from adadfq_jax.reporting.findings import GOOD, NOTE, PROBLEM, Finding
 _GENERATOR = '<meta name="generator" content="adadfq_jax">'
 
 _MARKS = {PROBLEM: "Problem", NOTE: "Note", GOOD: "Good"}
-# Figures and tables never widen the page: figures shrink, tables scroll inside a box.
+# Figures and tables never widen the page: figures shrink; on a phone the rows of a table become
+# blocks, or, of a long table, it scrolls inside a box.
 _STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
@@ -26,6 +27,11 @@ ul.findings li { margin: .4rem 0; padding: .35rem .7rem; border: solid; border-w
 ul.findings li.problem { border-color: #b3261e; background: #fdecea; }
 ul.findings li.note { border-color: #b57b00; background: #fff6e0; }
 ul.findings li.good { border-color: #2e7d32; background: #eaf5ea; }
+p.verdict { max-width: 60rem; font-size: 1.15rem; font-weight: 600; padding: .6rem .8rem;
+  border-left: .4rem solid; }
+p.verdict.problem { border-color: #b3261e; background: #fdecea; }
+p.verdict.note { border-color: #b57b00; background: #fff6e0; }
+p.verdict.good { border-color: #2e7d32; background: #eaf5ea; }
 .figures { display: grid; gap: 1.5rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
 figure { margin: 0; min-width: 0; }
@@ -38,7 +44,18 @@ th, td { padding: .2rem .6rem; border-bottom: 1px solid #ddd; text-align: right;
   white-space: nowrap; overflow-wrap: normal; }
 th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 9rem;
   overflow-wrap: anywhere; }
-pre { overflow-x: auto; max-width: 100%; padding: .6rem; background: #f4f4f4; font-size: .85rem; }
+pre { max-width: 100%; padding: .6rem; background: #f4f4f4; font-size: .85rem;
+  white-space: pre-wrap; overflow-wrap: anywhere; }
+/* On a phone a row is a block, each cell of it a line that begins with its column's heading. */
+@media (max-width: 40rem) {
+  table.stacked { width: 100%; }
+  .stacked thead { display: none; }
+  .stacked tr { display: block; padding: .3rem 0; border-bottom: 1px solid #ddd; }
+  .stacked th, .stacked td { display: block; border: 0; padding: 0 .2rem; text-align: left;
+    white-space: normal; overflow-wrap: anywhere; }
+  .stacked td:first-child { font-weight: 600; }
+  .stacked td:not(:first-child)::before { content: attr(data-column); color: #666; }
+}
 """
 
 
@@ -74,6 +91,11 @@ def paragraph(text: str) -> str:
     return f"<p>{escape(text)}</p>"
 
 
+def verdict(found: Finding) -> str:
+    """Returns the sentence at the top of a page, in the colour of its level."""
+    return f'<p class="verdict {found.level}">{escape(found.text)}</p>'
+
+
 def findings(found: Sequence[Finding]) -> str:
     """Returns a list of findings, each with its level as a word and a colour."""
     entries = "\n".join(
@@ -100,33 +122,42 @@ def table(
     heading: Sequence[str],
     rows: Sequence[Sequence[str]],
     links: Sequence[str | None] = (),
+    *,
+    stacked: bool = True,
 ) -> str:
-    """Returns a table in a box that scrolls sideways.
+    """Returns a table, which on a phone becomes a list of its rows.
 
     Args:
       caption: plain text.
       heading: headings of the columns, plain text.
       rows: cells of each row, plain text.
       links: for each row, the address that its first cell links to, or None.
+      stacked: whether it does; a long table rather scrolls sideways in a box.
     """
     lines = []
     for number, (first, *others) in enumerate(rows):
         name = escape(first)
         if links and links[number]:
             name = f'<a href="{escape(links[number])}">{name}</a>'
-        cells = "".join(f"<td>{escape(cell)}</td>" for cell in others)
+        cells = "".join(
+            f'<td data-column="{escape(column)}: ">{escape(cell)}</td>'
+            if len(heading) > 2
+            else f"<td>{escape(cell)}</td>"
+            for column, cell in zip(heading[1:], others, strict=True)
+        )
         lines.append(f"<tr><td>{name}</td>{cells}</tr>")
     names = "".join(f'<th scope="col">{escape(name)}</th>' for name in heading)
     body = "\n".join(lines)
+    kind = ' class="stacked"' if stacked else ""
     return (
-        f'<div class="scroll" tabindex="0"><table><caption>{escape(caption)}</caption>\n'
+        f'<div class="scroll" tabindex="0"><table{kind}><caption>{escape(caption)}</caption>\n'
         f"<thead><tr>{names}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
     )
 
 
 def code(text: str) -> str:
-    """Returns preformatted text in a box that scrolls sideways."""
-    return f'<pre tabindex="0">{escape(text)}</pre>'
+    """Returns preformatted text, whose long lines are wrapped."""
+    return f"<pre>{escape(text)}</pre>"
 
 
 def folded(summary: str, *parts: str) -> str:

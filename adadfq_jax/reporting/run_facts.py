@@ -126,6 +126,7 @@ def facts_of(run: ReportedRun) -> findings.Facts:
     full = read_back(config)
     adam = full.student.optimizer == "adam"
     return findings.Facts(
+        bits=f"w{config['quant']['weight_bits']}a{config['quant']['activation_bits']}",
         steps=run.step,
         total_steps=run.schedule.total,
         diverged=ended and ended["message"],

@@ -10,6 +10,7 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from adadfq_jax.evaluation.health import Answers
+from adadfq_jax.models.pictures import draw_grid, side_by_side, to_png
 from adadfq_jax.reporting.drawing import (
     BLUE,
     GREEN,
@@ -22,7 +23,6 @@ from adadfq_jax.reporting.drawing import (
     one_panel,
 )
 from adadfq_jax.reporting.history import History
-from adadfq_jax.training.pictures import draw_grid, side_by_side, to_png
 
 _PHASE_COLOURS = {"calibration": "#e3ecf7", "warm-up": "#fbeedd", "play": "#ffffff"}
 _LOSSES = {
@@ -62,23 +62,29 @@ class Schedule:
 
 
 def progress(history: History, schedule: Schedule, teacher_top1: float | None) -> Drawing:
-    """Draws top-1 (where it was measured), agreement and health over the steps."""
-    figure, axes = one_panel(3.2)
+    """Draws top-1 (where it was measured) and agreement over the steps, and health below them."""
+    figure = blank(4.2)
+    axes, below = figure.subplots(2, height_ratios=(3, 1), sharex=True)
     alt = []
-    for name, label, colour in (
-        ("top1", "student, top-1", BLUE),
-        ("agreement", "agreement on generated images", ORANGE),
-        ("health", "health, without data", GREEN),
+    for name, label, colour, panel, scale in (
+        ("top1", "student, top-1", BLUE, axes, 100),
+        ("agreement", "agreement on generated images", ORANGE, axes, 100),
+        ("health", "health, without data", GREEN, below, 1),
     ):
         steps, values = history.evaluated(name)
         if np.isfinite(values).any():
-            axes.plot(steps, 100 * values, "o-", color=colour, label=label, markersize=3)
-            alt.append(_ends(f"{label}, in percent", steps, 100 * values))
+            panel.plot(steps, scale * values, "o-", color=colour, label=label, markersize=3)
+            unit = ", in percent" if scale == 100 else ", from 0 to 1"
+            alt.append(_ends(f"{label}{unit}", steps, scale * values))
     if teacher_top1 is not None:
         axes.axhline(100 * teacher_top1, color=GREY, linestyle="--", label="teacher, top-1")
         alt.append(f"The teacher's top-1 is {teacher_top1:.2%}.")
     axes.set_ylabel("percent")
+    below.set_ylabel("health")
     _over_steps(axes, schedule)
+    axes.set_xlabel("")
+    _over_steps(below, schedule, small=True)
+    below.set_xlabel("step")
     if alt:
         figure.legend(loc="outside upper center", ncols=2, fontsize=7)
     title = "Top-1, agreement and health"

@@ -12,12 +12,15 @@ import numpy as np
 
 import adadfq_jax
 from adadfq_jax.config.identity import to_json
+from adadfq_jax.data.dataset import Dataset
 from adadfq_jax.data.load import load_dataset
 from adadfq_jax.errors import DataError
 from adadfq_jax.evaluation.accuracy import percent
+from adadfq_jax.evaluation.usual import what_is_usual
 from adadfq_jax.game import cutmix, procedural
 from adadfq_jax.models.network import Teacher, normalize
 from adadfq_jax.reporting import (
+    class_figures,
     diagnosis,
     findings,
     history,
@@ -34,6 +37,7 @@ from adadfq_jax.training.result import Result
 # Pixels of the images that measure the cost of layers: each layer takes a forward pass over them.
 _COST_PIXELS = 2**17
 _COVERAGE_IMAGES, _COVERAGE_SEED = 512, 0
+_CONFUSED_IMAGES = 2000
 _PHASES = {"calibrate": "calibration", "warmup": "warm-up", "play": "play"}
 
 
@@ -56,8 +60,12 @@ def report_run(
     run = read_run(workdir, logged, taken)
     facts = facts_of(run)
     found = findings.find(facts)
-    sections, drawings = [page.section("Findings", page.findings(found))], []
-    for describe in (_numbers, _game, _images, _reasons, _layers):
+    sections = [
+        page.verdict(findings.verdict(facts, found)),
+        page.section("Findings", page.findings(found)),
+    ]
+    drawings = []
+    for describe in (_numbers, _game, _images, _classes, _reasons, _layers):
         section, figures = describe(run, facts)
         sections.append(section)
         drawings += figures
@@ -105,6 +113,40 @@ def _images(run: ReportedRun, _: findings.Facts) -> tuple[str, list[Drawing]]:
         page.paragraph(
             "Held-out images, one row for each class: those that the generator makes now, and "
             "those that it made from the same noise during training."
+        ),
+        page.figures(drawings),
+    )
+    return section, drawings
+
+
+def _classes(run: ReportedRun, _: findings.Facts) -> tuple[str, list[Drawing]]:
+    dataset, missing = _evaluation_images(run.config)
+    names = dataset and dataset.class_names
+    if dataset is None:
+        what = f"{len(run.images)} held-out generated images"
+        given, answered = run.seen.teacher, run.seen.student
+    else:
+        pixels = dataset.sample(_CONFUSED_IMAGES).images(run.teacher.image_size)
+        what = f"{len(pixels)} of the evaluation images"
+        starts = range(0, len(pixels), _COVERAGE_IMAGES)
+        given, answered = (
+            np.concatenate(
+                [
+                    np.asarray(network(pixels[start : start + _COVERAGE_IMAGES])).argmax(1)
+                    for start in starts
+                ]
+            )
+            for network in (run.teacher, run.student)
+        )
+    drawings = [
+        class_figures.confusion(given, answered, run.teacher.classes, what, names),
+        class_figures.per_class(run.logged.evaluations, run.schedule.warm, names),
+    ]
+    drawings = [drawing for drawing in drawings if drawing is not None]
+    section = page.section(
+        "Classes",
+        page.paragraph(
+            f"Where the student answers otherwise than the teacher, on {what}. {missing}".strip()
         ),
         page.figures(drawings),
     )
@@ -181,16 +223,22 @@ def _families(
         ("procedural", np.asarray(drawn)),
         ("cut together", np.asarray(cut)),
     ]
+    dataset, missing = _evaluation_images(config)
+    if dataset is None:
+        return families, missing
+    pixels = jnp.asarray(dataset.sample(count).images(teacher.image_size))
+    real = normalize(pixels, teacher.mean, teacher.std)
+    return [*families, ("evaluation images", np.asarray(real))], ""
+
+
+def _evaluation_images(config: dict[str, Any]) -> tuple[Dataset | None, str]:
+    """Returns (the run's evaluation images, or None; a sentence that says why there are none)."""
     data = config["data"]
     try:
         dataset = load_dataset(data["source"], data["path"], data.get("labels"))
     except DataError as error:
-        return families, f"The run's evaluation images could not be read: {error}"
-    if dataset is None:
-        return families, "There are no evaluation images to compare with."
-    pixels = jnp.asarray(dataset.sample(count).images(teacher.image_size))
-    real = normalize(pixels, teacher.mean, teacher.std)
-    return [*families, ("evaluation images", np.asarray(real))], ""
+        return None, f"The run's evaluation images could not be read: {error}"
+    return dataset, "" if dataset else "There are no evaluation images to compare with."
 
 
 def _numbers(_: ReportedRun, facts: findings.Facts) -> tuple[str, list[Drawing]]:
@@ -220,7 +268,8 @@ def _numbers(_: ReportedRun, facts: findings.Facts) -> tuple[str, list[Drawing]]
         page.paragraph(
             "Agreement with the teacher is on held-out generated images. Health is a score "
             "from 0 to 1 that needs no data: the agreement, times the share of these images "
-            "whose H' lies in AdaDFQ's margin, over 1 + their L_BNS."
+            "whose H' lies in AdaDFQ's margin, over 1 + their L_BNS. "
+            + what_is_usual(facts.bits, facts.agreement)
         ),
     )
     return section, []
@@ -241,7 +290,8 @@ def _weight_table(weights: list[layer_errors.QuantizedWeight]) -> str:
         [layer.name, str(layer.bits), f"{layer.sqnr:.1f}", f"{layer.dead} of {2**layer.bits}"]
         for layer in weights
     ]
-    return page.table("Weights", ["layer", "bits", "SQNR in dB", "dead codes"], rows)
+    heading = ["layer", "bits", "SQNR in dB", "dead codes"]
+    return page.table("Weights", heading, rows, stacked=False)
 
 
 def _activation_table(activations: list[layer_errors.QuantizedActivation]) -> str:
@@ -258,7 +308,7 @@ def _activation_table(activations: list[layer_errors.QuantizedActivation]) -> st
         for layer in activations
     ]
     heading = ["layer", "bits", "SQNR in dB", "range", "largest value", "clipped", "dead codes"]
-    return page.table("Activations", heading, rows)
+    return page.table("Activations", heading, rows, stacked=False)
 
 
 def _versions(result: Result | None) -> str:

@@ -1,6 +1,7 @@
 """The figures of a sweep's report, which compare its games."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,6 +45,8 @@ class Row:
       fields: these values by field.
       top1: top-1 of the students after the last step, fractions; only those that were measured.
       calibrated: top-1 of the calibrated students, fractions; only those that were measured.
+      agreement: share of generated images to which teacher and student give the same class.
+      size: bytes of the student with packed codes; None where it is not known.
       histories: logs of the games.
     """
 
@@ -51,6 +54,8 @@ class Row:
     fields: Mapping[str, Any]
     top1: Sequence[float]
     calibrated: Sequence[float]
+    agreement: Sequence[float]
+    size: int | None
     histories: Sequence[History]
 
 
@@ -73,6 +78,29 @@ def accuracy(rows: Sequence[Row]) -> Drawing | None:
     axes.set_xlabel("top-1 in percent, last step; dots: seeds, bar: calibrated only")
     axes.xaxis.label.set_fontsize(8)
     return drawn("accuracy", "Top-1 of the games", " ".join(alt), figure)
+
+
+def sizes(rows: Sequence[Row]) -> Drawing | None:
+    """Draws top-1, or agreement where nobody measured it, over the size of the packed student.
+
+    None where fewer than two sizes are known.
+    """
+    measured = all(row.top1 for row in rows)
+    name = "top-1" if measured else "agreement on generated images"
+    known = [row for row in rows if row.size is not None]
+    if len({row.size for row in known}) < 2:
+        return None
+    figure, axes = one_panel(3.2)
+    alt = []
+    for row, colour in zip(known, itertools.cycle(_COLOURS), strict=False):
+        values = 100 * np.array(row.top1 if measured else row.agreement)
+        size = row.size / 1000
+        axes.plot([size] * len(values), values, "o", color=colour, markersize=4, label=row.name)
+        alt.append(f"{row.name}: {size:.0f} kB, {name} {values.mean():.2f} percent.")
+    axes.set_xlabel("kB of the student, its codes packed", fontsize=8)
+    axes.set_ylabel(f"{name} in percent", fontsize=8)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=7)
+    return drawn("sizes", f"{name[0].upper()}{name[1:]} over size", " ".join(alt), figure)
 
 
 def surface(rows: Sequence[Row]) -> Drawing | None:

@@ -5,15 +5,30 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from adadfq_jax.errors import ConfigError
+from adadfq_jax.errors import ConfigError, TeacherError
 from adadfq_jax.evaluation.accuracy import percent
+from adadfq_jax.models import registry
+from adadfq_jax.models.network import flatten
+from adadfq_jax.models.size import packed_bytes
+from adadfq_jax.models.tracing import with_roles
+from adadfq_jax.quantization.bits import assign_bits
 from adadfq_jax.reporting import page, sweep_figures
 from adadfq_jax.reporting.drawing import Drawing
 from adadfq_jax.reporting.history import read_history
 from adadfq_jax.sweeps.grid import BITS, without_seed
 from adadfq_jax.sweeps.table import NOTES, table_cells
+from adadfq_jax.teachers.load import load_teacher
 from adadfq_jax.training.result import Result, read_result
-from adadfq_jax.training.workdir import CONFIG, DIVERGED, METRICS, RESULT, SWEEP, TABLE, read_json
+from adadfq_jax.training.workdir import (
+    CONFIG,
+    DIVERGED,
+    METRICS,
+    RESULT,
+    SWEEP,
+    TABLE,
+    TEACHER,
+    read_json,
+)
 
 
 def report_sweep(workdir: Path, report: str) -> tuple[str, list[Drawing]]:
@@ -67,6 +82,7 @@ def _table(table: dict[str, Any], games: int) -> str:
 def _side_by_side(rows: list[sweep_figures.Row]) -> tuple[list[str], list[Drawing]]:
     figures = (
         sweep_figures.surface(rows),
+        sweep_figures.sizes(rows),
         sweep_figures.accuracy(rows),
         sweep_figures.h_prime(rows),
         sweep_figures.generalisation(rows),
@@ -130,10 +146,25 @@ def _rows(
                 fields[label],
                 _known(results[name].top1 for name in names),
                 _known(results[name].calibrated_top1 for name in names),
+                [results[name].agreement for name in names],
+                _size(workdir / names[0], results[names[0]]),
                 [read_history(workdir / name) for name in names],
             )
         )
     return rows
+
+
+def _size(folder: Path, result: Result) -> int | None:
+    """Returns the bytes of a game's student; None where its teacher is not there."""
+    try:
+        teacher = load_teacher(folder / TEACHER)
+    except TeacherError:
+        return None
+    module, side = teacher.module, teacher.image_size
+    shapes = registry.initial_variables(module, side)["bits"]
+    overrides = with_roles(result.overrides, module, side)
+    bits = assign_bits(shapes, result.weight_bits, result.activation_bits, overrides)
+    return packed_bytes(flatten(teacher.variables), flatten({"bits": bits}))
 
 
 def _known(values: Iterable[float | None]) -> list[float]:

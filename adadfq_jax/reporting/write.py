@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adadfq_jax.errors import CheckpointError, ConfigError, TeacherError, install_command
+from adadfq_jax.models.pictures import is_own
 from adadfq_jax.reporting.findings import Finding
 from adadfq_jax.storage.files import (
     check_replaceable,
@@ -14,7 +15,6 @@ from adadfq_jax.storage.files import (
     refuse_foreign,
     write_whole,
 )
-from adadfq_jax.training.pictures import is_own
 from adadfq_jax.training.workdir import (
     CONFIG,
     EVENTS,

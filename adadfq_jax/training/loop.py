@@ -254,6 +254,7 @@ class Run:
 
     def _result(self, teacher_accuracy: dict[str, Any]) -> Result:
         record, config, seconds = self._record, self.config, self._watch.seconds()
+        names = self.dataset and self.dataset.class_names
         return Result(
             teacher_top1=teacher_accuracy["top1"],
             teacher_top5=teacher_accuracy["top5"],
@@ -286,4 +287,5 @@ class Run:
             devices=len(self.devices),
             device_kind=self.devices[0].device_kind,
             jax_version=jax.__version__,
+            class_names=names and list(names),
         )

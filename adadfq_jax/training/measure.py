@@ -9,8 +9,8 @@ from adadfq_jax.evaluation import health
 from adadfq_jax.evaluation.accuracy import evaluate
 from adadfq_jax.game.state import GameState
 from adadfq_jax.game.step import Game
+from adadfq_jax.models import pictures
 from adadfq_jax.models.network import Teacher
-from adadfq_jax.training import pictures
 from adadfq_jax.training.held_out import generate, generator_batch_size, scoring_batch_size
 from adadfq_jax.training.student import student_of
 from adadfq_jax.training.watch import Record
@@ -63,8 +63,11 @@ def evaluation_is_due(epoch: int, config: ml_collections.ConfigDict) -> bool:
 def measure_accuracy(config, network, dataset: Dataset | None, devices) -> dict[str, Any]:
     """Measures a network on a run's evaluation images; every number is None without images."""
     if dataset is None:
-        return {"top1": None, "top5": None, "loss": None, "images": None}
-    return evaluate(network, dataset, config.evaluation.batch_size, devices)
+        names = ("top1", "top5", "loss", "images", "class_top1")
+        return dict.fromkeys(names)
+    result = evaluate(network, dataset, config.evaluation.batch_size, devices, per_class=True)
+    shares = [hits / images if images else None for images, hits, _ in result["per_class"].tolist()]
+    return result | {"class_top1": shares}
 
 
 def measure_student(config, game, host: GameState, teacher, dataset, devices) -> dict[str, Any]:
@@ -74,7 +77,7 @@ def measure_student(config, game, host: GameState, teacher, dataset, devices) ->
     at_a_time = scoring_batch_size(teacher.image_size)
     images, labels = generate(game, host, config.evaluation.generated_images)
     answers = health.score(teacher, student, images, labels, config.batch_size, at_a_time)
-    known = {name: accuracy[name] for name in ("top1", "top5", "loss", "images")}
+    known = {name: accuracy[name] for name in ("top1", "top5", "loss", "images", "class_top1")}
     return known | answers.numbers() | {"h_prime_histogram": answers.histogram()}
 
 

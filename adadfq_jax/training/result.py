@@ -1,12 +1,17 @@
 """The result of a run: the numbers of `result.json` by name, and as a table for people."""
 
 import dataclasses
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.evaluation.accuracy import percent
+from adadfq_jax.evaluation.usual import what_is_usual
 from adadfq_jax.training.workdir import RESULT, read_json
+
+_WIDTH = 100  # of a line, in characters
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +41,7 @@ class Result:
       seconds: wall time in seconds, compiling and measuring included.
       steps_per_second: steps over that time.
       devices, device_kind, jax_version: number and kind of devices, version of JAX.
+      class_names: names of the classes, where the evaluation images have some.
     """
 
     teacher_top1: float | None
@@ -69,11 +75,18 @@ class Result:
     devices: int
     device_kind: str
     jax_version: str
+    class_names: list[str] | None = None
 
     @property
     def on_devices(self) -> str:
         """Number and kind of the devices, such as "1 x cpu"."""
         return f"{self.devices} x {self.device_kind}"
+
+    def headline(self) -> str:
+        """Returns the one number that says most, in words."""
+        if self.top1 is None:
+            return f"agreement {percent(self.agreement)} on generated images"
+        return f"top-1 {percent(self.top1)} (teacher {percent(self.teacher_top1)})"
 
     def rows(self) -> list[tuple[str, str]]:
         """Returns the lines of the table, (name, value): what was measured first."""
@@ -107,9 +120,16 @@ class Result:
         healthiest = self._measured(self.healthiest_top1, self.healthiest_images)
         return [*measured, ("healthiest student", f"{healthiest} ({chosen})"), *others]
 
-    def to_text(self) -> str:
-        """Returns a plain table."""
-        return "\n".join(f"{name:<22}{value}" for name, value in self.rows())
+    def to_text(self, others: Sequence[tuple[str, str]] = ()) -> str:
+        """Returns a plain table, and what is usual at these bit-widths.
+
+        Args:
+          others: further lines of the table, (name, value).
+        """
+        bits = f"w{self.weight_bits}a{self.activation_bits}"
+        usual = textwrap.wrap(what_is_usual(bits, self.agreement), _WIDTH)
+        rows = [f"{name:<22}{value}" for name, value in (*self.rows(), *others)]
+        return "\n".join([*rows, "", *usual])
 
     def _measured(self, top1: float | None, images: int | None) -> str:
         fewer = images is not None and images != self.evaluation_images
@@ -127,8 +147,10 @@ def read_result(folder: Path) -> Result | None:
 
 
 def _of_json(written: dict[str, Any], path: Path) -> Result:
-    names = [field.name for field in dataclasses.fields(Result)]
-    if missing := [name for name in names if name not in written]:
+    fields = dataclasses.fields(Result)
+    names = [field.name for field in fields if field.name in written]
+    required = [field.name for field in fields if field.default is dataclasses.MISSING]
+    if missing := [name for name in required if name not in written]:
         raise ConfigError(
             f"{str(path)!r} is damaged, or of another version of adadfq: it has no "
             f"{', '.join(missing[:3])}."

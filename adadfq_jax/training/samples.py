@@ -6,9 +6,9 @@ import numpy as np
 from PIL import Image
 
 from adadfq_jax.errors import ConfigError
+from adadfq_jax.models.pictures import pixels
 from adadfq_jax.storage.files import check_replaceable, on_a_disk, written_whole
 from adadfq_jax.training.held_out import generated_batches
-from adadfq_jax.training.pictures import pixels
 from adadfq_jax.training.student import load_state
 
 _LOGITS = "logits.npz"

@@ -27,6 +27,7 @@ def student_of(
       teacher: P.
       result: the run's result; None where the run is not finished.
     """
+    names = result and result.class_names
     return Student(
         architecture=teacher.architecture,
         module=teacher.module,
@@ -34,6 +35,7 @@ def student_of(
         image_size=teacher.image_size,
         mean=teacher.mean,
         std=teacher.std,
+        class_names=tuple(names) if names else None,
         result=result,
         teacher=teacher,
         step=int(state.step),

@@ -13,6 +13,7 @@ import ml_collections
 from adadfq_jax.config.fields import EXPORT_FORMATS
 from adadfq_jax.config.identity import differences, to_json
 from adadfq_jax.errors import ConfigError
+from adadfq_jax.models import pictures
 from adadfq_jax.storage.files import (
     is_remote,
     locate,
@@ -22,7 +23,6 @@ from adadfq_jax.storage.files import (
     write_whole,
 )
 from adadfq_jax.storage.ownership import own
-from adadfq_jax.training import pictures
 
 CONFIG, TEACHER, METRICS, METRICS_IN_PARTS, CHECKPOINTS, DAMAGED = (
     "config.json",

@@ -344,3 +344,24 @@ def test_fields_are_set_from_the_shell(field, text, value):
     found = (config[section] if section else config)[name]
     assert found == value
     assert type(found) is type(value)
+
+
+def test_a_configuration_can_be_read_and_slips_are_told_first():
+    config = default_config("w4a2")
+    lines = repr(config).splitlines()
+    assert "quant.activation_bits       2" in lines
+    assert "game.lambda_l               left open" in lines
+    assert not any("!!python" in line for line in lines)
+    assert str(config.game).startswith("alpha_as ")
+    for section, name, hint in (
+        (config, "epoch", "there is no field 'epoch': did you mean epochs"),
+        (config, "method", "did you mean game.method"),
+        (config.game, "metod", "did you mean game.method"),
+    ):
+        with pytest.raises(AttributeError) as raised:
+            setattr(section, name, 3)
+        assert hint in str(raised.value)
+        assert len(str(raised.value)) < 120
+    config.epochs = 3
+    copied = config.copy_and_resolve_references()
+    assert repr(copied) == repr(config)

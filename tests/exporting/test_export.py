@@ -18,13 +18,21 @@ import safetensors.numpy
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 import adadfq_jax
 from adadfq_jax.assets import DIGITS_TEACHER, DIGITS_TEST
 from adadfq_jax.cli import main
+from adadfq_jax.cli.evaluate import Measured
 from adadfq_jax.config.fields import FORMAT_BY_SUFFIX
 from adadfq_jax.data.load import load_dataset
-from adadfq_jax.errors import CheckpointError, ConfigError, ExportError, VerificationError
+from adadfq_jax.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ExportError,
+    VerificationError,
+)
 from adadfq_jax.evaluation.accuracy import evaluate
 from adadfq_jax.evaluation.health import Answers
 from adadfq_jax.exporting import (
@@ -37,6 +45,7 @@ from adadfq_jax.exporting import (
 )
 from adadfq_jax.exporting.description import read_about
 from adadfq_jax.models.network import flatten, unflatten
+from adadfq_jax.models.size import packed_bytes
 from adadfq_jax.storage.digests import checksum
 from adadfq_jax.teachers.load import save_teacher
 from adadfq_jax.teachers.normalisation import NORMALISATIONS
@@ -706,3 +715,91 @@ def test_top1_of_every_file(real, tmp_path, capsys, name, bits, overrides):
         print(f"the float teacher's {float_speed:.0f} images/s")
     for top1 in tops.values():
         assert abs(top1 - tops["student"]) * len(dataset) <= max(1, 5e-4 * len(dataset))
+
+
+def said_of_the_input(path):
+    """What a file of any format says of itself."""
+    match path.suffix:
+        case ".safetensors":
+            with safetensors.safe_open(path, "numpy") as file:
+                return json.loads(file.metadata()["adadfq_integers"])
+        case ".onnx":
+            return json.loads(onnx.load(path).metadata_props[0].value)
+        case ".stablehlo":
+            with zipfile.ZipFile(path) as file:
+                return json.loads(file.read("adadfq.json"))
+    return torch.load(path, weights_only=True)["about"]
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory):
+    """Files of a student whose classes have names."""
+    folder = tmp_path_factory.mktemp("named")
+    names = [f"class {number}" for number in range(10)]
+    student, images = make_student(), make_images(SIZE)
+    for name in ("s.safetensors", "s.onnx", "s.stablehlo", "s.pth"):
+        adadfq_jax.export(student, folder / name, images=images, class_names=names)
+    with pytest.raises(ConfigError, match="class_names must be 10 names, one of each class, not 2"):
+        adadfq_jax.export(student, folder / "x.onnx", images=images, class_names=["a", "b"])
+    return folder
+
+
+@pytest.mark.parametrize("name", ["s.safetensors", "s.onnx", "s.stablehlo", "s.pth"])
+def test_every_format_says_what_it_takes(named, tmp_path, name):
+    described = said_of_the_input(named / name)
+    asked = described["input"]
+    # Followed to the letter, by a program that knows only this, a picture becomes what it should.
+    assert (asked["channels"], asked["crop"], asked["type"]) == ("RGB", "centre", "float32")
+    assert asked["resize"]["shorter_side"] == asked["height"] == asked["width"] == SIZE
+    assert asked["layout"] == ("NCHW" if name in ("s.onnx", "s.pth") else "NHWC")
+    assert asked["values"] == "(pixels / 255 - mean) / std"
+    assert (asked["mean"], asked["std"]) == ([0.5] * 3, [0.25] * 3)
+    model = adadfq_jax.load_exported(named / name)
+    assert model.class_names == tuple(described["class_names"])
+    assert model.class_names[3] == "class 3"
+    assert len(repr(model)) < 200
+    told = "RGB, shorter side 8, of which the centre 8x8; mean 0.5, 0.5, 0.5; std 0.25, 0.25, 0.25"
+    assert told in Measured(model, None, None, []).to_text() or name in ("s.safetensors", "s.pth")
+    pixels = random.integers(0, 256, (4, SIZE, SIZE, 3), np.uint8)
+    given_images = ((pixels / 255 - asked["mean"]) / asked["std"]).astype(np.float32)
+    assert_close(model(given_images), np.asarray(model(pixels)))
+
+    # The same classes in another order would be measured wrongly without a word.
+    for label in model.class_names:
+        (tmp_path / label).mkdir()
+        Image.fromarray(pixels[0]).save(tmp_path / label / "1.png")
+    assert evaluate(model, load_dataset("folder", str(tmp_path)))["images"] == 10
+    turned = dataclasses.replace(model, class_names=model.class_names[::-1])
+    with pytest.raises(DataError, match="another order: class 0 is 'class 0', and of the network"):
+        evaluate(turned, load_dataset("folder", str(tmp_path)))
+
+
+def test_an_input_that_is_not_given_is_refused(named, tmp_path):
+    model = onnx.load(named / "s.onnx")
+    for entry, value, words in (
+        ("channels", "BGR", "asks for an input whose channels is 'BGR'"),
+        ("resize", {"shorter_side": 9}, "asks for an input whose resize"),
+    ):
+        described = said_of_the_input(named / "s.onnx")
+        del described["checksum"]
+        described["input"][entry] = value
+        described["checksum"] = onnx_qdq._checksum(described, model)
+        model.metadata_props[0].value = json.dumps(described)
+        onnx.save(model, tmp_path / "s.onnx")
+        with pytest.raises(ExportError, match=words):
+            adadfq_jax.load_exported(tmp_path / "s.onnx")
+    # A graph of another size than the description's.
+    described = said_of_the_input(named / "s.onnx")
+    del described["checksum"]
+    model.graph.input[0].type.tensor_type.shape.dim[3].dim_value = SIZE + 2
+    described["checksum"] = onnx_qdq._checksum(described, model)
+    model.metadata_props[0].value = json.dumps(described)
+    onnx.save(model, tmp_path / "s.onnx")
+    with pytest.raises(ExportError, match=r"says that its input is \(3, 8, 8\), but its program"):
+        adadfq_jax.load_exported(tmp_path / "s.onnx")
+
+
+def test_the_packed_size_is_that_of_the_numbers_in_the_file(named):
+    with safetensors.safe_open(named / "s.safetensors", "numpy") as file:
+        size = sum(file.get_tensor(key).nbytes for key in file.keys())  # noqa: SIM118
+    assert packed_bytes(flatten(make_student().variables)) == size

@@ -26,8 +26,17 @@ from tensorboardX.proto.event_pb2 import Event
 from adadfq_jax.cli import main
 from adadfq_jax.config.identity import to_json
 from adadfq_jax.models.network import Network
-from adadfq_jax.reporting import diagnosis, history, layer_errors, write
-from adadfq_jax.reporting.findings import GOOD, NOTE, PROBLEM, Facts, find
+from adadfq_jax.reporting import (
+    class_figures,
+    diagnosis,
+    history,
+    layer_errors,
+    layer_figures,
+    sweep_figures,
+    write,
+)
+from adadfq_jax.reporting.diagnosis import LayerCost
+from adadfq_jax.reporting.findings import GOOD, NOTE, PROBLEM, Facts, find, verdict
 from adadfq_jax.reporting.layer_errors import QuantizedActivation, QuantizedWeight
 from adadfq_jax.sweeps.grid import plan
 from adadfq_jax.sweeps.table import table_rows
@@ -49,7 +58,9 @@ FIGURES = {
     "activation_sqnr",
     "layer_costs",
     "coverage",
+    "confusion",
 }
+MEASURED_FIGURES = FIGURES | {"per_class"}  # of a run with evaluation images
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
@@ -146,9 +157,10 @@ class Page(html.parser.HTMLParser):
 def test_every_figure_is_on_the_page_and_beside_it(reported, name):
     path = reported / name / "report.html"
     page = Page(path)
-    assert set(page.images) == FIGURES
+    figures = MEASURED_FIGURES if name == "with" else FIGURES
+    assert set(page.images) == figures
     assert {file.name for file in (reported / name / "report").iterdir()} == {
-        f"{figure}.png" for figure in FIGURES
+        f"{figure}.png" for figure in figures
     }
     for figure, (alt, png) in page.images.items():
         assert len(alt.split()) > 5
@@ -191,6 +203,34 @@ def test_numbers_are_those_of_the_run(reported):
     assert set(shown) >= {"stem_conv", "stage3_block1/relu2", "classifier", "play", "warm-up"}
 
 
+def test_classes_are_those_of_the_run(reported, runs):
+    records = [
+        json.loads(line) for line in (reported / "with" / "metrics.jsonl").read_text().splitlines()
+    ]
+    measured = [record["class_top1"] for record in records if "evaluation" in record]
+    images = np.full(10, 4)  # of each class
+    for record, shares in zip((r for r in records if "evaluation" in r), measured, strict=True):
+        assert np.average(shares, weights=images) == pytest.approx(record["top1"])
+    alt, _ = Page(reported / "with" / "report.html").images["per_class"]
+    assert f"the lowest is {np.argmin(measured[-1])} with {100 * min(measured[-1]):.1f}" in alt
+    student = load_student(reported / "with")
+    test = np.load(runs / "test.npz")["x"]
+    differ = int((np.argmax(student(test), 1) != np.argmax(student.teacher(test), 1)).sum())
+    alt, _ = Page(reported / "with" / "report.html").images["confusion"]
+    assert alt.startswith(f"Teacher and student give {differ} of 40 of the evaluation images diff")
+    alt, _ = Page(reported / "without" / "report.html").images["confusion"]
+    assert "of 40 held-out generated images" in alt
+
+
+@pytest.mark.parametrize("name", ["with", "without"])
+def test_the_verdict_comes_first_and_long_tables_alone_scroll(reported, name):
+    text = (reported / name / "report.html").read_text()
+    body = text.partition("</style>")[2]
+    assert body.index('class="verdict') < body.index("<h2>Findings")
+    assert body.count("<table>") == 2  # weights and activations
+    assert body.count('<table class="stacked">') >= 3
+
+
 def test_without_evaluation_images_all_but_accuracy_is_there(reported):
     page = Page(reported / "without" / "report.html")
     shown = page.table()
@@ -224,7 +264,7 @@ def test_the_command_plays_the_same_game(reported, monkeypatch, capfd):
 @pytest.mark.parametrize("what", ["run", "sweep"])
 def test_a_browser_shows_it_without_overflow(reported, tmp_path, width, what):
     if what == "run":
-        text, figures = (reported / "with" / "report.html").read_text(), len(FIGURES)
+        text, figures = (reported / "with" / "report.html").read_text(), len(MEASURED_FIGURES)
     else:
         figures = len(make_sweep(tmp_path, "bits=w3a3,w4a4;seed=0..1").images)
         text = (tmp_path / "report.html").read_text()
@@ -415,6 +455,7 @@ def activation(**changes):
 
 def facts(**changes):
     fields = {
+        "bits": "w7a7",  # of which no run was measured
         "steps": 1000,
         "total_steps": 1000,
         "diverged": None,
@@ -467,7 +508,7 @@ UNKNOWN = {
         (
             {"statistics": 0.2},
             NOTE,
-            "The teacher may have been read as another network than it is: procedural images",
+            "as another network than it is, unless 93.00% is its known accuracy: procedural images",
         ),
         ({"statistics": 0.2, **UNKNOWN}, PROBLEM, "may have been read as another network"),
         ({"range_change": 0.12}, PROBLEM, "moved by 12% in the last calibration epoch: calibrate"),
@@ -552,6 +593,78 @@ def test_advice_does_not_contradict_what_is_known(changes, words):
     found = find(facts(**changes))
     assert not any(words in finding.text for finding in found)
     assert PROBLEM not in {finding.level for finding in found}
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "words"),
+    [
+        ({"diverged": "the game diverged: l_q"}, PROBLEM, "its student is of no use"),
+        ({"steps": 600}, PROBLEM, "not finished: 600 of 1000 steps"),
+        ({}, GOOD, "right on 91.00% of the images, the teacher on 93.00%: accuracy is kept"),
+        ({"best_top1": 0.925}, NOTE, "at step 900 it was better, with 92.50%: accuracy is kept"),
+        ({"top1": 0.85, "best_top1": 0.85}, PROBLEM, "on 93.00%: 8.0 points are lost."),
+        ({"teacher_top1": None}, NOTE, "right on 91.00% of the evaluation images."),
+        (UNKNOWN, NOTE, "nothing speaks against the student: it agrees with the teacher on 80.0% "),
+        ({**UNKNOWN, "bits": "w4a4"}, NOTE, "80.0% of the generated images, as usual at w4a4."),
+        ({**UNKNOWN, "agreement": 0.341}, PROBLEM, "not known, and a problem was found"),
+    ],
+)
+def test_the_verdict_is_one_sentence(changes, level, words):
+    given = facts(**changes)
+    said = verdict(given, find(given))
+    assert said.level == level
+    assert words in said.text
+    assert said.text.count(". ") == 0
+
+
+def test_usual_agreement_is_no_problem():
+    """What nobody can know without images is not held against a student that is like others."""
+    hard = {**UNKNOWN, "h_prime": [0.0, 0.05, 0.5], "agreement": 0.8}
+    assert PROBLEM in {finding.level for finding in find(facts(**hard))}
+    found = find(facts(**hard, bits="w4a4"))
+    assert PROBLEM not in {finding.level for finding in found}
+    assert any("is usual at w4a4" in finding.text for finding in found)
+    low = find(facts(**hard | {"agreement": 0.2}, bits="w4a4"))
+    assert any("agree on only 20.0%" in finding.text for finding in low)
+
+
+def test_a_confusion_names_what_is_confused():
+    teacher, student = np.array([0, 0, 1, 2, 2, 2]), np.array([0, 1, 1, 0, 0, 2])
+    drawing = class_figures.confusion(teacher, student, 3, "6 images", ("ant", "bee", "cat"))
+    assert drawing.alt == (
+        "Teacher and student give 3 of 6 images different classes, most often cat by the teacher "
+        "and ant by the student (2 images)."
+    )
+    teacher = np.arange(100)
+    student = np.where(teacher == 70, 71, teacher)
+    alt = class_figures.confusion(teacher, student, 100, "100 images").alt
+    assert "most often 70 by the teacher and 71 by the student (1 images); shown are the 16" in alt
+
+
+def test_classes_that_changed_most_are_shown():
+    after = [0.5] * 40
+    after[7], after[9] = 1.0, None
+    records = [{"step": 6, "class_top1": [0.5] * 40}, {"step": 12, "class_top1": after}]
+    alt = class_figures.per_class(records, 6).alt
+    assert "7 gained most, from 50.0 to 100.0 percent; shown are the 16 classes of 40" in alt
+    assert class_figures.per_class([{"step": 6, "class_top1": None}], 6) is None
+    assert "gained" not in class_figures.per_class(records[1:], 6).alt
+
+
+def test_a_long_negative_bar_leaves_room_for_the_others(monkeypatch):
+    costs = [LayerCost("a", "weight", 4, -0.7), LayerCost("b", "activation", 4, 0.04)]
+    figures = []
+
+    def keep(*described):
+        figures.append(described[-1])
+        return drawn(*described)
+
+    drawn = layer_figures.drawn
+    monkeypatch.setattr(layer_figures, "drawn", keep)
+    layer_figures.layer_costs(costs)
+    (axes,) = figures[0].axes
+    assert axes.get_xlim()[0] > -10
+    assert "-70 %" in " ".join(text.get_text() for text in axes.texts)
 
 
 @pytest.mark.parametrize(
@@ -900,6 +1013,20 @@ def test_a_damaged_game_stops_nobody(tmp_path):
     text = (tmp_path / "report.html").read_text()
     assert "This table is of an earlier grid" in text
     assert "not in this grid: w5a5_seed0" in text
+
+
+def test_accuracy_over_size_and_agreement_where_nobody_knows_it():
+    def row(bits, top1, size):
+        return sweep_figures.Row(bits, {}, top1, [], [0.5, 0.7], size, [])
+
+    rows = [row("w3a3", [0.8], 101000), row("w4a4", [0.9, 0.92], 135000)]
+    assert sweep_figures.sizes(rows).alt == (
+        "w3a3: 101 kB, top-1 80.00 percent. w4a4: 135 kB, top-1 91.00 percent."
+    )
+    alt = sweep_figures.sizes([*rows, row("w5a5", [], 169000)]).alt
+    assert "w5a5: 169 kB, agreement on generated images 60.00 percent." in alt
+    assert sweep_figures.sizes(rows[:1]) is None
+    assert sweep_figures.sizes([rows[0], row("w4a4", [0.9], None)]) is None
 
 
 def test_methods_are_no_heat_map(tmp_path):

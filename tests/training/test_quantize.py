@@ -1,7 +1,10 @@
 """Runs: complete, resumed, killed, stopped, diverged, without data, without a workdir."""
 
+import base64
 import dataclasses
+import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +13,7 @@ import types
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from adadfq_jax.errors import (
     CheckpointError,
@@ -22,9 +26,10 @@ from adadfq_jax.game import programs
 from adadfq_jax.models.network import flatten
 from adadfq_jax.teachers.load import save_teacher
 from adadfq_jax.training import quantize, watch
+from adadfq_jax.training.result import read_result
 from adadfq_jax.training.student import load_student
 from tests import ROOT
-from tests.conftest import make_small_config, make_teacher
+from tests.conftest import make_result, make_small_config, make_teacher
 
 TOTAL = 12  # steps of `small_config`
 
@@ -157,6 +162,36 @@ def test_without_data_and_workdir(small_config, teacher, tmp_path, monkeypatch):
     shown = "\n".join(others)
     assert shown.count("not measured") == 1
     assert f"step {student.result.healthiest_step}, chosen without data" in shown
+    # A notebook's line and table, without the arrays; the images are the generator's.
+    line = repr(student)
+    assert line.startswith("Student(resnet8_cifar, w4a4, 10 classes, 8x8 pixels, ")
+    assert f"agreement {student.result.agreement:.2%} on generated images" in line
+    assert len(line) < 200
+    html = student._repr_html_()
+    assert "<th style='text-align:left'>steps</th>" in html
+    (picture,) = re.findall(r"data:image/png;base64,([^']+)", html)
+    width, height = Image.open(io.BytesIO(base64.b64decode(picture))).size
+    assert width > 5 * height >= 5 * 48
+    assert repr(student.teacher) == (
+        "Teacher(resnet8_cifar, full precision, 10 classes, 8x8 pixels, 303 kB)"
+    )
+    assert "of the teacher&#x27;s 303 kB" in html
+    assert "img" not in student.teacher._repr_html_()
+
+
+def test_a_result_without_class_names_is_read_and_one_without_numbers_is_not(tmp_path):
+    """The names were added later; what else is missing was lost."""
+    fields = dataclasses.asdict(make_result(class_names=["ant", "bee"]))
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(fields))
+    assert read_result(tmp_path).class_names == ["ant", "bee"]
+    del fields["class_names"]
+    path.write_text(json.dumps(fields))
+    assert read_result(tmp_path).class_names is None
+    del fields["health"]
+    path.write_text(json.dumps(fields))
+    with pytest.raises(ConfigError, match="has no health"):
+        read_result(tmp_path)
 
 
 @pytest.mark.parametrize("step", [1, 4, 10])

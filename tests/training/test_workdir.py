@@ -14,7 +14,7 @@ from PIL import Image
 from adadfq_jax.config.fields import default_config
 from adadfq_jax.config.identity import to_json
 from adadfq_jax.errors import ConfigError
-from adadfq_jax.training import pictures
+from adadfq_jax.models import pictures
 from adadfq_jax.training.metric_log import MetricLog
 from adadfq_jax.training.workdir import Workdir, check_run, read_json
 

@@ -42,8 +42,8 @@ def draw_grid(images: np.ndarray, labels: np.ndarray, mean, std, columns: int = 
     Returns:
       A PNG file.
     """
-    shown = pixels(images, mean, std)
-    side = images.shape[1] * max(1, -(-_SMALLEST_SIDE // images.shape[1]))
+    tiles = _tiles(images, mean, std)
+    side = tiles[0].width
     cell = side + _MARGIN
     classes = np.unique(labels)
     picture = Image.new("RGB", (_LABEL_WIDTH + columns * cell, len(classes) * cell), "white")
@@ -51,9 +51,34 @@ def draw_grid(images: np.ndarray, labels: np.ndarray, mean, std, columns: int = 
     for row, label in enumerate(classes):
         draw.text((4, row * cell + side // 2 - 6), str(label), fill="black")
         for column, index in enumerate(np.flatnonzero(labels == label)[:columns]):
-            tile = Image.fromarray(shown[index]).resize((side, side), Image.Resampling.NEAREST)
-            picture.paste(tile, (_LABEL_WIDTH + column * cell, row * cell))
+            picture.paste(tiles[index], (_LABEL_WIDTH + column * cell, row * cell))
     return to_png(picture)
+
+
+def draw_strip(images: np.ndarray, mean, std) -> bytes:
+    """Draws images in one row.
+
+    Args:
+      images: (N, H, W, 3), normalised.
+      mean, std: the normalisation, per channel of pixels in [0, 1].
+
+    Returns:
+      A PNG file.
+    """
+    tiles = _tiles(images, mean, std)
+    cell = tiles[0].width + _MARGIN
+    picture = Image.new("RGB", (len(tiles) * cell - _MARGIN, tiles[0].height), "white")
+    for column, tile in enumerate(tiles):
+        picture.paste(tile, (column * cell, 0))
+    return to_png(picture)
+
+
+def _tiles(images: np.ndarray, mean, std) -> list[Image.Image]:
+    side = images.shape[1] * max(1, -(-_SMALLEST_SIDE // images.shape[1]))
+    return [
+        Image.fromarray(shown).resize((side, side), Image.Resampling.NEAREST)
+        for shown in pixels(images, mean, std)
+    ]
 
 
 def side_by_side(pictures: Sequence[tuple[str, bytes]]) -> bytes:
