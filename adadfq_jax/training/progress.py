@@ -99,13 +99,12 @@ class Progress:
         self._step, self._phase = step, phase
         self._bar.update(self._task, completed=step, phase=phase)
 
-    def update(self, step: int, phase: str, rate: float, numbers: Mapping[str, float]) -> None:
+    def update(self, step: int, phase: str, numbers: Mapping[str, float]) -> None:
         """Shows a new step and new metrics.
 
         Args:
           step: steps taken so far.
           phase: name of the phase.
-          rate: steps per second.
           numbers: metrics by name; metrics that are not given keep their last value.
         """
         self._numbers.update(numbers)
@@ -115,8 +114,8 @@ class Progress:
         self._bar.update(self._task, completed=step, phase=phase, numbers=text)
         if self._bar.disable and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            left = f"{self._left(step, rate, 0)}  " if rate else ""
-            self.say(f"{phase} {step}/{self._total}  {left}{text}")
+            words = (f"{phase} {step}/{self._total}", self.pace(), text)
+            self.say("  ".join(filter(None, words)))
 
     def pace(self) -> str:
         """Returns the speed and the time that is left, as of now."""

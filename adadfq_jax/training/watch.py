@@ -59,7 +59,6 @@ class Watch:
         self._still = 0
         self._smallest_l_q = smallest_student_loss(config)
         self._rate_from = (step, time.monotonic())
-        self._rate = 0.0
 
     def seconds(self) -> float:
         """Returns the run's wall time in seconds, that of earlier processes included."""
@@ -95,7 +94,7 @@ class Watch:
         known = {name: value for name, value in measured.items() if value is not None}
         if self._log is not None:
             self._log.write({"step": step, "evaluation": True} | measured)
-        self._progress.update(step, phase.value, self._rate, known)
+        self._progress.update(step, phase.value, known)
         if "top1" in known:
             text = f"student: top-1 {known['top1']:.2%} after step {step}"
         else:
@@ -156,13 +155,11 @@ class Watch:
         self._since_log = []
         now = time.monotonic()
         step, then = self._rate_from
-        self._rate, self._rate_from = (done - step) / (now - then), (done, now)
+        rate, self._rate_from = (done - step) / (now - then), (done, now)
         if self._log is not None:
-            self._log.write(
-                {"step": done, "phase": phase.value, "steps_per_second": self._rate} | mean
-            )
+            self._log.write({"step": done, "phase": phase.value, "steps_per_second": rate} | mean)
         above = {"l_q": mean["l_q"] - self._smallest_l_q}
-        self._progress.update(done, phase.value, self._rate, mean | above)
+        self._progress.update(done, phase.value, mean | above)
 
 
 def range_change(widths: list[float]) -> float | None:

@@ -59,9 +59,14 @@ def test_what_takes_time_without_steps_is_told_with_its_seconds(clock, capsys):
 
 def test_lines_where_there_is_no_terminal(clock, capsys):
     progress = Progress(100, phases=[("calibrate", 40), ("play", 100)])
-    progress.update(20, "calibrate", 2.0, {"l_q": 3.25})
+    progress.update(1, "calibrate", {"l_q": 3.25})
+    assert capsys.readouterr().err == "calibrate 1/100  L_Q 3.25\n"  # no speed is known yet
+    for step in range(2, 34):
+        progress.advance(step, "calibrate")
+        clock[0] += 0.5
+    progress.update(33, "calibrate", {"l_q": 3.0})
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == "calibrate 20/100  2.0 steps/s, 0:10 left in this phase, 0:40 in all  L_Q 3.25"
+    assert line == "calibrate 33/100  2.0 steps/s, 0:03 left in this phase, 0:33 in all  L_Q 3.00"
 
 
 def test_phases_that_a_run_has():
