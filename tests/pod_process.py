@@ -25,7 +25,7 @@ def small_game(images):
     teacher.variables.update(jax.tree.map(np.float64, teacher.variables))
     config = make_small_config()
     # Without a warm-up, whose steps are those of play but for the student's.
-    config.steps_per_epoch, config.epochs, config.warmup_epochs = 8, 3, 1
+    config.steps_per_epoch, config.epochs, config.warmup_epochs = 4, 3, 1
     config.data.source, config.data.path = "npz", str(images)
     return config, teacher
 

@@ -19,7 +19,7 @@ from adadfq_jax.training import quantize
 from adadfq_jax.training.student import load_state
 from tests import ROOT, pod_process
 
-TOTAL = 24
+TOTAL = 12
 
 
 def free_port():
@@ -132,10 +132,10 @@ def test_a_checkpoint_of_four_devices_is_played_on_by_others(one, tmp_path):
     """By one, and by two of two processes: the game of one, to rounding."""
     for name, count, devices in (("by one", 1, 1), ("by four", 2, 2)):
         workdir = tmp_path / name / "run"
-        assert play(workdir, 1, 4, stopped=0, after=18)[0] == [75]
+        assert play(workdir, 1, 4, stopped=0, after=9)[0] == [75]
         codes, said = play(workdir, count, devices)
         assert codes == [0] * count, said
-        assert "resumed at step 18" in said[0]
+        assert "resumed at step 9" in said[0]
         assert_same_game(one, workdir)
 
 
@@ -151,12 +151,12 @@ def test_others_play_it_too(one, tmp_path, count, devices):
 def test_a_signal_to_one_stops_all_and_they_go_on_together(two, tmp_path):
     """SIGTERM to the process that does not write; then the undisturbed run, bit for bit."""
     workdir = tmp_path / "run"
-    codes, said = play(workdir, 2, 2, stopped=1, after=19)
+    codes, said = play(workdir, 2, 2, stopped=1, after=10)
     assert codes == [75, 75], said
-    assert "stopped by SIGTERM at step 19 of 24, with a checkpoint" in said[0]
+    assert "stopped by SIGTERM at step 10 of 12, with a checkpoint" in said[0]
     codes, said = play(workdir, 2, 2)
     assert codes == [0, 0], said
-    assert "resumed at step 19" in said[0]
+    assert "resumed at step 10" in said[0]
     expected, got = state_of(two), state_of(workdir)
     for name, array in expected.items():
         np.testing.assert_array_equal(got[name], array, err_msg=name)

@@ -95,9 +95,9 @@ def play(
 
 
 def test_a_small_one(tmp_path):
-    """64 pixels, 20 classes, ResNet-18 of an eighth of the channels; without a warm-up."""
+    """32 pixels, 20 classes, ResNet-18 of an eighth of the channels; without a warm-up."""
     student = play(
-        tmp_path, "imagenet_resnet18", "resnet18_x0.125", 64, 20, 3, 2, {"batch_size": 8}, 0
+        tmp_path, "imagenet_resnet18", "resnet18_x0.125", 32, 20, 3, 2, {"batch_size": 8}, 0
     )
     assert student.module.widths == (8, 16, 32, 64)
 
