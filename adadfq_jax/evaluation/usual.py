@@ -42,6 +42,8 @@ MEASURED = (
     MeasuredRun(_DIGITS, "w3a3", 0.752, 0.433, 1.0),
     MeasuredRun(_DIGITS, "w3a3", 0.793, 0.387, 1.0),
     MeasuredRun(_DIGITS, "w3a3", 0.818, 0.413, 1.0),
+    MeasuredRun(_DIGITS, "w4a2", 0.696, 0.386, 0.992),
+    MeasuredRun(_DIGITS, "w4a2", 0.718, 0.376, 0.986),
     MeasuredRun(_DIGITS, "w4a2", 0.524, None, 0.972),
 )
 
