@@ -75,6 +75,12 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
             required=True,
         ),
         Flag("output", "FILE", "the .safetensors file to write", required=True),
+        Flag(
+            "network",
+            "FILE.py:FUNCTION",
+            "your function without arguments (or package.module:function) that returns the network "
+            "of the input's weights, a torch.nn.Module; it is run",
+        ),
         *_STATED,
         _overwrite("an earlier file of this verb"),
     ),

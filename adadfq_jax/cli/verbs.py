@@ -68,7 +68,14 @@ def _convert(given: SimpleNamespace) -> None:
     from adadfq_jax.teachers.convert import convert
 
     stated = _stated(given)
-    teacher = convert(given.input, given.output, stated, overwrite=given.overwrite, prove=prove)
+    teacher = convert(
+        given.input,
+        given.output,
+        stated,
+        network=given.network,
+        overwrite=given.overwrite,
+        prove=prove,
+    )
     print(describe_teacher(teacher))
     print(f"{'file':<22}{given.output}")
 

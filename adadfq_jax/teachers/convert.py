@@ -11,7 +11,7 @@ from adadfq_jax.errors import TeacherError
 from adadfq_jax.models.network import Teacher
 from adadfq_jax.models.size import measure_network
 from adadfq_jax.storage.files import absolute, check_replaceable, locate
-from adadfq_jax.teachers import native, packages, torch_module
+from adadfq_jax.teachers import native, packages, torch_module, user_network
 from adadfq_jax.teachers.load import load_foreign, read_teacher, save_teacher
 from adadfq_jax.teachers.stated import Stated
 
@@ -23,6 +23,7 @@ def convert(
     output: str | Path,
     stated: Stated = _NOTHING_STATED,
     *,
+    network: str | None = None,
     overwrite: bool = False,
     prove: Callable[[Teacher, Any], float] | None = None,
 ) -> Teacher:
@@ -33,9 +34,11 @@ def convert(
         `timm:NAME`: that package's network with the weights in its cache.
       output: the file to write, `.safetensors`.
       stated: what the source does not say. A package says some of it; what is stated goes before.
+      network: the user's function that returns the network, as `build_network` takes it; the source
+        is the file of its weights.
       overwrite: whether a file that exists may be replaced.
       prove: raises VerificationError where a teacher gives other logits than a PyTorch module, else
-        returns how they differ; asked where a package has the module.
+        returns how they differ; asked where there is the module.
 
     Returns:
       The teacher.
@@ -52,7 +55,9 @@ def convert(
             f"the output {str(output)!r} is the input, which would be lost; name another file."
         )
     check_replaceable(output, "a teacher", _is_ours, overwrite)
-    if packages.is_package_name(str(source)):
+    if network is not None:
+        teacher = _load_user_network(network, source, stated, prove)
+    elif packages.is_package_name(str(source)):
         teacher = _load_pretrained(str(source), stated, prove)
     else:
         teacher = read_teacher(source, stated)
@@ -88,6 +93,17 @@ def _load_pretrained(
     if prove is None:
         return teacher
     return torch_module.with_proof(teacher, prove(teacher, with_weights()))
+
+
+def _load_user_network(
+    where: str, source: str | Path, stated: Stated, prove: Callable[[Teacher, Any], float] | None
+) -> Teacher:
+    module = user_network.build_network(where)
+    path = locate(source)
+    user_network.load_weights(module, where, path, stated.entry, stated.prefix)
+    teacher = torch_module.read_module(module, stated)
+    teacher = dataclasses.replace(teacher, source=hashlib.sha256(path.read_bytes()).hexdigest())
+    return teacher if prove is None else torch_module.with_proof(teacher, prove(teacher, module))
 
 
 def _read_code(name: str, pretrained: packages.Pretrained, module: Any, stated: Stated) -> Teacher:
