@@ -1,7 +1,6 @@
 """Conversion: a PyTorch checkpoint becomes this project's own file, which says all about itself."""
 
 import dataclasses
-import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from adadfq_jax.models.network import Teacher
 from adadfq_jax.models.size import measure_network
 from adadfq_jax.storage.files import absolute, check_replaceable, locate
 from adadfq_jax.teachers import native, packages, torch_module, user_network
-from adadfq_jax.teachers.load import load_foreign, read_teacher, save_teacher
+from adadfq_jax.teachers.load import load_foreign, read_teacher, save_teacher, teacher_file
 from adadfq_jax.teachers.stated import Stated
 
 _NOTHING_STATED = Stated()
@@ -83,37 +82,40 @@ def _load_pretrained(
     name: str, stated: Stated, prove: Callable[[Teacher, Any], float] | None
 ) -> Teacher:
     pretrained = packages.find_pretrained(name)
-    with_weights = functools.cache(lambda: packages.with_weights(pretrained))
+    module = pretrained.module.eval()
+    torch_module.load_weights(module, name, pretrained.path)
     try:
         known = pretrained.architecture
     except TeacherError:  # a network that its code alone describes
-        teacher = _read_code(name, pretrained, with_weights(), stated)
+        teacher = _read_code(name, pretrained, stated)
     else:
         teacher = _load_recognised(name, pretrained, known, stated)
-    if prove is None:
-        return teacher
-    return torch_module.with_proof(teacher, prove(teacher, with_weights()))
+    return teacher if prove is None else torch_module.with_proof(teacher, prove(teacher, module))
 
 
 def _load_user_network(
     where: str, source: str | Path, stated: Stated, prove: Callable[[Teacher, Any], float] | None
 ) -> Teacher:
-    module = user_network.build_network(where)
-    path = locate(source)
-    user_network.load_weights(module, where, path, stated.entry, stated.prefix)
-    teacher = torch_module.read_module(module, stated)
-    teacher = dataclasses.replace(teacher, source=hashlib.sha256(path.read_bytes()).hexdigest())
+    if stated.architecture is not None:
+        raise TeacherError(f"{where} is read from its code, which has no architecture to choose.")
+    if packages.is_package_name(str(source)):
+        raise TeacherError(f"{source} has its own network; --network is of a file of weights.")
+    with teacher_file(source) as path:
+        module = user_network.build_network(where)
+        torch_module.load_weights(module, where, path, stated.entry, stated.prefix)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    teacher = dataclasses.replace(torch_module.read_module(module, stated), source=digest)
     return teacher if prove is None else torch_module.with_proof(teacher, prove(teacher, module))
 
 
-def _read_code(name: str, pretrained: packages.Pretrained, module: Any, stated: Stated) -> Teacher:
+def _read_code(name: str, pretrained: packages.Pretrained, stated: Stated) -> Teacher:
     for field in ("architecture", "entry", "prefix"):
         if getattr(stated, field) is not None:
             raise TeacherError(f"{name!r} is read from its code, which has no {field} to choose.")
     stated = stated.or_else(
         mean=pretrained.mean, std=pretrained.std, image_size=pretrained.image_size
     )
-    teacher = torch_module.read_module(module, stated, name.partition(":")[2])
+    teacher = torch_module.read_module(pretrained.module, stated, name.partition(":")[2])
     digest = hashlib.sha256(pretrained.path.read_bytes()).hexdigest()
     return dataclasses.replace(teacher, source=digest)
 

@@ -5,9 +5,10 @@ network they are and how it names them (`naming`), `to_flax` turns them into var
 project's own files (`native`) say all of it themselves.
 """
 
+import contextlib
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import ml_collections
@@ -73,6 +74,19 @@ def load_teacher(
 
 def read_teacher(path: str | Path, stated: Stated) -> Teacher:
     """As `load_teacher`, with everything that is stated in one piece."""
+    with teacher_file(path) as file:
+        if kinds.kind_of(file) == kinds.SAFETENSORS and native.is_own(file):
+            return _load_own(file, stated)
+        return load_foreign(file, stated)
+
+
+@contextlib.contextmanager
+def teacher_file(path: str | Path) -> Iterator[Path]:
+    """Yields a teacher's file on a disk, wherever it lies.
+
+    Raises:
+      TeacherError: there is none, or it is no such file by its suffix.
+    """
     where = locate(path)
     with readable(where) as file:
         if file.is_dir():
@@ -83,9 +97,7 @@ def read_teacher(path: str | Path, stated: Stated) -> Teacher:
             raise TeacherError(
                 f"{str(file)!r} is not a teacher file: expected one of {', '.join(_SUFFIXES)}."
             )
-        if kinds.kind_of(file) == kinds.SAFETENSORS and native.is_own(file):
-            return _load_own(file, stated)
-        return load_foreign(file, stated)
+        yield file
 
 
 def save_teacher(teacher: Network, path: str | Path) -> None:

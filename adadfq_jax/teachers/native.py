@@ -164,7 +164,8 @@ def _described(name: str, text: str) -> dict[str, Any]:
     """Reads and checks the metadata."""
     try:
         described = json.loads(text)
-    except ValueError as error:
+    # A RecursionError: lists in lists without an end.
+    except (ValueError, RecursionError) as error:
         raise TeacherError(f"{name} is damaged: its metadata are not JSON ({error}).") from error
     if not isinstance(described, dict):
         raise TeacherError(f"{name} is damaged: its metadata are not a JSON object.")

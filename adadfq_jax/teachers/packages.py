@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from adadfq_jax.errors import TeacherError, nearest
-from adadfq_jax.teachers import kinds
 from adadfq_jax.teachers.recognition import Recognised, recognise
 
 
@@ -52,28 +51,6 @@ class Pretrained:
         if len(recognised.architectures) == 1:
             return recognised.architectures[0]
         return _by_stride(self.module, recognised)
-
-
-def with_weights(pretrained: Pretrained) -> Any:
-    """Returns the torch module with the weights of its cached file, in evaluation mode.
-
-    Raises:
-      TeacherError: the file is damaged, or of another network.
-    """
-    torch = importlib.import_module("torch")
-    path, module = pretrained.path, pretrained.module
-    try:
-        if kinds.kind_of(path) == kinds.SAFETENSORS:
-            state = importlib.import_module("safetensors.torch").load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        module.load_state_dict(state)
-    except TeacherError:
-        raise
-    except Exception as error:  # torch raises many kinds for damaged files
-        reason = str(error).strip().split("\n")[0]
-        raise TeacherError(f"{str(path)!r} does not fit its network: {reason}.") from error
-    return module.eval()
 
 
 # What a state dict lacks, the strides of some convolutions, by network.

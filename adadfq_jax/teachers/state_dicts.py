@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,7 @@ def read_weights(
     path: Path,
     label: str,
     wanted: Mapping[str, tuple[int, ...]],
+    others: Collection[str] = (),
     entry: str | None = None,
     prefix: str | None = None,
 ) -> dict[str, np.ndarray]:
@@ -113,17 +114,17 @@ def read_weights(
     Args:
       path, entry: as `read_state` takes them.
       label: what the network is called in messages.
-      wanted: the shape of each of its tensors, by name.
+      wanted: the shape of each tensor to be read, by name.
+      others: names of the network's other tensors, which are not read.
       prefix: what stands before these names in the file; by default, what stands before all.
 
     Returns:
-      Float32 arrays by the network's names; what BatchNorms count is left out.
+      Float32 arrays by the network's names.
 
     Raises:
       TeacherError: as `read_state`; or the weights are another network's.
     """
     name = repr(str(path))
-    wanted = {key: shape for key, shape in wanted.items() if not _is_a_counter(key)}
     tensors = {
         key: value for key, value in _read_tensors(path, entry).tensors.items() if _is_array(value)
     }
@@ -132,19 +133,21 @@ def read_weights(
     for key, shape in wanted.items():
         if key not in found:
             raise TeacherError(
-                f"{name} lacks {before + key!r}, which {label} has; {nearest(before + key, tensors)}"
+                f"{name} is of another network than {label}: it lacks {before + key!r}; "
+                f"{nearest(before + key, tensors)}"
             )
         if (given := tuple(tensors[found[key]].shape)) != shape:
             raise TeacherError(
                 f"{name} is of another network than {label}: {found[key]!r} has shape {given}, "
                 f"not {shape}."
             )
-    if left_over := [found[key] for key in found if key not in wanted]:
-        others = f" and {len(left_over) - 1} others" if len(left_over) > 1 else ""
+    if left_over := sorted(found.keys() - wanted.keys() - set(others)):
+        more = f" and {len(left_over) - 1} more" if len(left_over) > 1 else ""
         raise TeacherError(
-            f"{name} is of another network than {label}, which has no {left_over[0]!r}{others}."
+            f"{name} is of another network than {label}, which has no {left_over[0]!r}{more}."
         )
-    return _to_float32(name, {key: _to_numpy(name, found[key], tensors[found[key]]) for key in wanted})
+    arrays = {key: _to_numpy(name, found[key], tensors[found[key]]) for key in wanted}
+    return _to_float32(name, arrays)
 
 
 def _prefix(wanted: Iterable[str], found: Iterable[str]) -> str:

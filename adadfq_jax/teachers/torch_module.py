@@ -10,6 +10,7 @@ import io
 import logging
 import re
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from adadfq_jax.models.graph import (
     to_json,
 )
 from adadfq_jax.models.network import Teacher
-from adadfq_jax.teachers import naming, to_flax
+from adadfq_jax.teachers import naming, state_dicts, to_flax
 from adadfq_jax.teachers.aten import READERS
 from adadfq_jax.teachers.program import GraphReader, place_in, simplify
 from adadfq_jax.teachers.stated import Stated
@@ -77,6 +78,30 @@ def read_module(module: Any, stated: Stated, name: str | None = None) -> Teacher
         f"{torch.__version__}",
         keys=naming.MODULES.code,
     )
+
+
+def load_weights(
+    module: Any, label: str, path: Path, entry: str | None = None, prefix: str | None = None
+) -> None:
+    """Puts the weights of a file into a PyTorch module, without executing anything in the file.
+
+    What a module holds besides floating-point numbers stays as its code makes it.
+
+    Args:
+      module: the `torch.nn.Module`.
+      label: what it is called in messages.
+      path: a checkpoint, as `load_teacher` takes it.
+      entry, prefix: as there; by default, the prefix is what stands before the module's names.
+
+    Raises:
+      TeacherError: the file cannot be read, or is of another network.
+    """
+    torch = _torch()
+    held = module.state_dict()
+    wanted = {key: tuple(value.shape) for key, value in held.items() if value.is_floating_point()}
+    arrays = state_dicts.read_weights(path, label, wanted, held.keys() - wanted, entry, prefix)
+    tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+    module.load_state_dict(tensors, strict=False)
 
 
 def with_proof(teacher: Teacher, difference: float) -> Teacher:

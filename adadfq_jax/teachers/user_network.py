@@ -13,7 +13,6 @@ from types import ModuleType
 from typing import Any
 
 from adadfq_jax.errors import TeacherError, install_command, nearest
-from adadfq_jax.teachers import state_dicts
 
 
 def build_network(where: str) -> Any:
@@ -81,26 +80,3 @@ def _function(where: str, module: ModuleType, name: str) -> Callable[[], Any]:
         known = [key for key, value in vars(module).items() if callable(value)]
         raise TeacherError(f"{where}: there is no function {name!r}; {nearest(name, known)}")
     return found
-
-
-def load_weights(
-    module: Any, label: str, path: Path, entry: str | None = None, prefix: str | None = None
-) -> None:
-    """Puts the weights of a file into a PyTorch module, each in the place of its name.
-
-    Args:
-      module: the `torch.nn.Module`.
-      label: what it is called in messages.
-      path: a checkpoint, as `load_teacher` takes it.
-      entry, prefix: as there; by default, the prefix is what stands before all the module's names.
-
-    Raises:
-      TeacherError: the file cannot be read, or is of another network.
-    """
-    import torch
-
-    wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    arrays = state_dicts.read_weights(path, label, wanted, entry, prefix)
-    module.load_state_dict(
-        {key: torch.from_numpy(array) for key, array in arrays.items()}, strict=False
-    )

@@ -268,6 +268,8 @@ def test_a_graph_of_a_file_is_checked(written, message):
         ({"architecture": "resnet8_cifar"}, "is a network of this package, which has no graph"),
         ({"architecture": "a/../b"}, "cannot be a network's name"),
         ({"classes": 9}, "a graph of 9 classes ends in the shape"),
+        # Code runs because a user names it, never because a file does.
+        ({"network": "nets.py:network"}, "has unknown metadata 'network'"),
     ],
 )
 def test_a_hostile_teacher_file_is_refused(tmp_path, changes, message):
