@@ -19,7 +19,7 @@ from adadfq_jax.teachers.load import read_teacher
 from adadfq_jax.teachers.stated import Stated
 from adadfq_jax.training import calibrated
 from adadfq_jax.training.student import load_student
-from adadfq_jax.training.workdir import CONFIG, TEACHER, read_json
+from adadfq_jax.training.workdir import CONFIG, read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,19 +109,21 @@ def measure(
     labels: str | None = None,
     *,
     bits: Sequence[str] = (),
+    ranges: str | None = None,
     calibration: int | None = None,
     epochs: int | None = None,
     batch_size: int = 256,
     show_progress: bool = False,
 ) -> Measured:
-    """Measures a network, and untrained students of it where bit-widths are given.
+    """Measures a network, or, where bit-widths are given, a teacher and untrained students of it.
 
     Args:
-      network: it.
+      network: it. With bit-widths, of a run's student its teacher is measured, and ranges come from
+        images of the run's generator.
       source, path, labels: of the evaluation set, as `load_dataset` takes them; it may be "none"
         only with bit-widths.
       bits, show_progress: see `calibrated.compare_bits`.
-      calibration, epochs: see there as well; only with bit-widths.
+      ranges, calibration, epochs: see there as well; only with bit-widths.
       batch_size: images at a time.
 
     Raises:
@@ -133,10 +135,17 @@ def measure(
         raise ConfigError("--source is missing: what to measure on: npz, folder, or tfds:NAME.")
     if source in ("npz", "folder") and not path:
         raise ConfigError(f"--source={source} needs --path: where it lies.")
-    if bits and not isinstance(network, Teacher):
-        raise ConfigError(f"--bits asks about a teacher; a run's is the file {TEACHER} in it.")
-    asked = {"calibration": calibration, "epochs": epochs}
-    asked = {name: number for name, number in asked.items() if number is not None}
+    draw = None
+    if bits and isinstance(network, Student):
+        if epochs is not None:
+            raise ConfigError("--epochs trains a generator, and the run has one: leave it out.")
+        network, draw = network.teacher, network.draw
+    elif bits and not isinstance(network, Teacher):
+        raise ConfigError(
+            "--bits asks about a teacher, or the teacher of a run, and no other file."
+        )
+    asked = {"ranges": ranges, "calibration": calibration, "epochs": epochs}
+    asked = {name: value for name, value in asked.items() if value is not None}
     if asked and not bits:
         raise ConfigError(
             f"--{next(iter(asked))} is about students that are not trained: give their --bits, "
@@ -155,6 +164,7 @@ def measure(
             network,
             bits,
             dataset,
+            draw=draw,
             batch_size=batch_size,
             show_progress=show_progress,
             **asked,

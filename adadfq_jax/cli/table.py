@@ -105,22 +105,29 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "bits",
             "BITS",
-            "bit-widths such as w8a8,w4a4,w3a3: measure students of the teacher that are not "
-            "trained",
+            "bit-widths such as w8a8,w4a4,w3a3: measure students of the teacher, or of the run's, "
+            "that are not trained",
             NAMES,
             [],
         ),
         Flag(
+            "ranges",
+            "RULE",
+            "with --bits, how ranges follow from images: minmax (where it is not given) or "
+            "least_error",
+        ),
+        Flag(
             "calibration",
             "N",
-            "with --bits, real images that give ranges; 512 where it is not given",
+            "with --bits, images of a kind that give ranges; 512 where it is not given",
             INTEGER,
             least=1,
         ),
         Flag(
             "epochs",
             "N",
-            "with --bits, epochs of 200 steps of generated images that do; 4 where it is not given",
+            "with --bits, epochs of 200 steps that train a generator, of which a run has one; 4 where "
+            "it is not given",
             INTEGER,
             least=1,
         ),

@@ -54,6 +54,7 @@ def _evaluate(given: SimpleNamespace) -> None:
         given.path or path,
         given.labels or labels,
         bits=given.bits,
+        ranges=given.ranges,
         calibration=given.calibration,
         epochs=given.epochs,
         batch_size=given.batch_size,

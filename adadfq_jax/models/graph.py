@@ -104,7 +104,7 @@ def _node(entry: Any, known: set[str]) -> Node:
         )
     for key, holds in operation.attributes.items():
         if not holds(settings[key]):
-            raise ConfigError(f"{name!r} ({op}) cannot have {key}={settings[key]!r:.80}.")
+            raise ConfigError(f"{name!r} ({op}) cannot have {key}={attributes[key]!r:.80}.")
     return Node(op, name, tuple(inputs), settings)
 
 

@@ -124,7 +124,8 @@ def test_a_runs_student_on_the_runs_images_or_others(evaluate, files, workdir, t
             "says resnet20_cifar, but has resnet8_cifar.",
         ),
         (["--workdir={run}", "--entry=model"], "--entry says model, but has None."),
-        (["--workdir={run}", "--bits=w4a4"], "teacher.safetensors"),
+        (["--workdir={run}", "--bits=w4a4", "--epochs=2"], "the run has one: leave it out"),
+        (["--workdir={run}", "--bits=w4a4", "--ranges=max"], "ranges 'max': did you mean minmax"),
         (["--workdir={run}", "--calibration=64"], "not trained: give their --bits"),
         (["--workdir={run}", "--epochs=2"], "not trained: give their --bits"),
         (["--workdir={run}", "--path=missing.npz"], "no data file 'missing.npz'"),
@@ -213,15 +214,37 @@ def test_compare(teacher):
         teacher, ["w8a8", "w1a1"], from_arrays(IMAGES, labels), calibration=30, epochs=1
     )
     assert [row["bits"] for row in rows] == ["w8a8", "w1a1"]
-    for kind in ("generated", "real"):
+    for kind in ("generated", "procedural", "real"):
         assert 1 >= rows[0][kind] > rows[1][kind] >= 0
     assert rows[0]["real"] > 0.9
     assert [row["real_images"] for row in rows] == [30, 30]
     blind = compare_bits(teacher, ["w8a8"], epochs=1)
     assert blind == [
         {"bits": "w8a8", "agreement": rows[0]["agreement"]}
-        | {"generated": None, "real": None, "real_images": 0}
+        | {"generated": None, "procedural": None, "real": None, "real_images": 0}
     ]
+
+
+def test_ranges_of_least_error_and_of_a_run(teacher):
+    data = from_arrays(IMAGES, np.asarray(teacher(IMAGES)).argmax(-1))
+    asked = []
+
+    def draw(count):
+        asked.append(count)
+        return np.asarray(normalize(IMAGES[:count], teacher.mean, teacher.std)), None
+
+    options = {"draw": draw, "calibration": 60}
+    (least,) = compare_bits(teacher, ["w3a3"], data, ranges="least_error", **options)
+    (extremes,) = compare_bits(teacher, ["w3a3"], data, **options)
+    assert asked == [60, 60]
+    for row in (least, extremes):
+        assert row["generated"] == row["real"] != row["procedural"]
+    assert least["real"] > extremes["real"]
+    student = calibrated_on(teacher, "w3a3", IMAGES, "least_error")
+    # Of kernels as well, as the plus begins with.
+    assert student.variables["ranges"]["stem_conv"]["minimum"].shape == (16,)
+    with pytest.raises(ConfigError, match="no ranges 'least': did you mean least_error"):
+        compare_bits(teacher, ["w4a4"], ranges="least")
 
 
 def test_widths_share_one_compiled_step(teacher):
@@ -242,22 +265,30 @@ def test_images_that_do_not_fit(teacher):
         compare_bits(teacher, ["w4a4"], dataset, epochs=1)
 
 
-def test_bits_on_the_command_line(evaluate, files):
+def test_bits_on_the_command_line(evaluate, files, workdir):
     teacher = f"--teacher={files / 'teacher.safetensors'}"
     data = ("--source=npz", f"--path={files / 'images.npz'}")
     widths = ("--bits=w8a8,w2a2", "--epochs=1", "--calibration=17")
     code, out, _ = evaluate(teacher, *data, *widths)
     assert code == 0
     rows = [line.split() for line in out.splitlines() if line.startswith(("w8a8", "w2a2"))]
-    assert [len(row) for row in rows] == [3, 3]
-    assert f"17 images\ndrawn at random from {files / 'images.npz'}" in out
+    assert [len(row) for row in rows] == [4, 4]
+    assert f"are 17, drawn at random from {files / 'images.npz'}" in out
 
     code, out, err = evaluate(teacher, *data, *widths, "--json")
     assert (code, err) == (0, "")
     found = json.loads(out)
     assert found["images"] == 60
     for row, shown in zip(found["bits"], rows, strict=True):
-        assert [row["bits"], f"{row['generated']:.2%}", f"{row['real']:.2%}"] == shown
+        kinds = ("procedural", "generated", "real")
+        assert [row["bits"], *(f"{row[kind]:.2%}" for kind in kinds)] == shown
+
+    code, out, _ = evaluate(
+        f"--workdir={workdir}", *widths[:1], *widths[2:], "--ranges=least_error"
+    )
+    assert code == 0
+    assert "resnet8_cifar, full precision" in out
+    assert [line[:4] for line in out.splitlines() if line.startswith("w")] == ["w8a8", "w2a2"]
 
     code, out, _ = evaluate(teacher, *widths)
     assert code == 0

@@ -335,7 +335,10 @@ def test_mutations_of_graphs(tmp_path, capsys, count):
     assert slowest < SECONDS
 
 
-@pytest.mark.parametrize("nested", ["[" * 10**5, '{"a":' * 10**5], ids=["lists", "objects"])
+DEEP = ["[" * 10**5, '{"a":' * 10**5, '{"mean":' + "[" * 900 + "]" * 900 + "}"]
+
+
+@pytest.mark.parametrize("nested", DEEP, ids=["lists", "objects", "whole"])
 def test_metadata_without_an_end_are_refused(tmp_path, nested):
     path = tmp_path / "teacher.safetensors"
     path.write_bytes(safetensors.numpy.save({"a": np.zeros(1, np.float32)}, {"adadfq": nested}))
