@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 import tempfile
+import types
 from pathlib import Path
 
 # Before JAX is imported, and for the processes that tests start. What one worker has compiled, no
@@ -28,6 +29,7 @@ from adadfq_jax.config.fields import default_config
 from adadfq_jax.game import programs
 from adadfq_jax.models import registry
 from adadfq_jax.models.network import Teacher
+from adadfq_jax.models.preparation import Preparation
 from adadfq_jax.training.result import Result
 
 jax.config.update("jax_num_cpu_devices", 4)
@@ -76,6 +78,13 @@ def make_teacher(
         image_size=size,
         mean=(0.5,) * 3,
         std=(0.25,) * 3,
+    )
+
+
+def takes(size: int, channels: int = 3, **preparation) -> types.SimpleNamespace:
+    """What an evaluation set has to know of a network that takes images of a size."""
+    return types.SimpleNamespace(
+        image_size=size, channels=channels, preparation=Preparation(**preparation)
     )
 
 

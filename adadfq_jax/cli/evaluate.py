@@ -93,6 +93,9 @@ def open_network(
         return read_teacher(teacher, stated), "none", None, None
     found = load_exported(model) if model else load_student(workdir, checkpoint)
     for name, value in dataclasses.asdict(stated).items():
+        if name == "preparation":
+            found = dataclasses.replace(found, preparation=found.preparation.changed(**value))
+            continue
         true = getattr(found, name, None)
         if value and value != true:
             raise ConfigError(f"--{name} says {value}, but {model or workdir} has {true}.")

@@ -24,7 +24,7 @@ _STATED = (
     Flag(
         "mean",
         "R,G,B",
-        "normalisation, three numbers with commas between, or a preset: imagenet, cifar10, "
+        "normalisation, a number for each channel or one for all, or a preset: imagenet, cifar10, "
         "cifar10-pytorchcv; by default the file's",
     ),
     Flag("std", "R,G,B", "the same; a preset given for one of both stands for both"),
@@ -35,6 +35,14 @@ _STATED = (
         "what stands before the names of the network's weights, such as backbone",
     ),
     Flag("image_size", "N", "side of the images in pixels", INTEGER),
+    Flag(
+        "resize",
+        "N",
+        "side to which image files are resized before the centre of image_size is cut out",
+        INTEGER,
+    ),
+    Flag("interpolation", "NAME", "how: nearest, box, bilinear, hamming, bicubic or lanczos"),
+    Flag("crop", "HOW", "center (the shorter side is resized) or squash (both sides are)"),
     Flag(
         "pixel_units",
         "N",
@@ -126,8 +134,8 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "epochs",
             "N",
-            "with --bits, epochs of 200 steps that train a generator, of which a run has one; 4 where "
-            "it is not given",
+            "with --bits, epochs of 200 steps that train a generator, which a run has; 4 where not "
+            "given",
             INTEGER,
             least=1,
         ),

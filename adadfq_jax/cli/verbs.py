@@ -219,6 +219,11 @@ def _stated(given: SimpleNamespace) -> Any:
         image_size=given.image_size,
         entry=given.entry,
         prefix=given.prefix,
+        preparation={
+            name: getattr(given, name)
+            for name in ("resize", "interpolation", "crop")
+            if getattr(given, name) is not None
+        },
         pixel_units=given.pixel_units,
     )
 

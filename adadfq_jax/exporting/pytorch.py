@@ -22,6 +22,7 @@ from adadfq_jax.exporting.quantized import QuantizedNetwork
 from adadfq_jax.models import registry
 from adadfq_jax.models.graph import GraphNetwork
 from adadfq_jax.models.network import Network, flatten, unflatten
+from adadfq_jax.models.preparation import preparation_of
 from adadfq_jax.storage.digests import checksum
 from adadfq_jax.teachers import naming
 from adadfq_jax.teachers.recognition import recognise
@@ -75,6 +76,7 @@ def to_bytes(network: QuantizedNetwork, about: dict[str, Any], code: str | None)
             "image_size": network.image_size,
             "mean": list(network.mean),
             "std": list(network.std),
+            **network.preparation.described(),
         }
         | ({} if network.graph is None else {"graph": network.graph}),
     }
@@ -113,7 +115,10 @@ def read(path: Path) -> Network:
         about = content["about"]
         state = {key: tensor.numpy() for key, tensor in content["state_dict"].items()}
         architecture, size = about["architecture"], about["image_size"]
-        module = registry.restore(architecture, about["classes"], size, about.get("graph"))
+        channels = len(about["mean"])
+        module = registry.restore(
+            architecture, about["classes"], size, channels, about.get("graph")
+        )
         if isinstance(module, GraphNetwork):
             convention = naming.MODULES
         else:
@@ -135,6 +140,7 @@ def read(path: Path) -> Network:
             image_size=size,
             mean=tuple(about["mean"]),
             std=tuple(about["std"]),
+            preparation=preparation_of(about),
         )
     except ExportError:
         raise

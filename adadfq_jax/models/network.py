@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adadfq_jax.errors import ConfigError, TeacherError
+from adadfq_jax.models.preparation import USUAL, Preparation
 from adadfq_jax.quantization import ranges
 from adadfq_jax.storage.digests import digest
 
@@ -25,20 +26,27 @@ class Network:
       module: the linen module.
       variables: the module's collections; see `layers`.
       image_size: side of the images in pixels.
-      mean, std: normalisation per channel of pixels in [0, 1].
+      mean, std: normalisation of pixels in [0, 1], a number for each channel of the images.
+      preparation: how image files become its images.
     """
 
     architecture: str
     module: nn.Module
     variables: dict[str, Any]
     image_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    preparation: Preparation = USUAL
 
     @property
     def classes(self) -> int:
         """The number of classes C."""
         return self.module.classes
+
+    @property
+    def channels(self) -> int:
+        """The number of channels of an image."""
+        return len(self.mean)
 
     @functools.cached_property
     def digest(self) -> str:
@@ -54,7 +62,7 @@ class Network:
         """Classifies images.
 
         Args:
-          images: (B, H, W, 3), uint8 pixels or already normalised floats.
+          images: (B, H, W, channels), uint8 pixels or already normalised floats.
 
         Returns:
           Logits, (B, classes).

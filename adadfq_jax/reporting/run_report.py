@@ -188,7 +188,7 @@ def _families(
         return families, f"The run's evaluation images could not be read: {error}"
     if dataset is None:
         return families, "There are no evaluation images to compare with."
-    pixels = jnp.asarray(dataset.sample(count).images(teacher.image_size))
+    pixels = jnp.asarray(dataset.sample(count).images(teacher))
     real = normalize(pixels, teacher.mean, teacher.std)
     return [*families, ("evaluation images", np.asarray(real))], ""
 

@@ -113,7 +113,10 @@ def _read_code(name: str, pretrained: packages.Pretrained, stated: Stated) -> Te
         if getattr(stated, field) is not None:
             raise TeacherError(f"{name!r} is read from its code, which has no {field} to choose.")
     stated = stated.or_else(
-        mean=pretrained.mean, std=pretrained.std, image_size=pretrained.image_size
+        mean=pretrained.mean,
+        std=pretrained.std,
+        image_size=pretrained.image_size,
+        preparation=pretrained.preparation,
     )
     teacher = torch_module.read_module(pretrained.module, stated, name.partition(":")[2])
     digest = hashlib.sha256(pretrained.path.read_bytes()).hexdigest()
@@ -130,6 +133,7 @@ def _load_recognised(
         mean=pretrained.mean,
         std=pretrained.std,
         image_size=pretrained.image_size,
+        preparation=pretrained.preparation,
     )
     return load_foreign(pretrained.path, stated)
 
@@ -146,7 +150,7 @@ def summary(teacher: Teacher, statistics: str) -> str:
         "network": teacher.architecture,
         "recognised": teacher.convention or "this project's own file",
         "classes": f"{teacher.classes}",
-        "images": f"{teacher.image_size}x{teacher.image_size}",
+        "images": f"{teacher.image_size}x{teacher.image_size}x{teacher.channels}",
         "mean": ", ".join(f"{value:g}" for value in teacher.mean),
         "std": ", ".join(f"{value:g}" for value in teacher.std),
         "parameters": f"{size.parameters:,}",

@@ -15,7 +15,9 @@ import ml_collections
 
 from adadfq_jax.errors import ConfigError, TeacherError
 from adadfq_jax.models import registry
+from adadfq_jax.models.layers import COLOURS
 from adadfq_jax.models.network import Network, Teacher, unflatten
+from adadfq_jax.models.preparation import USUAL
 from adadfq_jax.storage.files import locate, readable
 from adadfq_jax.teachers import kinds, native, state_dicts, to_flax
 from adadfq_jax.teachers.recognition import Recognised, recognise
@@ -68,7 +70,7 @@ def load_teacher(
       ConfigError: `architecture` is unknown.
     """
     return read_teacher(
-        path, Stated(architecture, mean, std, image_size, entry, prefix, pixel_units)
+        path, Stated(architecture, mean, std, image_size, entry, prefix, pixel_units=pixel_units)
     )
 
 
@@ -146,6 +148,7 @@ def load_foreign(path: Path, stated: Stated) -> Teacher:
     variables = to_flax.fit_state_dict(name, state.arrays, recognised, likely)
     stated = stated.or_else(image_size=registry.default_image_size(likely))
     _require_answers(name, recognised, stated)
+    stated = stated.of_channels(name, COLOURS)
     convention = f"{recognised.convention.name} keys"
     if state.entry:
         convention += f", of the entry {state.entry!r}"
@@ -161,6 +164,7 @@ def load_foreign(path: Path, stated: Stated) -> Teacher:
         image_size=stated.image_size,
         mean=stated.mean,
         std=stated.std,
+        preparation=USUAL.changed(**stated.preparation),
         source=hashlib.sha256(path.read_bytes()).hexdigest(),
         convention=convention,
         keys=recognised.convention.code,
@@ -210,8 +214,8 @@ def _require_answers(name: str, recognised: Recognised, stated: Stated) -> None:
         asked.append("the size of its images in pixels: give image_size")
     if not stated.mean or not stated.std:
         asked.append(
-            "how its images are normalised: give mean and std, three numbers each (data.mean and "
-            "data.std in a configuration)"
+            "how its images are normalised: give mean and std, a number for each channel "
+            "(data.mean and data.std in a configuration)"
         )
     if asked:
         known = f", recognised as {candidates[0]}," if len(candidates) == 1 else ""
@@ -224,6 +228,7 @@ def _load_own(path: Path, stated: Stated) -> Teacher:
             f"{str(path)!r} is this project's own file: it has neither entries nor prefixes."
         )
     described, arrays = native.read_native(path)
+    stated = stated.of_channels(repr(str(path)), len(described["mean"]))
     given = {
         "architecture": stated.architecture,
         "mean": list(stated.mean) or None,
@@ -242,6 +247,7 @@ def _load_own(path: Path, stated: Stated) -> Teacher:
         image_size=described["image_size"],
         mean=tuple(described["mean"]),
         std=tuple(described["std"]),
+        preparation=described["preparation"].changed(**stated.preparation),
         source=described.get("source"),
         keys=described.get("keys"),
     )

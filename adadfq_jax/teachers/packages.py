@@ -8,12 +8,14 @@ import dataclasses
 import functools
 import hashlib
 import importlib
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from adadfq_jax.errors import TeacherError, nearest
+from adadfq_jax.models.preparation import CROPS, INTERPOLATIONS
 from adadfq_jax.teachers.recognition import Recognised, recognise
 
 
@@ -26,6 +28,7 @@ class Pretrained:
       path: the cached file of its trained weights.
       image_size: side of its images in pixels, or None.
       mean, std: its normalisation; empty where the package does not say.
+      preparation: fields of `Preparation`, as far as it says them.
     """
 
     module: Any
@@ -33,6 +36,7 @@ class Pretrained:
     image_size: int | None = None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    preparation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def architecture(self) -> str | None:
@@ -155,6 +159,12 @@ def _from_torchvision(name: str) -> Pretrained:
         _square(images.crop_size),
         tuple(images.mean),
         tuple(images.std),
+        {
+            "resize": _square(getattr(images, "resize_size", None)),
+            "interpolation": _known(
+                getattr(getattr(images, "interpolation", None), "value", None), INTERPOLATIONS
+            ),
+        },
     )
 
 
@@ -176,13 +186,30 @@ def _from_timm(name: str) -> Pretrained:
         f"timm:{name}",
         f"import timm; timm.create_model({name!r}, pretrained=True)",
     )
+    size = _square(described["input_size"][1:])
     return Pretrained(
         module,
         Path(found),
-        _square(described["input_size"][1:]),
+        size,
         tuple(described["mean"]),
         tuple(described["std"]),
+        _timm_preparation(described, size),
     )
+
+
+def _timm_preparation(described: Mapping[str, Any], size: int | None) -> dict[str, Any]:
+    """Returns how timm's own evaluation makes images, as its `pretrained_cfg` says it."""
+    share, crop = described.get("crop_pct"), described.get("crop_mode")
+    return {
+        "resize": math.floor(size / share) if size and share else None,
+        "interpolation": _known(described.get("interpolation"), INTERPOLATIONS),
+        "crop": _known(crop, CROPS),
+    }
+
+
+def _known(said: Any, known: Collection[str]) -> str | None:
+    """Returns what a package says where it is known here, such as an interpolation."""
+    return said if said in known else None
 
 
 _PACKAGES: dict[str, Callable[[str], Pretrained]] = {

@@ -73,7 +73,7 @@ def compare_bits(
         parse_bits(text)
     real = procedural_images = generated = None
     if dataset is not None:
-        real = dataset.sample(calibration).images(teacher.image_size)
+        real = dataset.sample(calibration).images(teacher)
         procedural_images = _procedural_images(teacher, calibration)
     if draw is not None:
         generated = draw(calibration)[0]
@@ -186,6 +186,7 @@ def calibrated_on(
         image_size=teacher.image_size,
         mean=teacher.mean,
         std=teacher.std,
+        preparation=teacher.preparation,
         result=None,
         teacher=teacher,
     )

@@ -34,6 +34,7 @@ def student_of(
         image_size=teacher.image_size,
         mean=teacher.mean,
         std=teacher.std,
+        preparation=teacher.preparation,
         result=result,
         teacher=teacher,
         step=int(state.step),

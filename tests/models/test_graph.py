@@ -65,7 +65,7 @@ def test_a_graph_is_its_module_bit_for_bit(name):
         lambda leaf: (leaf.shape, leaf.dtype), shapes
     )
     assert measure_network(network, 32) == measure_network(module, 32)
-    assert value_shapes(nodes, 32)[nodes[-1].name] == (7,)
+    assert value_shapes(nodes, (32, 32, 3))[nodes[-1].name] == (7,)
     teacher = make_teacher(architecture=name, size=32, classes=7)
     images = random.normal(size=(2, 32, 32, 3)).astype(np.float32)
     expected = jax.jit(module.apply)(teacher.variables, images)
