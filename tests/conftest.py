@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import resource
+import types
 from pathlib import Path
 
 import flax.linen
@@ -16,6 +17,7 @@ from adadfq_jax.config.fields import default_config
 from adadfq_jax.game import programs
 from adadfq_jax.models import registry
 from adadfq_jax.models.network import Teacher
+from adadfq_jax.models.preparation import Preparation
 from adadfq_jax.training.result import Result
 
 SIZE = 8
@@ -97,6 +99,13 @@ def make_teacher(
         image_size=size,
         mean=(0.5,) * 3,
         std=(0.25,) * 3,
+    )
+
+
+def takes(size: int, channels: int = 3, **preparation) -> types.SimpleNamespace:
+    """What an evaluation set has to know of a network that takes images of a size."""
+    return types.SimpleNamespace(
+        image_size=size, channels=channels, preparation=Preparation(**preparation)
     )
 
 

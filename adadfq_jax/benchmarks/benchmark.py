@@ -256,6 +256,11 @@ def _check(
             f"--against=torch knows the losses of adadfq and gdfq, not those of "
             f"{config.game.method!r}; leave it out to time ours alone."
         )
+    if teacher.image_size % 4:
+        raise ConfigError(
+            "--against=torch makes images of sizes that 4 divides, not of "
+            f"{teacher.image_size} pixels; leave it out to time ours alone."
+        )
     if not serves(teacher.module):
         raise ConfigError(
             "--against=torch knows the ResNets, and MobileNetV2 with a dense classifier, not "

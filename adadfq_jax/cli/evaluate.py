@@ -22,7 +22,7 @@ from adadfq_jax.teachers.load import read_teacher
 from adadfq_jax.teachers.stated import Stated
 from adadfq_jax.training import calibrated
 from adadfq_jax.training.student import load_student
-from adadfq_jax.training.workdir import CONFIG, TEACHER, read_json
+from adadfq_jax.training.workdir import CONFIG, read_json
 
 _WHAT_TO_MEASURE_ON = "what to measure on: npz, folder, or tfds:NAME, with --path"
 
@@ -132,6 +132,9 @@ def open_network(
         return read_teacher(teacher, stated), "none", None, None
     found = load_exported(model) if model else load_student(workdir, checkpoint)
     for name, value in dataclasses.asdict(stated).items():
+        if name == "preparation":
+            found = dataclasses.replace(found, preparation=found.preparation.changed(**value))
+            continue
         true = getattr(found, name, None)
         if value and value != true:
             raise ConfigError(f"--{name} says {value}, but {model or workdir} has {true}.")
@@ -148,20 +151,22 @@ def measure(
     labels: str | None = None,
     *,
     bits: Sequence[str] = (),
+    ranges: str | None = None,
     calibration: int | None = None,
     epochs: int | None = None,
     quick: bool = False,
     batch_size: int = 256,
     show_progress: bool = False,
 ) -> Measured:
-    """Measures a network, and untrained students of it where bit-widths are given.
+    """Measures a network, or, where bit-widths are given, a teacher and untrained students of it.
 
     Args:
-      network: it.
+      network: it. With bit-widths, of a run's student its teacher is measured, and ranges come from
+        images of the run's generator.
       source, path, labels: of the evaluation set, as `load_dataset` takes them; it may be "none"
         only with bit-widths.
       bits, quick, show_progress: see `calibrated.compare_bits`.
-      calibration, epochs: see there as well; only with bit-widths.
+      ranges, calibration, epochs: see there as well; only with bit-widths.
       batch_size: images at a time.
 
     Raises:
@@ -173,10 +178,17 @@ def measure(
         raise ConfigError(f"--source is missing: {_WHAT_TO_MEASURE_ON}.")
     if source in ("npz", "folder") and not path:
         raise ConfigError(f"--source={source} needs --path: where it lies.")
-    if bits and not isinstance(network, Teacher):
-        raise ConfigError(f"--bits asks about a teacher; a run's is the file {TEACHER} in it.")
-    asked = {"calibration": calibration, "epochs": epochs}
-    asked = {name: number for name, number in asked.items() if number is not None}
+    draw = None
+    if bits and isinstance(network, Student):
+        if epochs is not None:
+            raise ConfigError("--epochs trains a generator, and the run has one: leave it out.")
+        network, draw = network.teacher, network.draw
+    elif bits and not isinstance(network, Teacher):
+        raise ConfigError(
+            "--bits asks about a teacher, or the teacher of a run, and no other file."
+        )
+    asked = {"ranges": ranges, "calibration": calibration, "epochs": epochs}
+    asked = {name: value for name, value in asked.items() if value is not None}
     if (asked or quick) and not bits:
         raise ConfigError(
             f"--{[*asked, 'quick'][0]} is about students that are not trained: give their --bits, "
@@ -195,6 +207,7 @@ def measure(
             network,
             bits,
             dataset,
+            draw=draw,
             batch_size=batch_size,
             quick=quick,
             show_progress=show_progress,

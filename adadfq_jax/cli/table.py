@@ -26,7 +26,7 @@ _STATED = (
     Flag(
         "mean",
         "R,G,B",
-        "normalisation, three numbers with commas between, or a preset: imagenet, cifar10, "
+        "normalisation, a number for each channel or one for all, or a preset: imagenet, cifar10, "
         "cifar10-pytorchcv; by default the file's",
     ),
     Flag("std", "R,G,B", "the same; a preset given for one of both stands for both"),
@@ -37,6 +37,14 @@ _STATED = (
         "what stands before the names of the network's weights, such as backbone",
     ),
     Flag("image_size", "N", "side of the images in pixels", INTEGER),
+    Flag(
+        "resize",
+        "N",
+        "side to which image files are resized before the centre of image_size is cut out",
+        INTEGER,
+    ),
+    Flag("interpolation", "NAME", "how: nearest, box, bilinear, hamming, bicubic or lanczos"),
+    Flag("crop", "HOW", "center (the shorter side is resized) or squash (both sides are)"),
     Flag(
         "pixel_units",
         "N",
@@ -84,6 +92,12 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
             required=True,
         ),
         Flag("output", "FILE", "the .safetensors file to write", required=True),
+        Flag(
+            "network",
+            "FILE.py:FUNCTION",
+            "your function without arguments (or package.module:function) that returns the network "
+            "of the input's weights, a torch.nn.Module; it is run",
+        ),
         *_STATED,
         _overwrite("an earlier file of this verb"),
     ),
@@ -108,22 +122,29 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "bits",
             "BITS",
-            "bit-widths such as w8a8,w4a4,w3a3: measure students of the teacher that are not "
-            "trained",
+            "bit-widths such as w8a8,w4a4,w3a3: measure students of the teacher, or of the run's, "
+            "that are not trained",
             NAMES,
             [],
         ),
         Flag(
+            "ranges",
+            "RULE",
+            "with --bits, how ranges follow from images: minmax (where it is not given) or "
+            "least_error",
+        ),
+        Flag(
             "calibration",
             "N",
-            "with --bits, real images that give ranges; 512 where it is not given",
+            "with --bits, images of a kind that give ranges; 512 where it is not given",
             INTEGER,
             least=1,
         ),
         Flag(
             "epochs",
             "N",
-            "with --bits, epochs of 200 steps of generated images that do; 4 where it is not given",
+            "with --bits, epochs of 200 steps that train a generator, which a run has; 4 where not "
+            "given",
             INTEGER,
             least=1,
         ),

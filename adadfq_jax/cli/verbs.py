@@ -65,6 +65,7 @@ def _evaluate(given: SimpleNamespace) -> None:
         given.path or path,
         given.labels or labels,
         bits=given.bits,
+        ranges=given.ranges,
         calibration=given.calibration,
         epochs=given.epochs,
         quick=given.quick,
@@ -85,7 +86,14 @@ def _convert(given: SimpleNamespace) -> None:
     from adadfq_jax.teachers.convert import convert
 
     stated = _stated(given)
-    teacher = convert(given.input, given.output, stated, overwrite=given.overwrite, prove=prove)
+    teacher = convert(
+        given.input,
+        given.output,
+        stated,
+        network=given.network,
+        overwrite=given.overwrite,
+        prove=prove,
+    )
     print(describe_teacher(teacher))
     print(f"{'file':<22}{given.output}")
 
@@ -237,6 +245,11 @@ def _stated(given: SimpleNamespace) -> Any:
         image_size=given.image_size,
         entry=given.entry,
         prefix=given.prefix,
+        preparation={
+            name: getattr(given, name)
+            for name in ("resize", "interpolation", "crop")
+            if getattr(given, name) is not None
+        },
         pixel_units=given.pixel_units,
     )
 

@@ -137,10 +137,10 @@ def _check_data(flat: Mapping[str, Any]) -> None:
         )
     mean, std = flat["data.mean"], flat["data.std"]
     require(
-        len(mean) == len(std) and len(mean) in (0, 3),
+        len(mean) == len(std),
         "data.mean, data.std",
         (mean, std),
-        "both empty, or three numbers each",
+        "both empty, or a number each for every channel",
     )
     if found := fault(mean, std):
         raise ConfigError(f"data.mean, data.std: {found}")

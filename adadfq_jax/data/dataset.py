@@ -21,8 +21,8 @@ class Dataset:
 
     Attributes:
       name: name of the set in messages.
-      records: `records[i]` is (image, label): uint8 (H, W, 3) and an int. Records of encoded images
-        also have a method `label(i)`, which decodes no image.
+      records: `records[i]` is (image, label): uint8 (H, W, channels) and an int. Records of
+        encoded images also have a method `label(i)`, which decodes no image.
       labels: smallest and largest label; None where every image would have to be read for them.
       class_names: names of the classes in the order of the labels; None where they are unknown.
       encoded: whether images are decoded when they are read. These may have any size, and `batches`
@@ -67,21 +67,21 @@ class Dataset:
         chosen = by_class[np.arange(count) * len(self) // count]
         return dataclasses.replace(self, records=_Chosen(self.records, chosen))
 
-    def images(self, image_size: int | None = None) -> np.ndarray:
+    def images(self, network: Any = None) -> np.ndarray:
         """Returns all images as one array.
 
         Args:
-          image_size: side of the network's images in pixels; needed where images are encoded.
+          network: what takes them, as `batches` needs it.
 
         Returns:
-          uint8 (N, H, W, 3).
+          uint8 (N, H, W, channels).
         """
-        return np.concatenate([images for images, _ in self.batches(_AT_A_TIME, image_size)])
+        return np.concatenate([images for images, _ in self.batches(_AT_A_TIME, network)])
 
     def batches(
         self,
         batch_size: int,
-        image_size: int | None = None,
+        network: Any = None,
         *,
         shard: int = 0,
         shards: int = 1,
@@ -91,14 +91,14 @@ class Dataset:
 
         Args:
           batch_size: images at a time; the last batch may be short.
-          image_size: side of the network's images in pixels; needed where images are encoded.
+          network: what takes the images, as `images.fit` knows it; needed where images are encoded.
           shard, shards: index of the part to read, and number of parts. A part consists of the
             images shard, shard + shards, …
           workers: threads that read, decode and resize; by default one for each core where images
             are encoded, and none where they are in memory.
 
         Yields:
-          Images, uint8 (b, H, W, 3), and labels, int32 (b,).
+          Images, uint8 (b, H, W, channels), and labels, int32 (b,).
         """
         if shard >= len(self):
             return
@@ -106,7 +106,7 @@ class Dataset:
             workers = min(os.cpu_count() or 1, _LARGEST_POOL) if self.encoded else 0
         pipeline = grain.MapDataset.source(self.records)[shard::shards]
         if self.encoded:
-            pipeline = pipeline.map(lambda record: (fit(record[0], image_size), record[1]))
+            pipeline = pipeline.map(lambda record: (fit(record[0], network), record[1]))
         # At most a batch is read ahead, so that large images do not fill the memory.
         ahead = max(workers, batch_size) if workers else 0
         options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=ahead)
@@ -144,7 +144,7 @@ def from_arrays(images: np.ndarray, labels: np.ndarray, name: str = "arrays") ->
     """Makes an evaluation set of arrays in memory.
 
     Args:
-      images: uint8 (N, H, W, 3).
+      images: uint8 (N, H, W, channels), or (N, H, W) of one channel.
       labels: integers (N,).
       name: name of the set in messages.
 
@@ -152,9 +152,11 @@ def from_arrays(images: np.ndarray, labels: np.ndarray, name: str = "arrays") ->
       DataError: the arrays are not of this form, or empty.
     """
     images, labels = np.asarray(images), np.asarray(labels)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.dtype != np.uint8 or images.ndim != 4 or _channels_first(images):
         raise DataError(
-            f"{name}: images must be uint8 of shape (N, H, W, 3), not {images.dtype} "
+            f"{name}: images must be uint8 of shape (N, H, W, channels), not {images.dtype} "
             f"{images.shape}{_hint_of_images(images)}."
         )
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
@@ -172,11 +174,15 @@ def from_arrays(images: np.ndarray, labels: np.ndarray, name: str = "arrays") ->
     return Dataset(name, _ArrayRecords(images, labels), (int(labels.min()), int(labels.max())))
 
 
+def _channels_first(images: np.ndarray) -> bool:
+    """Whether images look like (N, channels, H, W): a few channels, then two equal sides."""
+    _, first, second, third = images.shape
+    return first in (1, 3) and second == third > 4
+
+
 def _hint_of_images(images: np.ndarray) -> str:
-    if images.ndim == 4 and images.shape[1] == 3:
+    if images.ndim == 4 and _channels_first(images):
         return "; images.transpose(0, 2, 3, 1) puts the channels last"
-    if images.ndim == 3 or images.shape[-1:] == (1,):
-        return "; grey images are written three times, as red, green and blue"
     if np.issubdtype(images.dtype, np.floating) and images.size:
         if not images.min() >= 0:
             return (
@@ -203,7 +209,7 @@ def check_fits(dataset: Dataset, network: Any) -> None:
 
     Args:
       dataset: the evaluation set.
-      network: a network, or an exported one, with `classes` and `image_size`.
+      network: a network, or an exported one.
 
     Raises:
       DataError: the set does not fit the network.
@@ -224,14 +230,28 @@ def check_fits(dataset: Dataset, network: Any) -> None:
     if dataset.labels is not None:
         check_labels(dataset, dataset.labels, network)
     if dataset.encoded:
+        if network.channels not in (1, 3):
+            raise DataError(
+                f"{dataset.name} has image files, of colours or grey, but the teacher takes images "
+                f"of {_counted(network.channels)}: give them as npz."
+            )
         return
     image, _ = dataset.records[0]
     size = network.image_size
-    if image.shape != (size, size, 3):
+    if image.shape[:2] != (size, size):
         raise DataError(
             f"{dataset.name} has images of {image.shape[0]}x{image.shape[1]} pixels, but the "
             f"teacher takes {size}x{size}."
         )
+    if image.shape[2] != network.channels:
+        raise DataError(
+            f"{dataset.name} has images of {_counted(image.shape[2])}, but the teacher takes "
+            f"{_counted(network.channels)}."
+        )
+
+
+def _counted(channels: int) -> str:
+    return f"{channels} channel{'s' * (channels != 1)}"
 
 
 def shortened(names: Sequence[str]) -> str:

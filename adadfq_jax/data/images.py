@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import warnings
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -103,38 +104,49 @@ def _warn_of_transparency() -> None:
     )
 
 
-def shorter_side(size: int) -> int:
+def resized_side(network: Any) -> int:
     """Returns the pixels that the shorter side of an image gets before its centre is cut out.
 
     Args:
-      size: side of the network's images in pixels.
+      network: what has an `image_size` and a `preparation`; see `fit`.
     """
-    return size if size <= _WHOLE else round(size * 256 / 224)
+    size = network.image_size
+    usual = size if size <= _WHOLE else round(size * 256 / 224)
+    return network.preparation.resize or usual
 
 
-def fit(image: np.ndarray, size: int) -> np.ndarray:
-    """Resizes and crops an image to a network's size.
+def fit(image: np.ndarray, network: Any) -> np.ndarray:
+    """Resizes and crops an image as a network was trained; of a network of one channel, to grey.
 
-    The shorter side is resized (bilinear, antialiased), then the centre is cut out; sizes and
-    offsets are rounded as in torchvision. The shorter side becomes 256 / 224 of the network's size,
-    as is usual for ImageNet; for networks of up to 64 pixels, which are trained on whole images, it
-    becomes that size itself. An image that has the network's size already is returned unchanged.
+    The shorter side is resized (antialiased), then the centre is cut out; sizes and offsets are
+    rounded as in torchvision. What the network's preparation leaves open: the shorter side becomes
+    256 / 224 of the network's size, as is usual for ImageNet; for networks of up to 64 pixels,
+    which are trained on whole images, it becomes that size itself. Without a size to resize to, an
+    image that has the network's size already keeps its pixels.
 
     Args:
       image: uint8 (H, W, 3).
-      size: side of the network's images in pixels.
+      network: what has `image_size`, `channels` and a `preparation`.
 
     Returns:
-      uint8 (size, size, 3).
+      uint8 (image_size, image_size, channels), of 1 or 3 channels.
     """
-    height, width, _ = image.shape
-    if height == width == size:
-        return image
-    shorter = shorter_side(size)
-    if height < width:
+    picture, size, wanted = Image.fromarray(image), network.image_size, network.preparation
+    if network.channels == 1:
+        picture = picture.convert("L")
+    if wanted.resize is not None or picture.size != (size, size):
+        picture = _resized(picture, resized_side(network), wanted)
+        top, left = (round((side - size) / 2) for side in (picture.height, picture.width))
+        picture = picture.crop((left, top, left + size, top + size))
+    return np.asarray(picture).reshape(size, size, network.channels)
+
+
+def _resized(picture: Image.Image, shorter: int, wanted: Any) -> Image.Image:
+    width, height = picture.size
+    if wanted.crop == "squash":
+        width = height = shorter
+    elif height < width:
         height, width = shorter, int(shorter * width / height)
     else:
         height, width = int(shorter * height / width), shorter
-    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-    top, left = round((height - size) / 2), round((width - size) / 2)
-    return np.asarray(resized.crop((left, top, left + size, top + size)))
+    return picture.resize((width, height), Image.Resampling[wanted.interpolation.upper()])

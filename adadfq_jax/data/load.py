@@ -1,7 +1,7 @@
 """Opens an evaluation set by its source.
 
 none         no evaluation set
-npz          a file with `x`, uint8 (N, H, W, 3), and `y`, integers (N,)
+npz          a file with `x`, uint8 (N, H, W, channels) or (N, H, W), and `y`, integers (N,)
 folder       image files CLASS/NAME.jpg, of any format that Pillow decodes, also in folders below;
              classes are numbered in the order of their names, or as a file of labels says
 tfds:NAME    a data set of tensorflow-datasets, prepared once with launch/prepare_data.sh

@@ -16,7 +16,7 @@ def load_npz(path: Path) -> Dataset:
     """Reads an evaluation set from an .npz file.
 
     Args:
-      path: a file with the arrays `x`, uint8 (N, H, W, 3), and `y`, integers (N,).
+      path: a file with the arrays `x`, uint8 (N, H, W, channels), and `y`, integers (N,).
 
     Raises:
       DataError: the file cannot be read, or lacks such arrays.
@@ -41,7 +41,7 @@ def load_npz(path: Path) -> Dataset:
             raise DataError(f"{str(path)!r} is not a readable .npz file: {error}.") from error
         raise DataError(
             f"{str(path)!r} holds Python objects, which are not read, since that could execute any "
-            "code: save x as uint8 (N, H, W, 3) and y as integers (N,)."
+            "code: save x as uint8 (N, H, W, channels) and y as integers (N,)."
         ) from error
     except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{str(path)!r} is not a readable .npz file: {error}.") from error

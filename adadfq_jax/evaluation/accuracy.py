@@ -83,7 +83,7 @@ def _count_on_host(
     """Returns the numbers of `count_hits`, for a model that is called on pixels on the host."""
     counts, loss = np.zeros((model.classes, 3), np.int64), 0.0
     start, timed = time.perf_counter(), len(dataset)
-    for images, labels in dataset.batches(batch_size, model.image_size):
+    for images, labels in dataset.batches(batch_size, model):
         check_labels(dataset, labels, model)
         logits = model(images)
         loss += len(labels) * float(cross_entropy(logits, labels))
@@ -125,8 +125,8 @@ def count_hits(
     # A shard may have one image less than another and end a batch earlier, but every process must
     # take part in every step.
     steps = -(-len(dataset) // (share * own * shards))
-    nothing = np.zeros((0, size, size, 3), np.uint8), np.zeros(0, np.int32)
-    batches = dataset.batches(share * own, size, shard=shard, shards=shards)
+    nothing = np.zeros((0, size, size, network.channels), np.uint8), np.zeros(0, np.int32)
+    batches = dataset.batches(share * own, network, shard=shard, shards=shards)
 
     counted, start, done = [], time.perf_counter(), 0
     for images, labels in itertools.islice(

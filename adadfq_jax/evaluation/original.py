@@ -11,6 +11,7 @@ import numpy as np
 from adadfq_jax.errors import TeacherError, VerificationError
 from adadfq_jax.evaluation.statistics import check_statistics
 from adadfq_jax.game import procedural
+from adadfq_jax.models.layers import input_shape
 from adadfq_jax.models.network import Teacher
 from adadfq_jax.teachers import torch_module
 from adadfq_jax.teachers.convert import summary
@@ -33,10 +34,9 @@ def from_torch(
     """Reads a teacher from a PyTorch module, and proves that both give the same logits.
 
     Args:
-      module: a `torch.nn.Module` in evaluation mode that maps (B, 3, H, W), or (B, 1, H, W), to
-        logits (B, C). Of a module of grey images, the network takes the mean of three channels.
+      module: a `torch.nn.Module` in evaluation mode that maps (B, channels, H, W) to logits (B, C).
       image_size: side of the images in pixels.
-      mean, std: normalisation per channel, in `pixel_units`: three numbers, or one of grey images.
+      mean, std: normalisation in `pixel_units`: a number for each channel, or one for all.
       pixel_units: 1 for mean and std of pixels in [0, 1]; 255 for those of pixels from 0 to 255.
       name: what the network is called; by default, its class.
 
@@ -48,9 +48,7 @@ def from_torch(
       VerificationError: the network that was read gives other logits.
     """
     module = torch_module.plain_module(module)
-    # One number, of grey images, holds for each of the three channels that are alike.
-    mean, std = (tuple(value) * (3 if len(value) == 1 else 1) for value in (mean, std))
-    stated = Stated(None, mean, std, image_size, pixel_units=pixel_units)
+    stated = Stated(None, tuple(mean), tuple(std), image_size, pixel_units=pixel_units)
     teacher = torch_module.read_module(module, stated, name)
     return torch_module.with_proof(teacher, prove(teacher, module))
 
@@ -91,7 +89,8 @@ def prove(teacher: Teacher, module: Any) -> float:
 
 def _images(teacher: Teacher) -> np.ndarray:
     size = teacher.image_size
-    random = np.random.default_rng(_SEED).standard_normal((_IMAGES, size, size, 3), np.float32)
+    shape = _IMAGES, *input_shape(teacher.module, size)
+    random = np.random.default_rng(_SEED).standard_normal(shape, np.float32)
     key, indices = jax.random.key(_SEED), jnp.arange(_IMAGES)
     drawn = procedural.draw(key, indices, size, tuple(teacher.mean), tuple(teacher.std))
     return np.concatenate([random, np.asarray(drawn, np.float32)])

@@ -1,9 +1,9 @@
 """What an exported file says of its input, so that a program can make one from a picture.
 
 Under `input` of a file's description stand: layout (`NCHW` or `NHWC`, a batch of any size first),
-type, channels (their order), height and width in pixels, resize (of the shorter side) and crop,
-values (how pixels from 0 to 255 become what the network takes), mean and std by channel. Under
-`class_names` stand the names of the classes in the order of the logits, where they are known.
+type, channels (their order), height and width in pixels, resize (of the shorter side, or of both)
+and crop, values (how pixels from 0 to 255 become what the network takes), mean and std by channel.
+Under `class_names` stand the names of the classes in the order of the logits, where they are known.
 
 Resize and crop are those with which this package measures (`data/images.py`); a file in which they
 differ from those of the teacher's training may be less accurate than it could be.
@@ -11,18 +11,21 @@ differ from those of the teacher's training may be less accurate than it could b
 
 from typing import Any
 
-from adadfq_jax.data.images import shorter_side
+from adadfq_jax.data.images import resized_side
 from adadfq_jax.errors import ExportError
 
 _NORMALISED = "(pixels / 255 - mean) / std"
 _RAW = "pixels"
+_CHANNELS = {1: "grey", 3: "RGB"}
+# By `Preparation.crop`, what is resized before the centre is cut out.
+_RESIZED = {"center": "shorter_side", "squash": "both_sides"}
 
 
 def describe_input(network: Any, layout: str, raw_pixels: bool = False) -> dict[str, Any]:
     """Returns the entries `input` and, where they are known, `class_names` of a description.
 
     Args:
-      network: what is exported, with `image_size`, `mean`, `std` and `class_names`.
+      network: what is exported, with `image_size`, `mean`, `std`, `preparation` and `class_names`.
       layout: `NCHW` or `NHWC`.
       raw_pixels: whether the file normalises pixels itself.
     """
@@ -31,10 +34,13 @@ def describe_input(network: Any, layout: str, raw_pixels: bool = False) -> dict[
         "input": {
             "layout": layout,
             "type": "float32",
-            "channels": "RGB",
+            "channels": _channels(network),
             "height": side,
             "width": side,
-            "resize": {"shorter_side": shorter_side(side), "filter": "bilinear, antialiased"},
+            "resize": {
+                _RESIZED[network.preparation.crop]: resized_side(network),
+                "filter": f"{network.preparation.interpolation}, antialiased",
+            },
             "crop": "centre",
             "values": _RAW if raw_pixels else _NORMALISED,
             "mean": list(network.mean),
@@ -44,6 +50,11 @@ def describe_input(network: Any, layout: str, raw_pixels: bool = False) -> dict[
     if network.class_names is not None:
         described["class_names"] = list(network.class_names)
     return described
+
+
+def _channels(network: Any) -> str:
+    count = len(network.mean)
+    return _CHANNELS.get(count, f"{count} channels")
 
 
 def read_names(described: dict[str, Any]) -> tuple[str, ...] | None:
@@ -56,7 +67,7 @@ def input_shape(described: dict[str, Any]) -> tuple[int, int, int] | None:
     """Returns the shape of one input that a description tells; None where it tells none."""
     if (said := described.get("input")) is None:
         return None
-    sizes = {"C": len(said["channels"]), "H": said["height"], "W": said["width"]}
+    sizes = {"C": len(said["mean"]), "H": said["height"], "W": said["width"]}
     return tuple(sizes[axis] for axis in said["layout"][1:])
 
 
@@ -93,7 +104,9 @@ def input_in_words(network: Any) -> str:
     mean, std = (
         ", ".join(f"{value:.3g}" for value in part) for part in (network.mean, network.std)
     )
+    channels = _channels(network)
+    resized = _RESIZED[network.preparation.crop].replace("_", " ")
     return (
-        f"RGB, shorter side {shorter_side(side)}, of which the centre {side}x{side}; mean {mean}; "
-        f"std {std}"
+        f"{channels}, {resized} {resized_side(network)}, of which the centre {side}x{side}; mean "
+        f"{mean}; std {std}"
     )

@@ -38,7 +38,7 @@ def read_description(
         described = json.loads(text)
         newer = described["format"] > newest
         checksum = described.pop("checksum")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ExportError(f"{name} is damaged: its metadata cannot be read.") from error
     if newer:
         refuse_newer(name, described["format"], newest)

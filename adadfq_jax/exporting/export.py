@@ -41,8 +41,8 @@ def export(
       overwrite: whether a file that exists may be replaced.
       fold_norms: for ONNX, whether BatchNorms are folded into the convolutions before them.
       raw_pixels: for ONNX, whether the model takes pixels in [0, 255], or normalised images.
-      images: what to compare on, (N, H, W, 3), uint8 or normalised; by default 256 images that the
-        student's own generator makes, or, for a teacher, noise.
+      images: what to compare on, (N, H, W, channels), uint8 or normalised; by default 256
+        images that the student's own generator makes, or, for a teacher, noise.
       class_names: names that the file gives the classes, in the order of the logits; by default
         those of the images that the run was measured on, where they have any.
 
@@ -66,15 +66,15 @@ def export(
         if format != "onnx":
             raise ConfigError(f"a teacher can be exported as onnx only, not as {format}.")
         if images is None:
-            shape = _IMAGES, student.image_size, student.image_size, 3
+            shape = _IMAGES, student.image_size, student.image_size, student.channels
             images = np.random.default_rng(0).standard_normal(shape, np.float32)
     elif images is None:
         if student.draw is None:
             raise ConfigError("the student has no generator: give images to compare on.")
         images, _ = student.draw(_IMAGES)
-    side = student.image_size
-    if not len(images) or images.shape[1:] != (side, side, 3):
-        raise ConfigError(f"images must be (N, {side}, {side}, 3), not {images.shape}.")
+    side, channels = student.image_size, student.channels
+    if not len(images) or images.shape[1:] != (side, side, channels):
+        raise ConfigError(f"images must be (N, {side}, {side}, {channels}), not {images.shape}.")
     if class_names is not None:
         if len(class_names) != student.classes:
             raise ConfigError(

@@ -36,6 +36,7 @@ from adadfq_jax.exporting.quantized import Activation, Norm, QuantizedNetwork, W
 from adadfq_jax.models import registry
 from adadfq_jax.models.graph import to_json
 from adadfq_jax.models.operations import OPERATIONS
+from adadfq_jax.models.preparation import preparation_of
 from adadfq_jax.models.tracing import trace
 from adadfq_jax.storage.digests import checksum
 
@@ -90,6 +91,7 @@ def to_bytes(network: QuantizedNetwork, about: dict[str, Any]) -> bytes:
         "image_size": network.image_size,
         "mean": list(network.mean),
         "std": list(network.std),
+        **network.preparation.described(),
         "bits": {
             name: part.bits
             for name, part in [*network.weights.items(), *network.activations.items()]
@@ -128,7 +130,11 @@ def read(path: Path) -> QuantizedNetwork:
 def _network(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> QuantizedNetwork:
     size = described["image_size"]
     module = registry.restore(
-        described["architecture"], described["classes"], size, described["graph"]
+        described["architecture"],
+        described["classes"],
+        size,
+        len(described["mean"]),
+        described["graph"],
     )
     nodes = trace(module, size)
     bits, shapes = described["bits"], described["shapes"]
@@ -138,6 +144,7 @@ def _network(described: dict[str, Any], arrays: dict[str, np.ndarray]) -> Quanti
         image_size=described["image_size"],
         mean=tuple(described["mean"]),
         std=tuple(described["std"]),
+        preparation=preparation_of(described),
         module=module,
         nodes=nodes,
         weights={

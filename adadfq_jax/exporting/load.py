@@ -11,6 +11,7 @@ from adadfq_jax.config.fields import FORMAT_BY_SUFFIX
 from adadfq_jax.errors import ExportError, install_command
 from adadfq_jax.exporting import contract, integers
 from adadfq_jax.models.network import Network, normalize
+from adadfq_jax.models.preparation import Preparation, preparation_of
 from adadfq_jax.storage.files import on_a_disk
 
 
@@ -34,15 +35,16 @@ class ExportedModel:
     """An exported file that can be called and measured as the network that it came from.
 
     Attributes:
-      architecture, classes, image_size, mean, std, class_names: as in `Network`.
-      answer: maps normalised float32 images (B, H, W, 3) to logits (B, classes).
+      architecture, classes, image_size, mean, std, preparation, class_names: as in `Network`.
+      answer: maps normalised float32 images (B, H, W, channels) to logits (B, classes).
     """
 
     architecture: str
     classes: int
     image_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    preparation: Preparation
     answer: Callable[[np.ndarray], np.ndarray]
     class_names: tuple[str, ...] | None = None
 
@@ -50,6 +52,11 @@ class ExportedModel:
         """One line without functions, for a notebook."""
         side = self.image_size
         return f"ExportedModel({self.architecture}, {self.classes} classes, {side}x{side} pixels)"
+
+    @property
+    def channels(self) -> int:
+        """The number of channels of an image."""
+        return len(self.mean)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Classifies images: uint8 pixels, or floats that are already normalised."""
@@ -143,6 +150,7 @@ def _model(described: dict[str, Any], answer: Callable[[np.ndarray], np.ndarray]
         image_size=described["image_size"],
         mean=tuple(described["mean"]),
         std=tuple(described["std"]),
+        preparation=preparation_of(described),
         answer=answer,
         class_names=contract.read_names(described),
     )

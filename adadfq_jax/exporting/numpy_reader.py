@@ -1,6 +1,6 @@
 """Runs a file of the format `integers` with NumPy alone: copy it, it needs nothing of this package.
 
-python numpy_reader.py student.safetensors test.npz     # x: uint8 (N, H, W, 3), y: (N,)
+python numpy_reader.py student.safetensors test.npz     # x: uint8 (N, H, W, channels), y: (N,)
 """
 
 import json
@@ -151,7 +151,6 @@ OTHERS = {
     "slice_channels": lambda s, x: x[..., s["start"] : s["stop"]],
     "shuffle_channels": shuffle,
     "pad_channels": lambda s, x: np.pad(x, ((0, 0),) * 3 + ((s["before"], s["after"]),)),
-    "mean_channels": lambda s, x: x.mean(-1, keepdims=True),
     "subsample": lambda s, x: x[:, :: s["strides"][0], :: s["strides"][1]],
     "pad": lambda s, x: np.pad(
         x, ((0, 0), *s["padding"], (0, 0)), constant_values=np.float32(s["value"])
@@ -175,7 +174,7 @@ def compute(op, settings, inputs, arrays, bits):
 
 
 def compute_all(described, arrays, images):
-    """Returns every node's output by name, for normalised images (B, H, W, 3)."""
+    """Returns every node's output by name, for normalised images (B, H, W, channels)."""
     own = {}
     for key, array in arrays.items():
         layer, _, part = key.rpartition("/")
@@ -189,7 +188,7 @@ def compute_all(described, arrays, images):
 
 
 def run(described, arrays, pixels):
-    """Maps uint8 pixels (B, H, W, 3) to logits (B, classes)."""
+    """Maps uint8 pixels (B, H, W, channels) to logits (B, classes)."""
     mean, std = np.float32(described["mean"]), np.float32(described["std"])
     images = (pixels.astype(np.float32) / 255 - mean) / std
     return compute_all(described, arrays, images)[described["graph"][-1][1]]
@@ -221,10 +220,13 @@ def main(words):
         return fail(f"{images!r} cannot be read: {error.strerror or error}")
     except Exception:
         return fail(f"{images!r} is no .npz file with the arrays x and y")
-    side = described["image_size"]
-    if pixels.dtype != np.uint8 or pixels.shape != (len(labels), side, side, 3) or not len(labels):
+    side, channels = described["image_size"], len(described["mean"])
+    if pixels.ndim == 3:  # of one channel
+        pixels = pixels[..., None]
+    shape = len(labels), side, side, channels
+    if pixels.dtype != np.uint8 or pixels.shape != shape or not len(labels):
         return fail(
-            f"{images!r} must hold x, uint8 (N, {side}, {side}, 3), and y, (N,), not "
+            f"{images!r} must hold x, uint8 (N, {side}, {side}, {channels}), and y, (N,), not "
             f"{pixels.dtype} {pixels.shape} and {labels.shape}"
         )
     batches = np.array_split(np.arange(len(labels)), max(1, len(labels) // 256))

@@ -77,15 +77,6 @@ def _pad(writer: Writer, node: Node, x: str) -> str:
     return writer.add("Pad", node.name, [x, *constants], node.name)
 
 
-def _mean_channels(writer: Writer, node: Node, x: str) -> str:
-    # Not ReduceMean, whose axes are an attribute or an input, by opset.
-    count = node.attributes["channels"]
-    kernel = np.full((1, count, 1, 1), 1 / count, np.float32)
-    return writer.add(
-        "Conv", node.name, [x, writer.constant(f"{node.name}/kernel", kernel)], node.name
-    )
-
-
 def _pool(op: str, **flags: str):
     """Returns what writes a pool, with ONNX's flags by the names of ours."""
 
@@ -134,7 +125,6 @@ WRITERS = {
     "slice_channels": _slice_channels,
     "shuffle_channels": _shuffle_channels,
     "pad_channels": _pad_channels,
-    "mean_channels": _mean_channels,
     "subsample": _subsample,
     "pad": _pad,
     "max_pool": _pool("MaxPool"),

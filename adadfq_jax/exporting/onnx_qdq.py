@@ -45,7 +45,8 @@ def build(
         normalised images.
 
     Returns:
-      A checked model with the input `image` (N, 3, H, W) and the output `logits` (N, classes).
+      A checked model with the input `image` (N, channels, H, W) and the output `logits`
+      (N, classes).
     """
     writer = Writer(network, _norms_after_convolutions(network.nodes) if fold_norms else {})
     if raw_pixels:
@@ -54,11 +55,11 @@ def build(
         inputs = [writer.values[name] for name in node.inputs]
         writer.values[node.name] = WRITERS[node.op](writer, node, *inputs)
     writer.add("Flatten", "output", [writer.values[network.nodes[-1].name]], OUTPUT)
-    side = network.image_size
+    side, channels = network.image_size, len(network.mean)
     graph = helper.make_graph(
         writer.operations,
         network.architecture,
-        [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["batch", 3, side, side])],
+        [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["batch", channels, side, side])],
         [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", network.classes])],
         writer.constants,
     )
@@ -77,6 +78,7 @@ def build(
         "image_size": network.image_size,
         "mean": list(network.mean),
         "std": list(network.std),
+        **network.preparation.described(),
         "raw_pixels": raw_pixels,
         "about": about,
         **describe_input(network, LAYOUT, raw_pixels),

@@ -9,6 +9,7 @@ from onnx import helper, numpy_helper
 
 from adadfq_jax.exporting.quantized import QuantizedNetwork
 from adadfq_jax.models.graph import INPUT, Node, value_shapes
+from adadfq_jax.models.layers import input_shape
 
 
 class Writer:
@@ -33,7 +34,8 @@ class Writer:
     @functools.cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every node's value, (H, W, channels) or (channels,), by name."""
-        return value_shapes(self.network.nodes, self.network.image_size)
+        image = input_shape(self.network.module, self.network.image_size)
+        return value_shapes(self.network.nodes, image)
 
     def add(self, op: str, name: str, inputs: list[str], output: str, **attributes: Any) -> str:
         """Appends an operation of ONNX; returns its output."""
@@ -50,7 +52,7 @@ class Writer:
     def normalise(self) -> None:
         """Puts the normalisation of pixels before everything else."""
         mean, std = (
-            np.array(value, np.float32).reshape(1, 3, 1, 1) * np.float32(255)
+            np.array(value, np.float32).reshape(1, -1, 1, 1) * np.float32(255)
             for value in (self.network.mean, self.network.std)
         )
         centred = self.add("Sub", INPUT, [INPUT, self.constant(f"{INPUT}/mean", mean)], "centred")

@@ -24,6 +24,7 @@ from adadfq_jax.exporting.quantized import QuantizedNetwork
 from adadfq_jax.models import registry
 from adadfq_jax.models.graph import GraphNetwork
 from adadfq_jax.models.network import Network, flatten, unflatten
+from adadfq_jax.models.preparation import preparation_of
 from adadfq_jax.storage.digests import checksum
 from adadfq_jax.teachers import naming
 from adadfq_jax.teachers.recognition import recognise
@@ -78,6 +79,7 @@ def to_bytes(network: QuantizedNetwork, about: dict[str, Any], code: str | None)
             "image_size": network.image_size,
             "mean": list(network.mean),
             "std": list(network.std),
+            **network.preparation.described(),
         }
         | describe_input(network, LAYOUT)
         | ({} if network.graph is None else {"graph": network.graph}),
@@ -117,7 +119,10 @@ def read(path: Path) -> Network:
         about = content["about"]
         state = {key: tensor.numpy() for key, tensor in content["state_dict"].items()}
         architecture, size = about["architecture"], about["image_size"]
-        module = registry.restore(architecture, about["classes"], size, about.get("graph"))
+        channels = len(about["mean"])
+        module = registry.restore(
+            architecture, about["classes"], size, channels, about.get("graph")
+        )
         if isinstance(module, GraphNetwork):
             convention = naming.MODULES
         else:
@@ -140,6 +145,7 @@ def read(path: Path) -> Network:
             mean=tuple(about["mean"]),
             std=tuple(about["std"]),
             class_names=read_names(about),
+            preparation=preparation_of(about),
         )
     except ExportError:
         raise

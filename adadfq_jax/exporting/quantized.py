@@ -12,6 +12,7 @@ import numpy as np
 
 from adadfq_jax.models.graph import GraphNetwork, Node, to_json
 from adadfq_jax.models.network import Network, flatten, kernel_range, unflatten
+from adadfq_jax.models.preparation import Preparation
 from adadfq_jax.models.tracing import trace
 from adadfq_jax.quantization import codes as codes_module
 from adadfq_jax.quantization.codes import encode
@@ -85,7 +86,7 @@ class QuantizedNetwork:
     """All that a file needs to hold to be the student.
 
     Attributes:
-      architecture, image_size, mean, std, class_names: as in `Network`.
+      architecture, image_size, mean, std, preparation, class_names: as in `Network`.
       classes: number of classes C.
       module: the linen module of teacher and student.
       nodes: the operations.
@@ -95,8 +96,9 @@ class QuantizedNetwork:
     architecture: str
     classes: int
     image_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    preparation: Preparation
     module: nn.Module
     nodes: tuple[Node, ...]
     weights: dict[str, Weights]
@@ -135,6 +137,7 @@ class QuantizedNetwork:
             mean=self.mean,
             std=self.std,
             class_names=self.class_names,
+            preparation=self.preparation,
         )
 
 
@@ -182,6 +185,7 @@ def take_apart(student: Network) -> QuantizedNetwork:
         image_size=student.image_size,
         mean=tuple(student.mean),
         std=tuple(student.std),
+        preparation=student.preparation,
         module=student.module,
         nodes=nodes,
         weights=weights,

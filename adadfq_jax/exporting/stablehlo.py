@@ -1,8 +1,8 @@
 """The format `stablehlo`: a compiled-anywhere program with the integer weights inside.
 
 A zip file of `model.stablehlo`, which `jax.export.deserialize` reads, and `adadfq.json`. The
-program maps normalised float32 images (N, H, W, 3), N symbolic, to logits (N, classes) on CPU, CUDA
-and TPU.
+program maps normalised float32 images (N, H, W, channels), N symbolic, to logits (N, classes) on
+CPU, CUDA and TPU.
 Weights of up to 4 bits are int4 constants. jax.export promises that a program can be run for six
 months after it was written, and for programs older or newer than that promises nothing.
 """
@@ -21,6 +21,7 @@ from adadfq_jax.errors import ExportError
 from adadfq_jax.exporting.contract import describe_input
 from adadfq_jax.exporting.description import STABLEHLO_ENTRY, refuse_newer
 from adadfq_jax.exporting.quantized import QuantizedNetwork
+from adadfq_jax.models.layers import input_shape
 from adadfq_jax.models.network import flatten, unflatten
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -61,7 +62,7 @@ def to_bytes(network: QuantizedNetwork, about: dict[str, Any]) -> bytes:
 
     side = network.image_size
     (batch,) = jax.export.symbolic_shape("batch")
-    images = jax.ShapeDtypeStruct((batch, side, side, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((batch, *input_shape(network.module, side)), jnp.float32)
     program = jax.export.export(jax.jit(classify), platforms=PLATFORMS)(images).serialize()
     described = {
         "format": FORMAT,
@@ -70,6 +71,7 @@ def to_bytes(network: QuantizedNetwork, about: dict[str, Any]) -> bytes:
         "image_size": side,
         "mean": list(network.mean),
         "std": list(network.std),
+        **network.preparation.described(),
         "about": about,
         **describe_input(network, LAYOUT),
     }

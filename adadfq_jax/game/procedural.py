@@ -19,12 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_LEAVES, _LEAF_NUMBERS = 48, 14  # leaves in an image; random numbers that describe one leaf
+# Leaves in an image, and random numbers that describe one leaf, besides one for each channel.
+_LEAVES, _LEAF_NUMBERS = 48, 11
 # Half the side of a leaf, as a share of the image's side. The smallest leaves of an image have a
 # size drawn for that image, between two bounds; sizes are drawn so that every scale covers an equal
 # part of the image.
 _SMALLEST, _LARGEST = (0.04, 0.4), 0.6
-_CHANNELS = 3
 
 
 @functools.partial(jax.jit, static_argnames=("size", "mean", "std"))
@@ -44,28 +44,30 @@ def draw(
       mean, std: the teacher's normalisation of pixels in [0, 1], by channel.
 
     Returns:
-      Images, (N, s, s, 3).
+      Images, (N, s, s, channels).
     """
-    images = jax.vmap(lambda index: image(jax.random.fold_in(key, index), size))(indices)
+    channels = len(mean)
+    images = jax.vmap(lambda index: image(jax.random.fold_in(key, index), size, channels))(indices)
     return (images - jnp.array(mean)) / jnp.array(std)
 
 
-def image(key: jax.Array, size: int) -> jax.Array:
-    """Draws one image: pixels in [0, 1], (size, size, 3)."""
+def image(key: jax.Array, size: int, channels: int) -> jax.Array:
+    """Draws one image: pixels in [0, 1], (size, size, channels)."""
     cells = [2**octave for octave in range(1, size.bit_length())]
-    counts = [6, _LEAVES * _LEAF_NUMBERS, *((1 + _CHANNELS) * (cell + 1) ** 2 for cell in cells)]
+    of_leaf = _LEAF_NUMBERS + channels
+    counts = [6, _LEAVES * of_leaf, *((1 + channels) * (cell + 1) ** 2 for cell in cells)]
     # One call for all numbers, since each call of a random generator takes long to compile.
     numbers = jax.random.uniform(key, (sum(counts),))
     own, leaves, *octaves = jnp.split(numbers, np.cumsum(counts)[:-1])
     sharpness, contrast, brightness, alpha, chroma, scale = own
 
     nodes = [
-        values.reshape(cell + 1, cell + 1, 1 + _CHANNELS)
+        values.reshape(cell + 1, cell + 1, 1 + channels)
         for values, cell in zip(octaves, cells, strict=True)
     ]
     texture = _texture(nodes, size, 0.5 + 1.5 * alpha)
     smallest = _SMALLEST[0] * (_SMALLEST[1] / _SMALLEST[0]) ** scale
-    x = _leaves(leaves.reshape(_LEAF_NUMBERS, _LEAVES), texture, smallest, 0.6 * chroma)
+    x = _leaves(leaves.reshape(of_leaf, _LEAVES), texture, smallest, 0.6 * chroma)
     x = _blur(x, sharpness)
     # Contrast and brightness differ between images, as they do between photographs.
     x = 0.5 + (0.3 + 0.9 * contrast) * (x - 0.5) + 0.5 * (brightness - 0.5)
@@ -78,13 +80,14 @@ def _leaves(
     """Covers an image with leaves, each of one colour with the texture and stripes added.
 
     Args:
-      uniform: (14, leaves) numbers in [0, 1): place, size, shape, colour and pattern of each leaf.
-      texture: (size, size, 3), of about unit variance.
+      uniform: (11 + channels, leaves) numbers in [0, 1): place, size, shape, colour and pattern
+        of each leaf.
+      texture: (size, size, channels), of about unit variance.
       smallest: half the side of the smallest leaves, as a share of the image's side.
       chroma: how much colours differ from gray.
 
     Returns:
-      (size, size, 3).
+      (size, size, channels).
     """
     size = texture.shape[0]
     angle, x, y, scale, aspect, kind, luminance, *colour, striped, pitch, rough, heading = uniform
@@ -109,7 +112,7 @@ def _leaves(
     inside = inside.at[-1].set(True)  # the background
     leaf = jnp.argmax(inside, axis=0)
 
-    # The look of each leaf, taken for each pixel from the leaf on top: (size, size, 7).
+    # The look of each leaf, taken for each pixel from the leaf on top: (size, size, channels + 4).
     frequency = jnp.pi * size * 0.5 ** (1 + 3 * pitch)
     looks = [
         *(luminance + chroma * (channel - 0.5) for channel in colour),
@@ -127,16 +130,16 @@ def _texture(octaves: Sequence[jax.Array], size: int, alpha: jax.Array) -> jax.A
     """Makes noise whose amplitude falls as 1/f^alpha.
 
     Args:
-      octaves: numbers in [0, 1) at the nodes of ever finer grids, (nodes, nodes, 1 + 3): one shared
-        by the channels and one for each channel.
+      octaves: numbers in [0, 1) at the nodes of ever finer grids, (nodes, nodes, 1 + channels):
+        one shared by the channels and one for each channel.
       size: side of the result in pixels.
       alpha: the exponent.
 
     Returns:
-      (size, size, 3), of about unit variance.
+      (size, size, channels), of about unit variance.
     """
     gray, colour = 0.9, 0.4  # natural images vary in luminance above all
-    total, power = jnp.zeros((size, size, _CHANNELS)), 0.0
+    total, power = jnp.zeros((size, size, octaves[0].shape[-1] - 1)), 0.0
     for octave, nodes in enumerate(octaves):
         amplitude = 2.0 ** (-octave * (alpha - 1))
         nodes = math.sqrt(12) * (nodes - 0.5)
@@ -158,7 +161,7 @@ def _enlarge(nodes: jax.Array, size: int, axis: int) -> jax.Array:
 
 
 def _blur(x: jax.Array, sharpness: jax.Array) -> jax.Array:
-    """Mixes an image (size, size, 3) with a smoothed copy; sharpness 1 is the image."""
+    """Mixes an image (size, size, channels) with a smoothed copy; sharpness 1 is the image."""
     smooth = x
     for axis in (0, 1):
         before, after = jnp.roll(smooth, 1, axis), jnp.roll(smooth, -1, axis)

@@ -31,7 +31,6 @@ import numpy as np
 import optax
 
 from adadfq_jax.devices.pmap import DATA_AXIS
-from adadfq_jax.errors import ConfigError
 from adadfq_jax.game import cutmix, losses, optimizers, procedural
 from adadfq_jax.game.learned_ranges import (
     current_ranges,
@@ -44,7 +43,13 @@ from adadfq_jax.game.rules import Rules
 from adadfq_jax.game.state import GameState, Phase, Player, Responses
 from adadfq_jax.models import registry
 from adadfq_jax.models.generator import LATENT_SIZE, Generator, linearize
-from adadfq_jax.models.layers import PRECISIONS, Calibration, apply_with_moments, stored_statistics
+from adadfq_jax.models.layers import (
+    PRECISIONS,
+    Calibration,
+    apply_with_moments,
+    input_shape,
+    stored_statistics,
+)
 from adadfq_jax.models.tracing import with_roles
 from adadfq_jax.ops.gradients import sum_gradients
 from adadfq_jax.ops.moments import unite_moments
@@ -83,15 +88,8 @@ class Game:
           config: the run's whole configuration.
           network: module of teacher and student, from `registry.build`.
           image_size: side of their images in pixels.
-
-        Raises:
-          ConfigError: the generator cannot make images of that size.
         """
-        if image_size % 4:
-            raise ConfigError(
-                f"the teacher takes images of {image_size}x{image_size} pixels, but the generator "
-                "makes only sizes that are divisible by 4."
-            )
+        *_, channels = input_shape(network, image_size)
         return cls(
             network=network.clone(
                 calibration=Calibration(config.quant.ranges, DATA_AXIS), remat=config.remat
@@ -99,6 +97,7 @@ class Game:
             generator=Generator(
                 image_size,
                 network.classes,
+                channels,
                 conditioning=config.generator.conditioning,
                 dtype=PRECISIONS[config.precision.generator],
                 remat=config.remat,
@@ -176,8 +175,8 @@ class Game:
           count: number of images N.
 
         Returns:
-          (images (N, H, W, 3), labels (N,)). Labels run through the classes in turn; each batch
-          goes on where the batch before it ended.
+          (images (N, H, W, channels), labels (N,)). Labels run through the classes in turn;
+          each batch goes on where the batch before it ended.
         """
         generator = self.generator.clone(axis_name=None)
         return _sample(generator, count, state.generator.params, state.seed, np.uint32(index))
@@ -196,12 +195,13 @@ class Game:
 
         Args:
           state: the state before the step.
-          generated: G's images on this device, (B / devices, H, W, 3).
+          generated: G's images on this device, (B / devices, H, W, channels).
           device_index: which slice of the batch is this device's, int32 scalar.
           phase: what the step trains.
 
         Returns:
-          Normalised images (N, H, W, 3) of each kind; none in the warm-up, where Q does not change.
+          Normalised images (N, H, W, channels) of each kind; none in the warm-up, where Q does not
+          change.
         """
         samples = self.rules.samples
         if not samples.procedural or phase is Phase.WARMUP:

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from adadfq_jax.models.layers import COLOURS
 from adadfq_jax.ops.convolutions import convolution, upsampled_convolution
 from adadfq_jax.ops.moments import batch_moments, unite_moments
 
@@ -111,8 +112,10 @@ class Generator(nn.Module):
     """Maps noise and labels to images in the teacher's normalised input space.
 
     Attributes:
-      image_size: side s of the images in pixels, divisible by 4.
+      image_size: side s of the images in pixels. Where 4 does not divide it, the next multiple is
+        generated, and the centre cut out.
       classes: number of classes C.
+      channels: of the images.
       conditioning: name in `CONDITIONINGS`: what depends on the labels.
       dtype: type of the convolutions; None for the noise's type. The batch's statistics, the
         normalisation by them and the images are in float32 at least.
@@ -123,6 +126,7 @@ class Generator(nn.Module):
 
     image_size: int
     classes: int
+    channels: int = COLOURS
     conditioning: str = "embedding"
     dtype: Any = None
     remat: bool = False
@@ -130,8 +134,8 @@ class Generator(nn.Module):
 
     @nn.compact
     def __call__(self, noise: jax.Array, labels: jax.Array) -> jax.Array:
-        """Maps z (B, 100) and y (B,) to images (B, s, s, 3)."""
-        side = self.image_size // 4
+        """Maps z (B, 100) and y (B,) to images (B, s, s, channels)."""
+        side = -(-self.image_size // 4)
         if self.conditioning == "embedding":
             embedding = self.param(
                 "embedding", nn.initializers.normal(1.0), (self.classes, LATENT_SIZE)
@@ -150,13 +154,16 @@ class Generator(nn.Module):
         x = stage(self, x, labels, 2)
         x = stage(self, x, labels, 3)
         x = nn.tanh(x.astype(noise.dtype))
-        return BatchNorm(affine=False, axis_name=self.axis_name, name="norm4")(x)
+        x = BatchNorm(affine=False, axis_name=self.axis_name, name="norm4")(x)
+        before = (4 * side - self.image_size) // 2
+        inside = slice(before, before + self.image_size)
+        return x[:, inside, inside]
 
     def _stage(self, x: jax.Array, labels: jax.Array, number: int) -> jax.Array:
         x = nn.leaky_relu(self._norm(f"norm{number}", _EPSILON)(x, labels), _SLOPE)
         if number == 2:
             return Conv(_CHANNELS // 2, upsample=True, name="conv2")(x)
-        return Conv(3, name="conv3")(x)
+        return Conv(self.channels, name="conv3")(x)
 
     def _norm(self, name: str, epsilon: float = 1e-5) -> nn.Module:
         classes = self.classes if self.conditioning == "batch_norm" else None
@@ -174,9 +181,9 @@ def linearize(
       noise, labels: z (B, 100) and y (B,).
 
     Returns:
-      (images (B, s, s, 3), function). The function takes the images' cotangent and returns the
-      gradient by `params` and, for the dense kernel, its two factors: the layer's input and the
-      cotangent of its output. `sum_gradients` takes both.
+      (images (B, s, s, channels), function). The function takes the images' cotangent and
+      returns the gradient by `params` and, for the dense kernel, its two factors: the layer's input
+      and the cotangent of its output. `sum_gradients` takes both.
     """
 
     def make(params, output):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from adadfq_jax.errors import AdaDFQError, ConfigError, nearest
-from adadfq_jax.models.layers import Calibration, FrozenBatchNorm
+from adadfq_jax.models.layers import COLOURS, Calibration, FrozenBatchNorm, input_shape
 from adadfq_jax.models.operations import OPERATIONS
 
 INPUT = "image"
@@ -110,7 +110,7 @@ def _node(entry: Any, known: set[str]) -> Node:
         )
     for key, holds in operation.attributes.items():
         if not holds(settings[key]):
-            raise ConfigError(f"{name!r} ({op}) cannot have {key}={settings[key]!r:.80}.")
+            raise ConfigError(f"{name!r} ({op}) cannot have {key}={attributes[key]!r:.80}.")
     return Node(op, name, tuple(inputs), settings)
 
 
@@ -134,6 +134,7 @@ class GraphNetwork(nn.Module):
     Attributes:
       nodes: in an order in which they can be computed; the last one makes the logits.
       classes: number of classes C.
+      channels: of the images.
       norm: constructor of the normalisation (`flax.linen.BatchNorm` to train a teacher).
       calibration: how activation ranges follow a batch.
       remat: whether to keep only some activations, from one place where a single value is passed
@@ -142,13 +143,14 @@ class GraphNetwork(nn.Module):
 
     nodes: tuple[Node, ...]
     classes: int
+    channels: int = COLOURS
     norm: Callable[..., nn.Module] = FrozenBatchNorm
     calibration: Calibration = Calibration()
     remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps normalised images (B, H, W, 3) to logits (B, classes)."""
+        """Maps normalised images (B, H, W, channels) to logits (B, classes)."""
         compute = GraphNetwork._compute
         segments: Sequence[tuple[int, int, str]] = [(0, len(self.nodes), INPUT)]
         if self.remat:
@@ -209,9 +211,14 @@ def _segments(nodes: Sequence[Node]) -> list[tuple[int, int, str]]:
     return [*segments, (start, len(nodes), passed_on)]
 
 
-def value_shapes(nodes: Iterable[Node], image_size: int) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of every node's value for one image, by name; computes nothing."""
-    values = {INPUT: jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)}
+def value_shapes(nodes: Iterable[Node], image: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every node's value for one image, by name; computes nothing.
+
+    Args:
+      nodes: the operations.
+      image: the image's shape, (H, W, channels).
+    """
+    values = {INPUT: jax.ShapeDtypeStruct((1, *image), jnp.float32)}
     for node in nodes:
         inputs = [values[name] for name in node.inputs]
         operation = OPERATIONS[node.op]
@@ -229,9 +236,9 @@ def _initial_value(layer: nn.Module, x: jax.Array) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=8)
-def _checked(nodes: tuple[Node, ...], classes: int, image_size: int) -> GraphNetwork:
-    network = GraphNetwork(nodes, classes)
-    images = jnp.zeros((1, image_size, image_size, 3))
+def _checked(nodes: tuple[Node, ...], classes: int, image_size: int, channels: int) -> GraphNetwork:
+    network = GraphNetwork(nodes, classes, channels)
+    images = jnp.zeros((1, *input_shape(network, image_size)))
     try:
         jax.eval_shape(network.init, jax.random.key(0), images)
     except AdaDFQError:
@@ -242,15 +249,18 @@ def _checked(nodes: tuple[Node, ...], classes: int, image_size: int) -> GraphNet
     return network
 
 
-def checked_network(written: Any, classes: int, image_size: int) -> GraphNetwork:
+def checked_network(
+    written: Any, classes: int, image_size: int, channels: int = COLOURS
+) -> GraphNetwork:
     """Makes a network of nodes from a file that nobody vouches for.
 
     Args:
       written: what `to_json` wrote.
       classes: number of classes C.
       image_size: side of its images in pixels.
+      channels: of its images.
 
     Raises:
       ConfigError: as `from_json`; or the nodes cannot be computed, or not in reasonable memory.
     """
-    return _checked(from_json(written), classes, image_size)
+    return _checked(from_json(written), classes, image_size, channels)

@@ -42,6 +42,8 @@ from adadfq_jax.ops.convolutions import convolution
 from adadfq_jax.ops.moments import batch_moments
 from adadfq_jax.quantization import codes, ranges
 
+COLOURS = 3  # channels of images, unless a network says another number
+
 # Types that teacher and generator can compute in. None is JAX's default type, float64 where x64 is
 # enabled. On a GPU, products in float32 may be computed in TensorFloat-32.
 PRECISIONS = {"float32": None, "bfloat16": jnp.bfloat16}
@@ -291,6 +293,16 @@ class FrozenBatchNorm(nn.Module):
         return (x * factor + (bias - mean * factor)).astype(x.dtype)
 
 
+def input_shape(module: nn.Module, image_size: int) -> tuple[int, int, int]:
+    """Returns the (H, W, channels) of a classifier's images.
+
+    Args:
+      module: the classifier; of colours, unless it says its `channels`.
+      image_size: side of its images in pixels.
+    """
+    return image_size, image_size, getattr(module, "channels", COLOURS)
+
+
 def apply_with_moments(
     network: nn.Module, variables: Any, images: jax.Array
 ) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
@@ -299,7 +311,7 @@ def apply_with_moments(
     Args:
       network: the classifier's module.
       variables: its collections.
-      images: normalised, (B, H, W, 3).
+      images: normalised, (B, H, W, channels).
     """
     logits, written = network.apply(variables, images, mutable=["statistics"])
     return logits, leaves_by_layer(written["statistics"], lambda layer: layer["input"])

@@ -13,6 +13,7 @@ import numpy as np
 
 from adadfq_jax.errors import ConfigError, TeacherError
 from adadfq_jax.models import display, pictures
+from adadfq_jax.models.preparation import USUAL, Preparation
 from adadfq_jax.models.size import packed_bytes
 from adadfq_jax.quantization import ranges
 from adadfq_jax.storage.digests import digest
@@ -30,7 +31,8 @@ class Network:
       module: the linen module.
       variables: the module's collections; see `layers`.
       image_size: side of the images in pixels.
-      mean, std: normalisation per channel of pixels in [0, 1].
+      mean, std: normalisation of pixels in [0, 1], a number for each channel of the images.
+      preparation: how image files become its images.
       class_names: names of the classes in the order of the logits; None where they are unknown.
     """
 
@@ -38,14 +40,20 @@ class Network:
     module: nn.Module
     variables: dict[str, Any]
     image_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    preparation: Preparation = USUAL
     class_names: tuple[str, ...] | None = None
 
     @property
     def classes(self) -> int:
         """The number of classes C."""
         return self.module.classes
+
+    @property
+    def channels(self) -> int:
+        """The number of channels of an image."""
+        return len(self.mean)
 
     def __repr__(self) -> str:
         """One line without arrays, for a notebook."""
@@ -79,7 +87,7 @@ class Network:
         """Classifies images.
 
         Args:
-          images: (B, H, W, 3), uint8 pixels or already normalised floats.
+          images: (B, H, W, channels), uint8 pixels or already normalised floats.
 
         Returns:
           Logits, (B, classes).

@@ -241,10 +241,6 @@ OPERATIONS: dict[str, Operation] = {
             x, ((0, 0),) * 3 + ((settings["before"], settings["after"]),)
         ),
     ),
-    # Of grey images, which all channels hold.
-    "mean_channels": Operation(
-        {"channels": _is_count}, compute=lambda settings, x: x.mean(-1, keepdims=True)
-    ),
     # Pixels.
     "subsample": Operation(
         {"strides": _is_pair},

@@ -20,7 +20,7 @@ def pixels(images: np.ndarray, mean, std) -> np.ndarray:
     """Undoes a normalisation, to uint8 pixels.
 
     Args:
-      images: (N, H, W, 3), normalised.
+      images: (N, H, W, channels), normalised.
       mean, std: the normalisation, per channel of pixels in [0, 1].
 
     Returns:
@@ -30,11 +30,18 @@ def pixels(images: np.ndarray, mean, std) -> np.ndarray:
     return (255 * values).round().astype(np.uint8)
 
 
+def to_image(shown: np.ndarray) -> Image.Image:
+    """Returns pixels (H, W, channels) as a picture: three in colours, others as one grey."""
+    if shown.shape[-1] == 3:
+        return Image.fromarray(shown)
+    return Image.fromarray(shown.mean(-1).round().astype(np.uint8))
+
+
 def draw_grid(images: np.ndarray, labels: np.ndarray, mean, std, columns: int = 10) -> bytes:
     """Draws a grid of images, one labelled row per class.
 
     Args:
-      images: (N, H, W, 3), normalised.
+      images: (N, H, W, channels), normalised.
       labels: (N,) classes that the images were made for.
       mean, std: the normalisation, per channel of pixels in [0, 1].
       columns: most images of a class that are shown.
@@ -59,7 +66,7 @@ def draw_strip(images: np.ndarray, mean, std) -> bytes:
     """Draws images in one row.
 
     Args:
-      images: (N, H, W, 3), normalised.
+      images: (N, H, W, channels), normalised.
       mean, std: the normalisation, per channel of pixels in [0, 1].
 
     Returns:
@@ -76,7 +83,7 @@ def draw_strip(images: np.ndarray, mean, std) -> bytes:
 def _tiles(images: np.ndarray, mean, std) -> list[Image.Image]:
     side = images.shape[1] * max(1, -(-_SMALLEST_SIDE // images.shape[1]))
     return [
-        Image.fromarray(shown).resize((side, side), Image.Resampling.NEAREST)
+        to_image(shown).resize((side, side), Image.Resampling.NEAREST)
         for shown in pixels(images, mean, std)
     ]
 

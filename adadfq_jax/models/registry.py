@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from adadfq_jax.errors import ConfigError, nearest
 from adadfq_jax.models.graph import checked_network, is_network_name
+from adadfq_jax.models.layers import COLOURS, input_shape
 from adadfq_jax.models.mobilenet_v2 import STRIDES, MobileNetV2, rounded_widths, truncated_widths
 from adadfq_jax.models.resnet import ResNet
 from adadfq_jax.models.resnet_cifar import OptionA, ResNetCifar
@@ -28,7 +29,7 @@ def initial_variables(
       key: random key of the initial parameters; without it, nothing is computed and the leaves
         are `jax.ShapeDtypeStruct`s.
     """
-    images = jnp.zeros((1, image_size, image_size, 3))
+    images = jnp.zeros((1, *input_shape(module, image_size)))
     if key is None:
         return jax.eval_shape(module.init, jax.random.key(0), images)
     return jax.jit(module.init)(key, images)
@@ -193,23 +194,32 @@ def build(architecture: str, classes: int) -> nn.Module:
     return family.construct(widths=widths, classes=classes)
 
 
-def restore(architecture: str, classes: int, image_size: int, graph: Any = None) -> nn.Module:
+def restore(
+    architecture: str, classes: int, image_size: int, channels: int, graph: Any = None
+) -> nn.Module:
     """Constructs the classifier that a file describes.
 
     Args:
       architecture: one of `ARCHITECTURES`, or the name of a network that the graph defines.
       classes: number of classes C.
       image_size: side of its images in pixels.
+      channels: of its images.
       graph: the nodes as JSON holds them, where the file has them.
 
     Raises:
-      ConfigError: the name is unknown and there is no graph, or that is damaged.
+      ConfigError: the name is unknown and there is no graph, or that is damaged, or the network is
+        of other images.
     """
     if graph is None or is_registered(architecture):
+        if channels != COLOURS:
+            raise ConfigError(
+                f"{architecture!r} takes images of {COLOURS} channels, but mean and std have "
+                f"{channels} numbers."
+            )
         return build(architecture, classes)
     if not is_network_name(architecture):
         raise ConfigError(f"{architecture!r:.80} cannot be a network's name.")
-    return checked_network(graph, classes, image_size)
+    return checked_network(graph, classes, image_size, channels)
 
 
 def is_registered(architecture: str) -> bool:

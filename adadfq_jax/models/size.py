@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adadfq_jax.models.layers import QuantConv, QuantDense, both
+from adadfq_jax.models.layers import QuantConv, QuantDense, both, input_shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ def measure_network(module: nn.Module, image_size: int) -> Size:
 
     with nn.intercept_methods(count):
         variables = jax.eval_shape(
-            module.init, jax.random.key(0), jnp.zeros((1, image_size, image_size, 3))
+            module.init, jax.random.key(0), jnp.zeros((1, *input_shape(module, image_size)))
         )
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
     return Size(parameters, len(counted), sum(counted))

@@ -17,7 +17,13 @@ from flax.core import FrozenDict
 
 from adadfq_jax.errors import ConfigError, nearest
 from adadfq_jax.models.graph import INPUT, GraphNetwork, Node
-from adadfq_jax.models.layers import FrozenBatchNorm, QuantConv, QuantDense, QuantReLU
+from adadfq_jax.models.layers import (
+    FrozenBatchNorm,
+    QuantConv,
+    QuantDense,
+    QuantReLU,
+    input_shape,
+)
 from adadfq_jax.models.operations import OPERATIONS
 from adadfq_jax.quantization.bits import parse_override
 
@@ -43,7 +49,7 @@ def trace(module: nn.Module, image_size: int) -> tuple[Node, ...]:
     if isinstance(module, GraphNetwork):
         return module.nodes
     layers: list[tuple[str, str, dict[str, Any]]] = []
-    images = jax.ShapeDtypeStruct((_BATCH, image_size, image_size, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((_BATCH, *input_shape(module, image_size)), jnp.float32)
     with nn.intercept_methods(functools.partial(_mark_layer, layers)):
         program = jax.make_jaxpr(lambda images: module.apply({}, images))(images)
     nodes: list[Node] = []

@@ -126,7 +126,7 @@ def _classes(run: ReportedRun, _: findings.Facts) -> tuple[str, list[Drawing]]:
         what = f"{len(run.images)} held-out generated images"
         given, answered = run.seen.teacher, run.seen.student
     else:
-        pixels = dataset.sample(_CONFUSED_IMAGES).images(run.teacher.image_size)
+        pixels = dataset.sample(_CONFUSED_IMAGES).images(run.teacher)
         what = f"{len(pixels)} of the evaluation images"
         starts = range(0, len(pixels), _COVERAGE_IMAGES)
         given, answered = (
@@ -226,7 +226,7 @@ def _families(
     dataset, missing = _evaluation_images(config)
     if dataset is None:
         return families, missing
-    pixels = jnp.asarray(dataset.sample(count).images(teacher.image_size))
+    pixels = jnp.asarray(dataset.sample(count).images(teacher))
     real = normalize(pixels, teacher.mean, teacher.std)
     return [*families, ("evaluation images", np.asarray(real))], ""
 

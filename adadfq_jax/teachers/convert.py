@@ -1,7 +1,6 @@
 """Conversion: a PyTorch checkpoint becomes this project's own file, which says all about itself."""
 
 import dataclasses
-import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +10,8 @@ from adadfq_jax.errors import TeacherError
 from adadfq_jax.models.network import Teacher
 from adadfq_jax.models.size import measure_network
 from adadfq_jax.storage.files import absolute, check_replaceable, locate
-from adadfq_jax.teachers import native, packages, torch_module
-from adadfq_jax.teachers.load import load_foreign, read_teacher, save_teacher
+from adadfq_jax.teachers import native, packages, torch_module, user_network
+from adadfq_jax.teachers.load import load_foreign, read_teacher, save_teacher, teacher_file
 from adadfq_jax.teachers.stated import Stated
 
 _NOTHING_STATED = Stated()
@@ -23,6 +22,7 @@ def convert(
     output: str | Path,
     stated: Stated = _NOTHING_STATED,
     *,
+    network: str | None = None,
     overwrite: bool = False,
     prove: Callable[[Teacher, Any], float] | None = None,
 ) -> Teacher:
@@ -33,9 +33,11 @@ def convert(
         `timm:NAME`: that package's network with the weights in its cache.
       output: the file to write, `.safetensors`.
       stated: what the source does not say. A package says some of it; what is stated goes before.
+      network: the user's function that returns the network, as `build_network` takes it; the source
+        is the file of its weights.
       overwrite: whether a file that exists may be replaced.
       prove: raises VerificationError where a teacher gives other logits than a PyTorch module, else
-        returns how they differ; asked where a package has the module.
+        returns how they differ; asked where there is the module.
 
     Returns:
       The teacher.
@@ -52,7 +54,9 @@ def convert(
             f"the output {str(output)!r} is the input, which would be lost; name another file."
         )
     check_replaceable(output, "a teacher", _is_ours, overwrite)
-    if packages.is_package_name(str(source)):
+    if network is not None:
+        teacher = _load_user_network(network, source, stated, prove)
+    elif packages.is_package_name(str(source)):
         teacher = _load_pretrained(str(source), stated, prove)
     else:
         teacher = read_teacher(source, stated)
@@ -78,26 +82,43 @@ def _load_pretrained(
     name: str, stated: Stated, prove: Callable[[Teacher, Any], float] | None
 ) -> Teacher:
     pretrained = packages.find_pretrained(name)
-    with_weights = functools.cache(lambda: packages.with_weights(pretrained))
+    module = pretrained.module.eval()
+    torch_module.load_weights(module, name, pretrained.path)
     try:
         known = pretrained.architecture
     except TeacherError:  # a network that its code alone describes
-        teacher = _read_code(name, pretrained, with_weights(), stated)
+        teacher = _read_code(name, pretrained, stated)
     else:
         teacher = _load_recognised(name, pretrained, known, stated)
-    if prove is None:
-        return teacher
-    return torch_module.with_proof(teacher, prove(teacher, with_weights()))
+    return teacher if prove is None else torch_module.with_proof(teacher, prove(teacher, module))
 
 
-def _read_code(name: str, pretrained: packages.Pretrained, module: Any, stated: Stated) -> Teacher:
+def _load_user_network(
+    where: str, source: str | Path, stated: Stated, prove: Callable[[Teacher, Any], float] | None
+) -> Teacher:
+    if stated.architecture is not None:
+        raise TeacherError(f"{where} is read from its code, which has no architecture to choose.")
+    if packages.is_package_name(str(source)):
+        raise TeacherError(f"{source} has its own network; --network is of a file of weights.")
+    with teacher_file(source) as path:
+        module = user_network.build_network(where)
+        torch_module.load_weights(module, where, path, stated.entry, stated.prefix)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    teacher = dataclasses.replace(torch_module.read_module(module, stated), source=digest)
+    return teacher if prove is None else torch_module.with_proof(teacher, prove(teacher, module))
+
+
+def _read_code(name: str, pretrained: packages.Pretrained, stated: Stated) -> Teacher:
     for field in ("architecture", "entry", "prefix"):
         if getattr(stated, field) is not None:
             raise TeacherError(f"{name!r} is read from its code, which has no {field} to choose.")
     stated = stated.or_else(
-        mean=pretrained.mean, std=pretrained.std, image_size=pretrained.image_size
+        mean=pretrained.mean,
+        std=pretrained.std,
+        image_size=pretrained.image_size,
+        preparation=pretrained.preparation,
     )
-    teacher = torch_module.read_module(module, stated, name.partition(":")[2])
+    teacher = torch_module.read_module(pretrained.module, stated, name.partition(":")[2])
     digest = hashlib.sha256(pretrained.path.read_bytes()).hexdigest()
     return dataclasses.replace(teacher, source=digest)
 
@@ -112,6 +133,7 @@ def _load_recognised(
         mean=pretrained.mean,
         std=pretrained.std,
         image_size=pretrained.image_size,
+        preparation=pretrained.preparation,
     )
     return load_foreign(pretrained.path, stated)
 
@@ -128,7 +150,7 @@ def summary(teacher: Teacher, statistics: str) -> str:
         "network": teacher.architecture,
         "recognised": teacher.convention or "this project's own file",
         "classes": f"{teacher.classes}",
-        "images": f"{teacher.image_size}x{teacher.image_size}",
+        "images": f"{teacher.image_size}x{teacher.image_size}x{teacher.channels}",
         "mean": ", ".join(f"{value:g}" for value in teacher.mean),
         "std": ", ".join(f"{value:g}" for value in teacher.std),
         "parameters": f"{size.parameters:,}",

@@ -5,16 +5,19 @@ network they are and how it names them (`naming`), `to_flax` turns them into var
 project's own files (`native`) say all of it themselves.
 """
 
+import contextlib
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import ml_collections
 
 from adadfq_jax.errors import ConfigError, TeacherError
 from adadfq_jax.models import registry
+from adadfq_jax.models.layers import COLOURS
 from adadfq_jax.models.network import Network, Teacher, unflatten
+from adadfq_jax.models.preparation import USUAL
 from adadfq_jax.storage.files import locate, readable
 from adadfq_jax.teachers import kinds, native, state_dicts, to_flax
 from adadfq_jax.teachers.recognition import Recognised, recognise
@@ -67,12 +70,25 @@ def load_teacher(
       ConfigError: `architecture` is unknown.
     """
     return read_teacher(
-        path, Stated(architecture, mean, std, image_size, entry, prefix, pixel_units)
+        path, Stated(architecture, mean, std, image_size, entry, prefix, pixel_units=pixel_units)
     )
 
 
 def read_teacher(path: str | Path, stated: Stated) -> Teacher:
     """As `load_teacher`, with everything that is stated in one piece."""
+    with teacher_file(path) as file:
+        if kinds.kind_of(file) == kinds.SAFETENSORS and native.is_own(file):
+            return _load_own(file, stated)
+        return load_foreign(file, stated)
+
+
+@contextlib.contextmanager
+def teacher_file(path: str | Path) -> Iterator[Path]:
+    """Yields a teacher's file on a disk, wherever it lies.
+
+    Raises:
+      TeacherError: there is none, or it is no such file by its suffix.
+    """
     where = locate(path)
     with readable(where) as file:
         if file.is_dir():
@@ -83,9 +99,7 @@ def read_teacher(path: str | Path, stated: Stated) -> Teacher:
             raise TeacherError(
                 f"{str(file)!r} is not a teacher file: expected one of {', '.join(_SUFFIXES)}."
             )
-        if kinds.kind_of(file) == kinds.SAFETENSORS and native.is_own(file):
-            return _load_own(file, stated)
-        return load_foreign(file, stated)
+        yield file
 
 
 def save_teacher(teacher: Network, path: str | Path) -> None:
@@ -134,6 +148,7 @@ def load_foreign(path: Path, stated: Stated) -> Teacher:
     variables = to_flax.fit_state_dict(name, state.arrays, recognised, likely)
     stated = stated.or_else(image_size=registry.default_image_size(likely))
     _require_answers(name, recognised, stated)
+    stated = stated.of_channels(name, COLOURS)
     convention = f"{recognised.convention.name} keys"
     if state.entry:
         convention += f", of the entry {state.entry!r}"
@@ -149,6 +164,7 @@ def load_foreign(path: Path, stated: Stated) -> Teacher:
         image_size=stated.image_size,
         mean=stated.mean,
         std=stated.std,
+        preparation=USUAL.changed(**stated.preparation),
         source=hashlib.sha256(path.read_bytes()).hexdigest(),
         convention=convention,
         keys=recognised.convention.code,
@@ -198,8 +214,8 @@ def _require_answers(name: str, recognised: Recognised, stated: Stated) -> None:
         asked.append("the size of its images in pixels: give image_size")
     if not stated.mean or not stated.std:
         asked.append(
-            "how its images are normalised: give mean and std, three numbers each (data.mean and "
-            "data.std in a configuration)"
+            "how its images are normalised: give mean and std, a number for each channel "
+            "(data.mean and data.std in a configuration)"
         )
     if asked:
         known = f", recognised as {candidates[0]}," if len(candidates) == 1 else ""
@@ -212,6 +228,7 @@ def _load_own(path: Path, stated: Stated) -> Teacher:
             f"{str(path)!r} is this project's own file: it has neither entries nor prefixes."
         )
     described, arrays = native.read_native(path)
+    stated = stated.of_channels(repr(str(path)), len(described["mean"]))
     given = {
         "architecture": stated.architecture,
         "mean": list(stated.mean) or None,
@@ -230,6 +247,7 @@ def _load_own(path: Path, stated: Stated) -> Teacher:
         image_size=described["image_size"],
         mean=tuple(described["mean"]),
         std=tuple(described["std"]),
+        preparation=described["preparation"].changed(**stated.preparation),
         source=described.get("source"),
         keys=described.get("keys"),
     )

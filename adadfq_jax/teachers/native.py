@@ -3,14 +3,16 @@
 One safetensors file: the variables by name, and under the metadata key `adadfq` one JSON string:
 
   architecture, classes, image_size, mean, std   what is needed to run the network
+  preparation                                    how image files become its images, if not as usual
   graph                                          its nodes, where its name alone does not say them
   source                                         SHA-256 of the file that it was converted from
   keys                                           that file's names, see `naming.by_code`
   checksum                                       SHA-256 of all the rest
 
-The last four may be missing. The same teacher gives the same bytes.
+The last five may be missing. The same teacher gives the same bytes.
 """
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -26,6 +28,7 @@ from adadfq_jax.errors import ConfigError, TeacherError, nearest
 from adadfq_jax.models import registry
 from adadfq_jax.models.graph import GraphNetwork, to_json
 from adadfq_jax.models.network import Network, flatten
+from adadfq_jax.models.preparation import preparation_of
 from adadfq_jax.storage.digests import checksum
 from adadfq_jax.storage.files import write_whole
 from adadfq_jax.teachers.naming import by_code
@@ -35,6 +38,7 @@ from adadfq_jax.teachers.normalisation import fault, is_mean, is_std
 LARGEST_IMAGE = 2048
 _METADATA_KEY = "adadfq"
 _DTYPES = ("F32", "F64")
+_DEEPEST = 16  # of the metadata's lists and objects in each other; a graph's padding is the fifth
 
 
 def is_own(path: Path) -> bool:
@@ -67,6 +71,7 @@ def write_native(teacher: Network, path: Path, source: str | None, keys: str | N
         "image_size": teacher.image_size,
         "mean": list(teacher.mean),
         "std": list(teacher.std),
+        **teacher.preparation.described(),
     }
     if isinstance(teacher.module, GraphNetwork):
         described["graph"] = to_json(teacher.module.nodes)
@@ -87,7 +92,8 @@ def read_native(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Reads and checks a file of `write_native`.
 
     Returns:
-      (what its metadata say, and the `module` that they describe; its variables by name).
+      (what its metadata say, and the `module` and `preparation` that they describe; its variables
+      by name).
 
     Raises:
       TeacherError: the file is damaged or does not say enough.
@@ -107,19 +113,24 @@ def read_native(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     if said is not None and said != checksum(described, arrays):
         raise TeacherError(f"{name} is damaged: its checksum does not hold.")
     try:
+        preparation = preparation_of(described)
+    except ConfigError as error:
+        raise TeacherError(f"{name}, by its metadata: {error}") from error
+    try:
         module = _module(described)
     except ConfigError as error:
         verb = "names an" if "graph" not in described else "holds a network that cannot be:"
         raise TeacherError(f"{name} {verb} {error}") from error
     check_variables(name, arrays, module, described["image_size"])
-    return described | {"module": module}, arrays
+    return described | {"module": module, "preparation": preparation}, arrays
 
 
 def _module(described: dict[str, Any]) -> nn.Module:
     architecture, graph = described["architecture"], described.get("graph")
     if graph is not None and registry.is_registered(architecture):
         raise ConfigError(f"{architecture!r} is a network of this package, which has no graph.")
-    return registry.restore(architecture, described["classes"], described["image_size"], graph)
+    size, channels = described["image_size"], len(described["mean"])
+    return registry.restore(architecture, described["classes"], size, channels, graph)
 
 
 def check_variables(name: str, arrays: dict[str, np.ndarray], module, image_size: int) -> None:
@@ -163,6 +174,8 @@ def _metadata(path: Path) -> dict[str, str]:
 def _described(name: str, text: str) -> dict[str, Any]:
     """Reads and checks the metadata."""
     try:
+        if _depth(text) > _DEEPEST:
+            raise ValueError(f"more than {_DEEPEST} lists in each other")
         described = json.loads(text)
     except ValueError as error:
         raise TeacherError(f"{name} is damaged: its metadata are not JSON ({error}).") from error
@@ -184,6 +197,12 @@ def _described(name: str, text: str) -> dict[str, Any]:
     return described
 
 
+def _depth(text: str) -> int:
+    """Returns how many brackets are open at most, since Python fails on a thousand of them."""
+    steps = (1 if bracket in "[{" else -1 for bracket in re.findall(r"[\[\]{}]", text))
+    return max(itertools.accumulate(steps), default=0)
+
+
 def _is_size(value: Any) -> bool:
     return _is_count(value) and value <= LARGEST_IMAGE
 
@@ -200,11 +219,12 @@ _FIELDS = {
     "architecture": (lambda value: isinstance(value, str), "a name"),
     "classes": (_is_count, "a positive integer"),
     "image_size": (_is_size, f"a positive integer up to {LARGEST_IMAGE}"),
-    "mean": (is_mean, "three numbers"),
-    "std": (is_std, "three positive numbers"),
+    "mean": (is_mean, "numbers, one for each channel"),
+    "std": (is_std, "positive numbers, one for each channel"),
+    "preparation": (lambda value: isinstance(value, dict), "an object"),
     "graph": (lambda value: isinstance(value, list), "a list of nodes"),
     "source": (_is_sha256, "a SHA-256"),
     "keys": (lambda value: isinstance(value, str) and by_code(value) is not None, "a convention"),
     "checksum": (_is_sha256, "a SHA-256"),
 }
-_OPTIONAL = ("graph", "source", "keys", "checksum")
+_OPTIONAL = ("preparation", "graph", "source", "keys", "checksum")

@@ -18,6 +18,7 @@ NORMALISATIONS = {
 
 # Pixels in [0, 1] have a mean in [0, 1], and a standard deviation of at most 0.5; 1 stands for
 # pixels that are not scaled, 1/255 for those of a network on 0 to 255. A hundredth is for rounding.
+MOST_CHANNELS = 256
 _LEAST_STD = 0.99 / 255
 _IN_UNITS = {"mean": lambda x: 0 <= x <= 1, "std": lambda x: _LEAST_STD <= x <= 1}
 # Below it, in units of 0 to 255, no images have a standard deviation: 4.37 is 1 / 0.229 instead.
@@ -31,8 +32,8 @@ def parse_normalisation(
     """Reads a normalisation, both parts of it or neither.
 
     Args:
-      mean, std: three numbers with commas between, or a name of `NORMALISATIONS`; a name given for
-        one of them stands for both. Empty or None: not given.
+      mean, std: numbers with commas between, one for each channel, or a name of
+        `NORMALISATIONS`; a name given for one of them stands for both. Empty or None: not given.
 
     Returns:
       (mean, std), both empty where neither is given.
@@ -54,10 +55,10 @@ def parse_normalisation(
 
 
 def is_mean(value: Any) -> bool:
-    """Tells whether a value is three finite numbers."""
+    """Tells whether a value is finite numbers, one for each channel."""
     return (
         isinstance(value, list | tuple)
-        and len(value) == 3
+        and 1 <= len(value) <= MOST_CHANNELS
         and all(
             isinstance(number, numbers.Real)
             and not isinstance(number, bool)
@@ -68,7 +69,7 @@ def is_mean(value: Any) -> bool:
 
 
 def is_std(value: Any) -> bool:
-    """Tells whether a value is three finite positive numbers."""
+    """Tells whether a value is finite positive numbers, one for each channel."""
     return is_mean(value) and all(number > 0 for number in value)
 
 
@@ -78,7 +79,7 @@ def in_unit_pixels(
     """Brings a normalisation to pixels in [0, 1].
 
     Args:
-      mean, std: three numbers each; empty: not given.
+      mean, std: numbers, one for each channel; empty: not given.
       pixel_units: what a white pixel is in their units. 1 leaves them as they are, 255 divides both
         by 255, once.
 
@@ -86,11 +87,11 @@ def in_unit_pixels(
       (mean, std).
 
     Raises:
-      TeacherError: they are no three numbers each, or cannot be in these units.
+      TeacherError: they are no such numbers, or cannot be in these units.
     """
     for name, values, holds, right in (
-        ("mean", mean, is_mean, "three numbers"),
-        ("std", std, is_std, "three positive numbers"),
+        ("mean", mean, is_mean, "numbers, one for each channel"),
+        ("std", std, is_std, "positive numbers, one for each channel"),
     ):
         if len(values) and not holds(tuple(values)):
             raise TeacherError(f"{name} must be {right}, not {tuple(values)}.")
@@ -112,12 +113,14 @@ def fault(mean: Sequence[float], std: Sequence[float]) -> str | None:
     """Says why a normalisation cannot be one of pixels in [0, 1], and what was probably meant.
 
     Args:
-      mean, std: three numbers each; empty: not given.
+      mean, std: numbers by channel; empty: not given.
 
     Returns:
       A sentence, or None where nothing is wrong.
     """
     parts = {"mean": mean, "std": std}
+    if mean and std and len(mean) != len(std):
+        return f"mean has {len(mean)} numbers and std {len(std)}; both have one for each channel."
     wrong = {name for name in parts if not all(map(_IN_UNITS[name], parts[name]))}
     if not wrong:
         return None
@@ -148,6 +151,8 @@ def _fault_in_255(mean: tuple[float, ...], std: tuple[float, ...]) -> str | None
             "pixel_units=255 is the unit of mean and std, which have to be given with it; 0,0,0 "
             "and 1,1,1 are those of pixels from 0 to 255 as they are."
         )
+    if len(mean) != len(std):
+        return fault(mean, std)
     if min(mean) < 0 or max(*mean, *std) > 255:
         return (
             f"{_written(parts, ' ')} cannot be of pixels from 0 to 255: neither is negative or "
@@ -191,11 +196,11 @@ def _parse(which: str, part: int, text: str) -> tuple[float, ...]:
     if text in NORMALISATIONS:
         return NORMALISATIONS[text][part]
     numbers = text.strip("()[] ").split(",")
-    if len(numbers) == 3 and all(
+    if all(
         re.fullmatch(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", number) for number in numbers
     ):
         return tuple(map(float, numbers))
     raise ConfigError(
-        f"--{which} takes three numbers such as 0.485,0.456,0.406, or a name, not {text!r}: "
-        f"{nearest(text, NORMALISATIONS)}"
+        f"--{which} takes numbers such as 0.485,0.456,0.406, one for each channel, or a name, not "
+        f"{text!r}: {nearest(text, NORMALISATIONS)}"
     )

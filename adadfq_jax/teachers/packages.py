@@ -8,13 +8,14 @@ import dataclasses
 import functools
 import hashlib
 import importlib
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from adadfq_jax.errors import TeacherError, nearest
-from adadfq_jax.teachers import kinds
+from adadfq_jax.models.preparation import CROPS, INTERPOLATIONS
 from adadfq_jax.teachers.recognition import Recognised, recognise
 
 
@@ -27,6 +28,7 @@ class Pretrained:
       path: the cached file of its trained weights.
       image_size: side of its images in pixels, or None.
       mean, std: its normalisation; empty where the package does not say.
+      preparation: fields of `Preparation`, as far as it says them.
     """
 
     module: Any
@@ -34,6 +36,7 @@ class Pretrained:
     image_size: int | None = None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    preparation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def architecture(self) -> str | None:
@@ -52,28 +55,6 @@ class Pretrained:
         if len(recognised.architectures) == 1:
             return recognised.architectures[0]
         return _by_stride(self.module, recognised)
-
-
-def with_weights(pretrained: Pretrained) -> Any:
-    """Returns the torch module with the weights of its cached file, in evaluation mode.
-
-    Raises:
-      TeacherError: the file is damaged, or of another network.
-    """
-    torch = importlib.import_module("torch")
-    path, module = pretrained.path, pretrained.module
-    try:
-        if kinds.kind_of(path) == kinds.SAFETENSORS:
-            state = importlib.import_module("safetensors.torch").load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        module.load_state_dict(state)
-    except TeacherError:
-        raise
-    except Exception as error:  # torch raises many kinds for damaged files
-        reason = str(error).strip().split("\n")[0]
-        raise TeacherError(f"{str(path)!r} does not fit its network: {reason}.") from error
-    return module.eval()
 
 
 # What a state dict lacks, the strides of some convolutions, by network.
@@ -178,6 +159,12 @@ def _from_torchvision(name: str) -> Pretrained:
         _square(images.crop_size),
         tuple(images.mean),
         tuple(images.std),
+        {
+            "resize": _square(getattr(images, "resize_size", None)),
+            "interpolation": _known(
+                getattr(getattr(images, "interpolation", None), "value", None), INTERPOLATIONS
+            ),
+        },
     )
 
 
@@ -199,13 +186,30 @@ def _from_timm(name: str) -> Pretrained:
         f"timm:{name}",
         f"import timm; timm.create_model({name!r}, pretrained=True)",
     )
+    size = _square(described["input_size"][1:])
     return Pretrained(
         module,
         Path(found),
-        _square(described["input_size"][1:]),
+        size,
         tuple(described["mean"]),
         tuple(described["std"]),
+        _timm_preparation(described, size),
     )
+
+
+def _timm_preparation(described: Mapping[str, Any], size: int | None) -> dict[str, Any]:
+    """Returns how timm's own evaluation makes images, as its `pretrained_cfg` says it."""
+    share, crop = described.get("crop_pct"), described.get("crop_mode")
+    return {
+        "resize": math.floor(size / share) if size and share else None,
+        "interpolation": _known(described.get("interpolation"), INTERPOLATIONS),
+        "crop": _known(crop, CROPS),
+    }
+
+
+def _known(said: Any, known: Collection[str]) -> str | None:
+    """Returns what a package says where it is known here, such as an interpolation."""
+    return said if said in known else None
 
 
 _PACKAGES: dict[str, Callable[[str], Pretrained]] = {

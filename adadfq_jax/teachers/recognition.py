@@ -23,8 +23,8 @@ from adadfq_jax.teachers import naming
 Shapes = Mapping[str, tuple[int, ...]]
 
 _FROM_CODE = (
-    "any network with BatchNorm is read from its code, adadfq_jax.from_torch(module, "
-    "image_size=..., mean=..., std=...)"
+    "any network with BatchNorm is read from its code, convert --network=FILE.py:FUNCTION or "
+    "adadfq_jax.from_torch(module, image_size=..., mean=..., std=...)"
 )
 
 # What makes other well-known networks known.

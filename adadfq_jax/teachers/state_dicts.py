@@ -2,7 +2,8 @@
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,101 @@ def read_state(path: Path, entry: str | None = None, prefix: str | None = None) 
       TeacherError: torch is missing, or the file is damaged, unsafe, or holds something else.
     """
     name = repr(str(path))
+    held = _read_tensors(path, entry)
+    tensors = held.tensors
+    shapes = {key: tuple(value.shape) for key, value in tensors.items() if _is_array(value)}
+    try:
+        part = parts.find_network(shapes, prefix)
+    except TeacherError as error:
+        raise TeacherError(f"{name} {error}") from error
+    if not part.names:
+        raise TeacherError(f"{name} holds no weights: its state dict is empty.")
+    arrays = {own: _to_numpy(name, key, tensors[key]) for own, key in part.names.items()}
+    left_over = (*part.left_over, *(key for key in tensors if key not in shapes))
+    return State(
+        _to_float32(name, arrays),
+        held.entry,
+        part.prefix,
+        part.head,
+        left_over,
+        held.skipped,
+        held.others,
+    )
+
+
+def read_weights(
+    path: Path,
+    label: str,
+    wanted: Mapping[str, tuple[int, ...]],
+    others: Collection[str] = (),
+    entry: str | None = None,
+    prefix: str | None = None,
+) -> dict[str, np.ndarray]:
+    """Reads the weights of a network whose names and shapes are known.
+
+    Args:
+      path, entry: as `read_state` takes them.
+      label: what the network is called in messages.
+      wanted: the shape of each tensor to be read, by name.
+      others: names of the network's other tensors, which are not read.
+      prefix: what stands before these names in the file; by default, what stands before all.
+
+    Returns:
+      Float32 arrays by the network's names.
+
+    Raises:
+      TeacherError: as `read_state`; or the weights are another network's.
+    """
+    name = repr(str(path))
+    tensors = {
+        key: value for key, value in _read_tensors(path, entry).tensors.items() if _is_array(value)
+    }
+    before = _prefix(wanted, tensors) if prefix is None else prefix and prefix.rstrip(".") + "."
+    found = {key.removeprefix(before): key for key in tensors if key.startswith(before)}
+    for key, shape in wanted.items():
+        if key not in found:
+            raise TeacherError(
+                f"{name} is of another network than {label}: it lacks {before + key!r}; "
+                f"{nearest(before + key, tensors)}"
+            )
+        if (given := tuple(tensors[found[key]].shape)) != shape:
+            raise TeacherError(
+                f"{name} is of another network than {label}: {found[key]!r} has shape {given}, "
+                f"not {shape}."
+            )
+    if left_over := sorted(found.keys() - wanted.keys() - set(others)):
+        more = f" and {len(left_over) - 1} more" if len(left_over) > 1 else ""
+        raise TeacherError(
+            f"{name} is of another network than {label}, which has no {left_over[0]!r}{more}."
+        )
+    arrays = {key: _to_numpy(name, found[key], tensors[found[key]]) for key in wanted}
+    return _to_float32(name, arrays)
+
+
+def _prefix(wanted: Iterable[str], found: Iterable[str]) -> str:
+    """Returns what stands before most of a network's names in a file."""
+    counts = Counter(
+        key.removesuffix(own)
+        for own in wanted
+        for key in found
+        if key == own or key.endswith(f".{own}")
+    )
+    return max(counts, key=lambda prefix: (counts[prefix], -len(prefix)), default="")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Held:
+    """What a file holds: the tensors of one entry, and what else `State` says of it."""
+
+    tensors: dict[str, Any]
+    entry: str
+    skipped: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+
+
+def _read_tensors(path: Path, entry: str | None) -> _Held:
+    """Reads an entry of a file, without what BatchNorms count."""
+    name = repr(str(path))
     skipped = others = ()
     if kinds.kind_of(path) == kinds.SAFETENSORS:
         if entry is not None:
@@ -97,18 +193,7 @@ def read_state(path: Path, entry: str | None = None, prefix: str | None = None) 
     tensors = {key: value for key, value in tensors.items() if not _is_a_counter(key)}
     for key in tensors:
         _require_name(name, key)
-    shapes = {key: tuple(value.shape) for key, value in tensors.items() if _is_array(value)}
-    try:
-        part = parts.find_network(shapes, prefix)
-    except TeacherError as error:
-        raise TeacherError(f"{name} {error}") from error
-    if not part.names:
-        raise TeacherError(f"{name} holds no weights: its state dict is empty.")
-    arrays = {own: _to_numpy(name, key, tensors[key]) for own, key in part.names.items()}
-    left_over = (*part.left_over, *(key for key in tensors if key not in shapes))
-    return State(
-        _to_float32(name, arrays), entry, part.prefix, part.head, left_over, skipped, others
-    )
+    return _Held(tensors, entry, skipped, others)
 
 
 def _is_a_counter(key: Any) -> bool:

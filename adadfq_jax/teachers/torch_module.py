@@ -10,6 +10,7 @@ import io
 import logging
 import re
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,14 +25,15 @@ from adadfq_jax.models.graph import (
     is_network_name,
     to_json,
 )
+from adadfq_jax.models.layers import COLOURS
 from adadfq_jax.models.network import Teacher
-from adadfq_jax.teachers import naming, to_flax
+from adadfq_jax.models.preparation import USUAL
+from adadfq_jax.teachers import naming, state_dicts, to_flax
 from adadfq_jax.teachers.aten import READERS
 from adadfq_jax.teachers.program import GraphReader, place_in, simplify
 from adadfq_jax.teachers.stated import Stated
 
 _BATCH = 2  # of the program; 1 could not be told from other sizes
-_COLOURS = 3
 
 
 def read_module(module: Any, stated: Stated, name: str | None = None) -> Teacher:
@@ -39,7 +41,7 @@ def read_module(module: Any, stated: Stated, name: str | None = None) -> Teacher
 
     Args:
       module: as `from_torch` takes it.
-      stated: its image size, mean and std, three numbers each.
+      stated: its image size, mean and std.
       name: what the network is called; by default, its class.
 
     Raises:
@@ -59,11 +61,10 @@ def read_module(module: Any, stated: Stated, name: str | None = None) -> Teacher
         raise TeacherError(f"{label} is in training mode: call its eval() first.")
     _require_values(torch, module, label)
     channels = _input_channels(torch, module)
-    if channels not in (1, _COLOURS):
-        raise TeacherError(f"{label} takes images of {channels} channels; 3 and 1 are known.")
+    stated = stated.of_channels(label, channels)
     program = _export(torch, module, label, (_BATCH, channels, image_size, image_size))
-    nodes, classes = _nodes(module, label, program, channels)
-    network = _checked(label, nodes, classes, image_size)
+    nodes, classes = _nodes(module, label, program)
+    network = _checked(label, nodes, classes, image_size, channels)
     variables = _variables(label, program, network, image_size)
     return Teacher(
         architecture=label,
@@ -72,6 +73,7 @@ def read_module(module: Any, stated: Stated, name: str | None = None) -> Teacher
         image_size=image_size,
         mean=stated.mean,
         std=stated.std,
+        preparation=USUAL.changed(**stated.preparation),
         convention=f"the module {type(module).__name__}, by torch.export of PyTorch "
         f"{torch.__version__}",
         keys=naming.MODULES.code,
@@ -105,6 +107,30 @@ def _require_values(torch: Any, module: Any, label: str) -> None:
             )
 
 
+def load_weights(
+    module: Any, label: str, path: Path, entry: str | None = None, prefix: str | None = None
+) -> None:
+    """Puts the weights of a file into a PyTorch module, without executing anything in the file.
+
+    What a module holds besides floating-point numbers stays as its code makes it.
+
+    Args:
+      module: the `torch.nn.Module`.
+      label: what it is called in messages.
+      path: a checkpoint, as `load_teacher` takes it.
+      entry, prefix: as there; by default, the prefix is what stands before the module's names.
+
+    Raises:
+      TeacherError: the file cannot be read, or is of another network.
+    """
+    torch = _torch()
+    held = module.state_dict()
+    wanted = {key: tuple(value.shape) for key, value in held.items() if value.is_floating_point()}
+    arrays = state_dicts.read_weights(path, label, wanted, held.keys() - wanted, entry, prefix)
+    tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+    module.load_state_dict(tensors, strict=False)
+
+
 def with_proof(teacher: Teacher, difference: float) -> Teacher:
     """Returns a teacher that says how far its logits are from its module's.
 
@@ -129,7 +155,7 @@ def in_float64(module: Any, images: np.ndarray) -> np.ndarray:
 
     Args:
       module: the PyTorch module; it stays as it is.
-      images: (B, H, W, 3), normalised.
+      images: (B, H, W, channels), normalised.
     """
     return _logits(copy.deepcopy(module).cpu().double(), images.astype(np.float64))
 
@@ -141,8 +167,6 @@ def in_float32(module: Any, images: np.ndarray) -> np.ndarray:
 
 def _logits(module: Any, images: np.ndarray) -> np.ndarray:
     torch = _torch()
-    if _input_channels(torch, module) == 1:
-        images = images.mean(-1, keepdims=True)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = module(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
@@ -169,7 +193,7 @@ def why_unsteady(module: Any, images: np.ndarray) -> str:
 def _input_channels(torch: Any, module: Any) -> int:
     convolutions = (part for part in module.modules() if isinstance(part, torch.nn.Conv2d))
     first = next(convolutions, None)
-    return _COLOURS if first is None else first.in_channels
+    return COLOURS if first is None else first.in_channels
 
 
 def _export(torch: Any, module: Any, label: str, shape: tuple[int, ...]) -> Any:
@@ -217,7 +241,7 @@ def _first_line(error: Exception) -> str:
     return " ".join(lines[0].split()).rstrip(".")[:200] or type(error).__name__
 
 
-def _nodes(module: Any, label: str, program: Any, channels: int) -> tuple[tuple[Node, ...], int]:
+def _nodes(module: Any, label: str, program: Any) -> tuple[tuple[Node, ...], int]:
     """Returns (the nodes, the number of classes)."""
     signature = program.graph_signature
     parameters = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
@@ -228,9 +252,6 @@ def _nodes(module: Any, label: str, program: Any, channels: int) -> tuple[tuple[
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in signature.user_inputs:
             reader.values[node] = INPUT
-            if channels == 1:
-                grey = {"channels": _COLOURS}
-                reader.values[node] = reader.add("mean_channels", "grey", [INPUT], **grey)
         elif node.op == "placeholder" and node.name in numbers:
             reader.values[node] = numbers[node.name]
         elif node.op == "call_function":
@@ -282,9 +303,11 @@ def _require_batch_norm(module: Any, label: str, program: Any) -> None:
     )
 
 
-def _checked(label: str, nodes: tuple[Node, ...], classes: int, image_size: int) -> GraphNetwork:
+def _checked(
+    label: str, nodes: tuple[Node, ...], classes: int, image_size: int, channels: int
+) -> GraphNetwork:
     try:
-        return checked_network(to_json(nodes), classes, image_size)
+        return checked_network(to_json(nodes), classes, image_size, channels)
     except ConfigError as error:
         raise TeacherError(f"{label} cannot be read: {error}") from error
 

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -13,18 +13,20 @@ import numpy as np
 from adadfq_jax.config import recipes
 from adadfq_jax.config.fields import default_config, leave_to_teacher
 from adadfq_jax.data.dataset import Dataset
-from adadfq_jax.errors import ConfigError
+from adadfq_jax.errors import ConfigError, nearest
 from adadfq_jax.evaluation.accuracy import evaluate
 from adadfq_jax.game import procedural
+from adadfq_jax.game.learned_ranges import with_kernel_ranges
 from adadfq_jax.models import registry
+from adadfq_jax.models.layers import Calibration
 from adadfq_jax.models.network import Student, Teacher, normalize
 from adadfq_jax.quantization.bits import assign_bits, parse_bits
+from adadfq_jax.quantization.ranges import RANGE_RULES
 from adadfq_jax.training.progress import Progress
 from adadfq_jax.training.quantize import quantize
 
-# Images of a step; images that ranges follow, in batches of that size; and images on which a
-# student is compared with its teacher.
-_BATCH, _FOLLOWED, _COMPARED = 16, 1024, 1024
+_BATCH = 16  # images of a step
+_KINDS = ("procedural", "generated", "real")
 
 
 def compare_bits(
@@ -32,6 +34,8 @@ def compare_bits(
     bits: Sequence[str],
     dataset: Dataset | None = None,
     *,
+    draw: Callable[[int, int], tuple[np.ndarray, np.ndarray]] | None = None,
+    ranges: str = "minmax",
     calibration: int = 512,
     epochs: int = 4,
     batch_size: int = 256,
@@ -47,8 +51,13 @@ def compare_bits(
       teacher: the network in full precision.
       bits: bit-widths written like `w4a4`.
       dataset: an evaluation set; None measures only the agreement with the teacher.
-      calibration: number of its images that give the ranges "from real images".
-      epochs: epochs of 200 calibration steps that give the ranges "from generated images".
+      draw: makes images of a generator that is trained already, as `Student.draw` does; None trains
+        one.
+      ranges: how ranges follow from images: a name in `ranges.RANGE_RULES`. With `least_error`,
+        kernels have such ranges as well, as the plus begins with.
+      calibration: number of images of each kind that give ranges, and of others of that kind, on
+        which student and teacher are compared.
+      epochs: epochs of 200 steps that train a generator whose images give ranges.
       batch_size: images at a time when measuring.
       quick: whether procedural images take the place of generated ones, so that nothing is trained.
       show_progress: whether to show on stderr what is done and how long it takes.
@@ -56,60 +65,69 @@ def compare_bits(
     Returns:
       One dict for each bit-width: `bits`; `images`, "generated" or "procedural"; `agreement`, the
       share of such images on which the student with ranges from them agrees with the teacher;
-      `generated` (also where `images` are procedural) and `real`, top-1 with ranges from those and
-      from real images, None without a dataset; `real_images`, the number of real images that gave
-      the ranges.
+      `procedural`, `generated` and `real`, top-1 with ranges from images of that kind, None where
+      it was not measured; `real_images`, the number of real images that gave ranges.
 
     Raises:
-      ConfigError: a bit-width is malformed, or a number is not positive.
+      ConfigError: a bit-width is malformed, a number is not positive, or the rule is unknown.
       DataError: the set does not fit the teacher.
     """
     for name, value in (("calibration", calibration), ("epochs", epochs)):
         if value < 1:
             raise ConfigError(f"{name} must be at least 1, not {value}.")
+    if ranges not in RANGE_RULES:
+        raise ConfigError(f"there are no ranges {ranges!r}: {nearest(ranges, RANGE_RULES)}")
     for text in bits:
         parse_bits(text)
     progress = Progress(len(bits), show_progress)
-    few = None if dataset is None else dataset.sample(calibration).images(teacher.image_size)
+    given, trained, generated = {}, None, None
     widest = max(bits, key=lambda text: sum(parse_bits(text)))
-    trained = None
-    if quick:
-        images = procedural_images(teacher, _FOLLOWED + _COMPARED)
-        followed, compared = images[:_FOLLOWED], images[_FOLLOWED:]
-    else:
-        progress.say(f"one generator for {', '.join(bits)}, trained with {widest}")
-        trained = calibrated_on_generated(teacher, widest, epochs, show_progress)
-        compared, _ = trained.draw(_COMPARED)
-        # Images after those, of batches as a step has them, since G normalises by the batch.
-        followed = trained.draw(len(compared) + _FOLLOWED, _BATCH)[0][len(compared) :]
+    if dataset is not None:
+        given["real"] = dataset.sample(calibration).images(teacher)
+    if dataset is not None or quick:
+        drawn = procedural_images(teacher, 2 * calibration if quick else calibration)
+        given["procedural"], compared = drawn[:calibration], drawn[calibration:]
+    if not quick:
+        if draw is None:
+            progress.say(f"one generator for {', '.join(bits)}, trained with {widest}")
+            trained = calibrated_on_generated(teacher, widest, epochs, show_progress, ranges)
+            draw = trained.draw
+        # Of batches as a step has them, since the generator normalises by the batch.
+        drawn, _ = draw(2 * calibration, _BATCH)
+        compared, generated = drawn[:calibration], drawn[calibration:]
+    kind = "procedural" if quick else "generated"
 
-    def top1(student: Student) -> float | None:
-        return None if dataset is None else evaluate(student, dataset, batch_size)["top1"]
+    def top1(student: Student | None) -> float | None:
+        if dataset is None or student is None:
+            return None
+        return evaluate(student, dataset, batch_size)["top1"]
 
     rows, began = [], time.monotonic()
-    expected = np.asarray(teacher(compared)).argmax(-1)
+    expected = _classes(teacher, compared, batch_size)
     for number, text in enumerate(bits):
         left = (time.monotonic() - began) / number * (len(bits) - number) if number else None
         about = "" if left is None else f", about {left:.0f} s left"
         progress.say(f"{text}, {number + 1} of {len(bits)}: measuring{about}")
-        student = trained
-        if quick or text != widest:
-            student = following(teacher, text, followed)
-        rows.append(
-            {
-                "bits": text,
-                "images": "procedural" if quick else "generated",
-                "agreement": float(np.mean(np.asarray(student(compared)).argmax(-1) == expected)),
-                "generated": top1(student),
-                "real": None if few is None else top1(calibrated_on(teacher, text, few)),
-                "real_images": 0 if few is None else len(few),
-            }
-        )
+        students = {name: calibrated_on(teacher, text, few, ranges) for name, few in given.items()}
+        if trained is not None and text == widest:
+            students["generated"] = trained
+        elif generated is not None:
+            students["generated"] = following(teacher, text, generated, ranges)
+        agreement = np.mean(_classes(students[kind], compared, batch_size) == expected)
+        row = {"bits": text, "images": kind, "agreement": float(agreement)}
+        row |= {name: top1(students.get(name)) for name in _KINDS}
+        rows.append(row | {"real_images": len(given.get("real", ()))})
     return rows
 
 
+def _classes(network: Teacher | Student, images: np.ndarray, batch_size: int) -> np.ndarray:
+    starts = range(0, len(images), batch_size)
+    parts = [np.asarray(network(images[at : at + batch_size])).argmax(-1) for at in starts]
+    return np.concatenate(parts)
+
+
 def procedural_images(teacher: Teacher, count: int) -> np.ndarray:
-    """Draws the same procedural images at each call, (count, H, W, 3), normalised."""
+    """Draws the same procedural images at each call, (count, H, W, channels), normalised."""
     given = teacher.image_size, tuple(teacher.mean), tuple(teacher.std)
     starts = range(0, count, _BATCH)
     parts = [
@@ -119,7 +137,11 @@ def procedural_images(teacher: Teacher, count: int) -> np.ndarray:
 
 
 def calibrated_on_generated(
-    teacher: Teacher, bits: str, epochs: int, show_progress: bool = False
+    teacher: Teacher,
+    bits: str,
+    epochs: int,
+    show_progress: bool = False,
+    ranges: str = "minmax",
 ) -> Student:
     """Runs only the calibration phase, in which ranges follow the generated images.
 
@@ -128,8 +150,12 @@ def calibrated_on_generated(
       bits: bit-widths written like `w4a4`.
       epochs: number of epochs, of 200 steps each.
       show_progress: whether to show a progress bar on stderr.
+      ranges: as `compare_bits` takes it.
     """
     config = leave_to_teacher(default_config(bits)).copy_and_resolve_references()
+    config.quant.ranges = ranges
+    if ranges == "least_error":  # so that kernels have ranges, which nothing learns here
+        config.quant.learned_ranges, config.student.optimizer = True, "adam"
     # Before the epochs change, since the recipe's rates are those of a whole run.
     recipes.fill_in(config, teacher.architecture, teacher.image_size)
     config.epochs = config.warmup_epochs = config.calibration_epochs = epochs
@@ -138,8 +164,10 @@ def calibrated_on_generated(
     return quantize(config, teacher, show_progress=show_progress)
 
 
-def calibrated_on(teacher: Teacher, bits: str, images: np.ndarray) -> Student:
-    """Returns a student whose activation ranges are the smallest and largest values on some images.
+def calibrated_on(
+    teacher: Teacher, bits: str, images: np.ndarray, ranges: str = "minmax"
+) -> Student:
+    """Returns a student whose ranges follow from some images.
 
     All images go through the student in one batch: a layer's range depends on the quantized outputs
     of the layers before it, so those ranges must be final first.
@@ -147,34 +175,37 @@ def calibrated_on(teacher: Teacher, bits: str, images: np.ndarray) -> Student:
     Args:
       teacher: the network in full precision.
       bits: bit-widths written like `w4a4`.
-      images: uint8 (N, H, W, 3), or floats already normalised.
+      images: uint8 (N, H, W, channels), or floats already normalised.
+      ranges: as `compare_bits` takes it; `minmax` are the smallest and largest values.
     """
     # One update sets each range, since the first value of a bias-corrected average is the average.
-    return _student(teacher, bits, [images])
+    return _student(teacher, bits, [images], ranges)
 
 
-def following(teacher: Teacher, bits: str, images: np.ndarray) -> Student:
+def following(teacher: Teacher, bits: str, images: np.ndarray, ranges: str = "minmax") -> Student:
     """Returns a student whose ranges have followed images as in calibration, batch after batch.
 
     Args:
       teacher: the network in full precision.
       bits: bit-widths written like `w4a4`.
-      images: (N, H, W, 3), normalised.
+      images: (N, H, W, channels), normalised.
+      ranges: as `compare_bits` takes it.
     """
     starts = range(0, len(images), _BATCH)
-    return _student(teacher, bits, [images[start : start + _BATCH] for start in starts])
+    return _student(teacher, bits, [images[at : at + _BATCH] for at in starts], ranges)
 
 
-def _student(teacher: Teacher, bits: str, batches: Sequence[np.ndarray]) -> Student:
+def _student(teacher: Teacher, bits: str, batches: Sequence[np.ndarray], ranges: str) -> Student:
+    module = teacher.module.clone(calibration=Calibration(ranges))
     shapes = registry.initial_variables(teacher.module, teacher.image_size)
     unset = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes["ranges"])
     variables = dict(teacher.variables)
     variables["bits"] = assign_bits(shapes["bits"], *parse_bits(bits), ())
+    if ranges == "least_error":
+        unset = with_kernel_ranges(unset, variables["params"], variables["bits"], ranges)
     variables["ranges"] = unset
     for images in batches:
-        variables["ranges"] = _calibrate(
-            teacher.module, variables, images, teacher.mean, teacher.std
-        )
+        variables["ranges"] = _calibrate(module, variables, images, teacher.mean, teacher.std)
     return Student(
         architecture=teacher.architecture,
         module=teacher.module,
@@ -182,6 +213,7 @@ def _student(teacher: Teacher, bits: str, batches: Sequence[np.ndarray]) -> Stud
         image_size=teacher.image_size,
         mean=teacher.mean,
         std=teacher.std,
+        preparation=teacher.preparation,
         result=None,
         teacher=teacher,
     )
@@ -205,16 +237,22 @@ def calibrated_table(rows: Sequence[dict[str, Any]], dataset_name: str | None) -
         lines = [f"{'bits':<10}agreement with the teacher, ranges from {kind} images"]
         lines += [f"{row['bits']:<10}{row['agreement']:.2%}" for row in rows]
         return "\n".join([*lines, "", f"Agreement on {kind} images: there are no real ones."])
-    lines = [f"{'bits':<10}{f'top-1, ranges from {kind} images':<38}from real images"]
-    lines += [f"{row['bits']:<10}{row['generated']:<38.2%}{row['real']:.2%}" for row in rows]
+    kinds = [name for name in _KINDS if rows[0][name] is not None]
+    lines = [f"{'bits':<10}top-1, ranges from images that are", " " * 10 + _columns(kinds)]
+    lines += [
+        f"{row['bits']:<10}{_columns([format(row[kind], '.2%') for kind in kinds])}" for row in rows
+    ]
     count = rows[0]["real_images"]
     return "\n".join(
         [
             *lines,
             "",
-            "No student is trained. The ranges from real images are the smallest and largest "
-            f"values on {count} images",
-            f"drawn at random from {dataset_name}; top-1 is measured on all of that set, these "
-            "included.",
+            f"No student is trained. The real images that give ranges are {count}, drawn at random "
+            f"from {dataset_name};",
+            "top-1 is measured on all of that set, these included.",
         ]
     )
+
+
+def _columns(texts: Sequence[str]) -> str:
+    return "".join(f"{text:<14}" for text in texts).rstrip()

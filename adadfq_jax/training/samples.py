@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from adadfq_jax.errors import ConfigError
-from adadfq_jax.models.pictures import pixels
+from adadfq_jax.models.pictures import pixels, to_image
 from adadfq_jax.storage.files import check_replaceable, on_a_disk, written_whole
 from adadfq_jax.training.held_out import generated_batches
 from adadfq_jax.training.student import load_state
@@ -26,7 +25,7 @@ def write_samples(
     Args:
       workdir: the run's folder.
       count: number of images N.
-      output: a file *.npz of `x`, uint8 pixels (N, H, W, 3), `y`, labels (N,), and `logits`,
+      output: a file *.npz of `x`, uint8 pixels (N, H, W, channels), `y`, labels (N,), and `logits`,
         float32 (N, C); or a folder of CLASS/NUMBER.png with `logits` and `y` by number in
         logits.npz. Both can be read as evaluation sets.
       overwrite: whether to replace what an earlier call wrote.
@@ -60,7 +59,8 @@ def make_samples(workdir: str | Path, count: int) -> tuple[np.ndarray, np.ndarra
       count: number of images N; a larger N adds images after the same first ones.
 
     Returns:
-      (pixels, uint8 (N, H, W, 3); labels (N,), the classes in turn; the teacher's logits (N, C)).
+      (pixels, uint8 (N, H, W, channels); labels (N,), the classes in turn; the teacher's
+      logits (N, C)).
 
     Raises:
       CheckpointError: there is no run, or no checkpoint that can be read.
@@ -130,5 +130,5 @@ def _write_folder(folder: Path, images: np.ndarray, labels: np.ndarray, logits: 
     for label in range(logits.shape[1]):
         (folder / f"{label:0{width}}").mkdir()
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-        Image.fromarray(image).save(folder / f"{label:0{width}}" / f"{number:06}.png")
+        to_image(image).save(folder / f"{label:0{width}}" / f"{number:06}.png")
     np.savez(folder / _LOGITS, y=labels, logits=logits)

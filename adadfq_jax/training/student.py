@@ -36,6 +36,7 @@ def student_of(
         mean=teacher.mean,
         std=teacher.std,
         class_names=tuple(names) if names else None,
+        preparation=teacher.preparation,
         result=result,
         teacher=teacher,
         step=int(state.step),

@@ -135,7 +135,8 @@ def test_missing_images_are_asked_for_before_anything_is_loaded(sentence, tmp_pa
             "says resnet20_cifar, but has resnet8_cifar.",
         ),
         (["--workdir={run}", "--entry=model"], "--entry says model, but has None."),
-        (["--workdir={run}", "--bits=w4a4"], "teacher.safetensors"),
+        (["--workdir={run}", "--bits=w4a4", "--epochs=2"], "the run has one: leave it out"),
+        (["--workdir={run}", "--bits=w4a4", "--ranges=max"], "ranges 'max': did you mean minmax"),
         (["--workdir={run}", "--calibration=64"], "not trained: give their --bits"),
         (["--workdir={run}", "--epochs=2"], "not trained: give their --bits"),
         (["--workdir={run}", "--quick"], "--quick is about students that are not trained: give"),
@@ -225,14 +226,14 @@ def test_compare(teacher):
         teacher, ["w8a8", "w1a1"], from_arrays(IMAGES, labels), calibration=30, epochs=1
     )
     assert [row["bits"] for row in rows] == ["w8a8", "w1a1"]
-    for kind in ("generated", "real"):
+    for kind in ("generated", "procedural", "real"):
         assert 1 >= rows[0][kind] > rows[1][kind] >= 0
     assert rows[0]["real"] > 0.9
     assert [row["real_images"] for row in rows] == [30, 30]
-    blind = compare_bits(teacher, ["w8a8"], epochs=1)
+    blind = compare_bits(teacher, ["w8a8"], calibration=30, epochs=1)
     assert blind == [
         {"bits": "w8a8", "images": "generated", "agreement": rows[0]["agreement"]}
-        | {"generated": None, "real": None, "real_images": 0}
+        | {"procedural": None, "generated": None, "real": None, "real_images": 0}
     ]
 
 
@@ -260,12 +261,38 @@ def test_quick_trains_nothing(teacher, monkeypatch, evaluate, files):
     labels = np.asarray(teacher(IMAGES)).argmax(-1)
     rows = compare_bits(teacher, ["w8a8", "w1a1"], from_arrays(IMAGES, labels), quick=True)
     assert rows[0]["agreement"] > 0.9 > rows[1]["agreement"]
-    assert rows[0]["generated"] > 0.9 > rows[1]["generated"]
+    assert rows[0]["procedural"] > 0.9 > rows[1]["procedural"]
+    assert rows[0]["generated"] is None
     argv = (f"--teacher={files / 'teacher.safetensors'}", "--bits=w8a8", "--quick")
     code, out, _ = evaluate(*argv)
     assert code == 0
     assert "ranges from procedural images" in out
     assert f"w8a8      {rows[0]['agreement']:.2%}" in out
+
+
+def test_ranges_of_least_error_and_of_a_run(teacher):
+    data = from_arrays(IMAGES, np.asarray(teacher(IMAGES)).argmax(-1))
+    asked = []
+
+    def draw(count, batch):
+        asked.append((count, batch))
+        images = np.tile(IMAGES, (2, 1, 1, 1))[:count]
+        return np.asarray(normalize(images, teacher.mean, teacher.std)), None
+
+    options = {"draw": draw, "calibration": 60}
+    (least,) = compare_bits(teacher, ["w3a3"], data, ranges="least_error", **options)
+    (extremes,) = compare_bits(teacher, ["w3a3"], data, **options)
+    assert asked == [(120, 16)] * 2
+    for row, ranges in ((least, "least_error"), (extremes, "minmax")):
+        images = np.asarray(normalize(IMAGES, teacher.mean, teacher.std))
+        student = calibrated_students.following(teacher, "w3a3", images, ranges)
+        assert row["generated"] == adadfq_jax.evaluate(student, data)["top1"]
+    assert least["real"] > extremes["real"]
+    student = calibrated_on(teacher, "w3a3", IMAGES, "least_error")
+    # Of kernels as well, as the plus begins with.
+    assert student.variables["ranges"]["stem_conv"]["minimum"].shape == (16,)
+    with pytest.raises(ConfigError, match="no ranges 'least': did you mean least_error"):
+        compare_bits(teacher, ["w4a4"], ranges="least")
 
 
 @pytest.mark.parametrize("numbers", [{"calibration": 0}, {"epochs": 0}])
@@ -280,22 +307,30 @@ def test_images_that_do_not_fit(teacher):
         compare_bits(teacher, ["w4a4"], dataset, epochs=1)
 
 
-def test_bits_on_the_command_line(evaluate, files):
+def test_bits_on_the_command_line(evaluate, files, workdir):
     teacher = f"--teacher={files / 'teacher.safetensors'}"
     data = ("--source=npz", f"--path={files / 'images.npz'}")
     widths = ("--bits=w8a8,w2a2", "--epochs=1", "--calibration=17")
     code, out, _ = evaluate(teacher, *data, *widths)
     assert code == 0
     rows = [line.split() for line in out.splitlines() if line.startswith(("w8a8", "w2a2"))]
-    assert [len(row) for row in rows] == [3, 3]
-    assert f"17 images\ndrawn at random from {files / 'images.npz'}" in out
+    assert [len(row) for row in rows] == [4, 4]
+    assert f"are 17, drawn at random from {files / 'images.npz'}" in out
 
     code, out, err = evaluate(teacher, *data, *widths, "--json")
     assert (code, err) == (0, "")
     found = json.loads(out)
     assert found["images"] == 60
     for row, shown in zip(found["bits"], rows, strict=True):
-        assert [row["bits"], f"{row['generated']:.2%}", f"{row['real']:.2%}"] == shown
+        kinds = ("procedural", "generated", "real")
+        assert [row["bits"], *(f"{row[kind]:.2%}" for kind in kinds)] == shown
+
+    code, out, _ = evaluate(
+        f"--workdir={workdir}", *widths[:1], *widths[2:], "--ranges=least_error"
+    )
+    assert code == 0
+    assert "resnet8_cifar, full precision" in out
+    assert [line[:4] for line in out.splitlines() if line.startswith("w")] == ["w8a8", "w2a2"]
 
     code, out, _ = evaluate(teacher, *widths)
     assert code == 0

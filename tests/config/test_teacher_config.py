@@ -295,11 +295,6 @@ def test_contradictions_to_a_teacher_in_memory(small_config, teacher, field, val
         quantize(small_config, teacher, show_progress=False)
 
 
-def test_a_size_that_the_generator_cannot_make(small_config):
-    with pytest.raises(ConfigError, match=r"10x10 pixels, .* divisible by 4"):
-        quantize(small_config, make_teacher(size=10), show_progress=False)
-
-
 def test_statements_that_agree(small_config, teacher):
     small_config.update_from_flattened_dict(
         {

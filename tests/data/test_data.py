@@ -13,6 +13,7 @@ from adadfq_jax.data.dataset import Dataset, check_fits, from_arrays
 from adadfq_jax.data.images import fit
 from adadfq_jax.data.load import load_dataset
 from adadfq_jax.errors import DataError
+from tests.conftest import takes
 
 random = np.random.default_rng(0)
 IMAGES = random.integers(0, 256, (11, 8, 8, 3), np.uint8)
@@ -61,8 +62,7 @@ def test_batches_hold_each_image_once_in_order(batch_size):
         (IMAGES / 255, LABELS, r"uint8.*not float64.*\(255 \* images\)"),
         (IMAGES / 255 - 0.5, LABELS, "look normalised.*from before mean and std"),
         (IMAGES.astype(np.int32), LABELS, "uint8.*not int32"),
-        (IMAGES[..., 0], LABELS, r"\(N, H, W, 3\).*\(11, 8, 8\)"),
-        (IMAGES[..., :1], LABELS, r"\(N, H, W, 3\).*\(11, 8, 8, 1\)"),
+        (IMAGES[..., 0, 0], LABELS, r"\(N, H, W, channels\).*\(11, 8\)"),
         (IMAGES.transpose(0, 3, 1, 2), LABELS, r"\(11, 3, 8, 8\)"),
         (IMAGES, LABELS[:-1], r"shape \(11,\).*\(10,\)"),
         (IMAGES, LABELS[:, None], r"\(11, 1\)"),
@@ -225,7 +225,7 @@ def folder(tmp_path):
 def test_a_folder_gives_what_pil_and_numpy_give(folder):
     files = ["a/grey.jpg", "a/small.png", "b/landscape.jpg", "b/portrait.JPEG"]
     files += ["c/exact.png", "c/palette.png", "c/square.jpeg"]
-    ((images, labels),) = load_dataset("folder", folder).batches(100, 32)
+    ((images, labels),) = load_dataset("folder", folder).batches(100, takes(32))
     assert images.dtype == np.uint8
     assert labels.tolist() == [0, 0, 1, 1, 2, 2, 2]
     for file, image in zip(files, images, strict=True):
@@ -247,11 +247,11 @@ def test_small_networks_see_whole_images(shape):
     image = np.asarray(Image.effect_noise((32, 32), 80).convert("RGB"))
     if shape == (64, 64):
         larger = image.repeat(2, 0).repeat(2, 1)
-        assert np.abs(fit(larger, 32).astype(int) - image).mean() < np.ptp(image) / 8
+        assert np.abs(fit(larger, takes(32)).astype(int) - image).mean() < np.ptp(image) / 8
         return
     rows, columns = ((side - 32) // 2 for side in shape)
     padded = np.pad(image, ((rows, rows), (columns, columns), (0, 0)))
-    np.testing.assert_array_equal(fit(padded, 32), image)
+    np.testing.assert_array_equal(fit(padded, takes(32)), image)
 
 
 def test_pixels_of_0_and_1_are_refused():
@@ -264,7 +264,39 @@ def test_imagenets_sizes():
     expected = Image.fromarray(image).resize((341, 256), Image.Resampling.BILINEAR)
     left, top = 58, 16  # (341 - 224) / 2, rounded to even
     expected = np.asarray(expected)[top : top + 224, left : left + 224]
-    np.testing.assert_array_equal(fit(image, 224), expected)
+    np.testing.assert_array_equal(fit(image, takes(224)), expected)
+
+
+def test_images_are_prepared_as_a_network_was_trained():
+    image = np.asarray(Image.effect_noise((60, 40), 80).convert("RGB"))
+    picture, bicubic = Image.fromarray(image), Image.Resampling.BICUBIC
+    found = fit(image, takes(30, resize=36, interpolation="bicubic"))
+    expected = np.asarray(picture.resize((54, 36), bicubic))[3:33, 12:42]
+    np.testing.assert_array_equal(found, expected)
+    found = fit(image, takes(30, resize=30, interpolation="bicubic", crop="squash"))
+    np.testing.assert_array_equal(found, picture.resize((30, 30), bicubic))
+    # Also of the network's size, if it was trained on a centre of it.
+    square = image[:40, :40]
+    np.testing.assert_array_equal(fit(square, takes(40)), square)
+    enlarged = np.asarray(Image.fromarray(square).resize((48, 48), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(fit(square, takes(40, resize=48)), enlarged[4:44, 4:44])
+    grey = fit(image, takes(30, channels=1))
+    assert grey.shape == (30, 30, 1)
+    assert np.abs(grey[..., 0] - fit(image, takes(30)).mean(-1)).max() < 2
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 8), (4, 8)])
+def test_arrays_have_a_networks_channels(channels, size):
+    shape = (2, size, size, channels)
+    dataset = from_arrays(np.full(shape, 9, np.uint8), np.arange(2))
+    network = takes(size, channels)
+    network.classes = 10
+    check_fits(dataset, network)
+    if channels == 1:
+        check_fits(from_arrays(np.full(shape[:3], 9, np.uint8), np.arange(2)), network)
+    network.channels = 2
+    with pytest.raises(DataError, match=f"images of {channels} channels?, but the teacher takes 2"):
+        check_fits(dataset, network)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 5])
@@ -272,11 +304,12 @@ def test_imagenets_sizes():
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
 def test_shards_hold_each_image_once(folder, workers, shards, batch_size):
     whole = load_dataset("folder", folder)
-    ((expected, expected_labels),) = whole.batches(100, 8, workers=0)
+    ((expected, expected_labels),) = whole.batches(100, takes(8), workers=0)
     found = np.zeros_like(expected)
     counted = 0
     for shard in range(shards):
-        batches = list(whole.batches(batch_size, 8, shard=shard, shards=shards, workers=workers))
+        taken = {"shard": shard, "shards": shards, "workers": workers}
+        batches = list(whole.batches(batch_size, takes(8), **taken))
         assert all(len(labels) == batch_size for _, labels in batches[:-1])
         if not batches:
             continue
@@ -301,7 +334,7 @@ def test_images_are_read_by_several_threads_but_not_far_ahead():
             Records.read += 1
             return np.zeros((8, 8, 3), np.uint8), 0
 
-    batches = Dataset("slow", Records(), encoded=True).batches(10, 8, workers=3)
+    batches = Dataset("slow", Records(), encoded=True).batches(10, takes(8), workers=3)
     for _ in range(3):
         next(batches)
     time.sleep(0.3)
@@ -317,7 +350,7 @@ def test_a_damaged_image_is_named(folder, damage, workers):
     content = path.read_bytes()
     path.write_bytes({"cut": content[: len(content) // 2], "text": b"text", "empty": b""}[damage])
     with pytest.raises(DataError, match=r"b/landscape.jpg' cannot be decoded: ") as error:
-        list(load_dataset("folder", folder).batches(2, 8, workers=workers))
+        list(load_dataset("folder", folder).batches(2, takes(8), workers=workers))
     assert "0x" not in str(error.value)
 
 

@@ -17,7 +17,7 @@ from adadfq_jax.errors import DataError
 from adadfq_jax.evaluation.accuracy import evaluate
 from adadfq_jax.teachers.load import save_teacher
 from tests import ROOT
-from tests.conftest import make_teacher
+from tests.conftest import make_teacher, takes
 
 random = np.random.default_rng(0)
 IMAGES = random.integers(0, 256, (23, 8, 8, 3), np.uint8)
@@ -120,7 +120,7 @@ def test_a_prepared_set_is_read(data_dir):
     # Prepared sets are shuffled.
     found = [
         (image.tobytes(), int(label))
-        for images, labels in dataset.batches(5, 8)
+        for images, labels in dataset.batches(5, takes(8))
         for image, label in zip(images, labels, strict=True)
     ]
     expected = [(image.tobytes(), label) for image, label in zip(IMAGES, LABELS, strict=True)]
@@ -133,8 +133,8 @@ def test_a_prepared_set_is_read(data_dir):
 
 
 def test_images_of_another_size_are_resized(data_dir):
-    ((images, _),) = load_dataset("tfds:small_images", data_dir).batches(100, 6)
-    expected = [fit(image, 6) for image in IMAGES]
+    ((images, _),) = load_dataset("tfds:small_images", data_dir).batches(100, takes(6))
+    expected = [fit(image, takes(6)) for image in IMAGES]
     assert sorted(map(bytes, images)) == sorted(map(bytes, expected))
 
 
@@ -144,7 +144,7 @@ def test_images_of_another_size_are_resized(data_dir):
 def test_the_split_with_labels_is_found(data_dir, name, split):
     dataset = load_dataset(f"tfds:{name}", data_dir)
     assert dataset.name.endswith(f"split {split}")
-    ((_, labels),) = dataset.batches(100, 8)
+    ((_, labels),) = dataset.batches(100, takes(8))
     assert sorted(labels) == sorted(LABELS)
 
 
@@ -194,7 +194,7 @@ def test_a_set_prepared_in_another_format(tmp_path, data_dir):
 def test_a_damaged_image_is_named(data_dir):
     dataset = load_dataset("tfds:broken_images", data_dir)
     with pytest.raises(DataError, match=r"image \d+ of tfds:broken_images, split test cannot be"):
-        list(dataset.batches(4, 8))
+        list(dataset.batches(4, takes(8)))
 
 
 def test_damaged_records_are_an_error(tmp_path, data_dir):
@@ -206,7 +206,7 @@ def test_damaged_records_are_an_error(tmp_path, data_dir):
             content[1000:3000] = bytes(2000)  # the rest is padding
         (target / file.name).write_bytes(content)
     with pytest.raises(DataError, match="tfds:small_images"):
-        list(load_dataset("tfds:small_images", tmp_path).batches(4, 8))
+        list(load_dataset("tfds:small_images", tmp_path).batches(4, takes(8)))
 
 
 @pytest.mark.parametrize(
@@ -240,20 +240,20 @@ def test_known_sets_by_mock_data(name, size, classes, split):
         assert len(dataset.class_names) == classes
         assert asked[-1] == split
         assert dataset.name == f"tfds:{name}, split {split}"
-        ((found, labels),) = dataset.batches(100, size)
+        ((found, labels),) = dataset.batches(100, takes(size))
     assert labels.tolist() == [0, 3, 6, 9, 12, 15]
     for image, given in zip(found, images, strict=True):
         coloured = np.broadcast_to(
             given[..., None] if given.ndim == 2 else given, (*given.shape[:2], 3)
         )
-        np.testing.assert_array_equal(image, fit(np.ascontiguousarray(coloured), size))
+        np.testing.assert_array_equal(image, fit(np.ascontiguousarray(coloured), takes(size)))
 
 
 @pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("imagenet2012", 1000)])
 def test_known_sets_by_mock_datas_own_images(name, classes):
     with tfds.testing.mock_data(num_examples=5):
         dataset = load_dataset(f"tfds:{name}")
-        ((images, labels),) = dataset.batches(10, 32)
+        ((images, labels),) = dataset.batches(10, takes(32))
     assert images.shape == (5, 32, 32, 3)
     assert ((labels >= 0) & (labels < classes)).all()
 

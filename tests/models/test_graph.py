@@ -65,7 +65,7 @@ def test_a_graph_is_its_module_bit_for_bit(name):
         lambda leaf: (leaf.shape, leaf.dtype), shapes
     )
     assert measure_network(network, 32) == measure_network(module, 32)
-    assert value_shapes(nodes, 32)[nodes[-1].name] == (7,)
+    assert value_shapes(nodes, (32, 32, 3))[nodes[-1].name] == (7,)
     teacher = make_teacher(architecture=name, size=32, classes=7)
     images = random.normal(size=(2, 32, 32, 3)).astype(np.float32)
     expected = jax.jit(module.apply)(teacher.variables, images)
@@ -268,6 +268,8 @@ def test_a_graph_of_a_file_is_checked(written, message):
         ({"architecture": "resnet8_cifar"}, "is a network of this package, which has no graph"),
         ({"architecture": "a/../b"}, "cannot be a network's name"),
         ({"classes": 9}, "a graph of 9 classes ends in the shape"),
+        # Code runs because a user names it, never because a file does.
+        ({"network": "nets.py:network"}, "has unknown metadata 'network'"),
     ],
 )
 def test_a_hostile_teacher_file_is_refused(tmp_path, changes, message):

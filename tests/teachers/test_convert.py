@@ -12,8 +12,10 @@ import torch
 
 from adadfq_jax import load_teacher
 from adadfq_jax.cli import main
-from adadfq_jax.errors import TeacherError, VerificationError
+from adadfq_jax.errors import ConfigError, TeacherError, VerificationError
+from adadfq_jax.models.preparation import Preparation
 from adadfq_jax.teachers.convert import convert, summary
+from adadfq_jax.teachers.load import read_teacher
 from adadfq_jax.teachers.normalisation import NORMALISATIONS
 from adadfq_jax.teachers.stated import Stated
 from tests import ROOT
@@ -291,3 +293,32 @@ def test_a_package_that_is_not_there_or_fails(tmp_path, monkeypatch):
     fake(monkeypatch, "torchvision.models", list_models=fail)
     with pytest.raises(TeacherError, match="torchvision fails with RuntimeError: operator does"):
         convert("torchvision:resnet18", output)
+
+
+def test_images_are_prepared_as_a_package_says(home, monkeypatch):
+    """timm's share of the image that a crop is, its interpolation and its way of cropping."""
+    network = nets.disturb(nets.TimmMobileNetV2(10, 0.5))
+    network.pretrained_cfg = {
+        "hf_hub_id": "timm/mobilenetv2_050",
+        "input_size": (3, 224, 224),
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.25, 0.25, 0.25),
+        "crop_pct": 0.95,
+        "interpolation": "bicubic",
+        "crop_mode": "squash",
+    }
+    fake(monkeypatch, "timm", is_model=lambda _: True, create_model=lambda _, pretrained: network)
+    path = str(home / "model.safetensors")
+    fake(monkeypatch, "huggingface_hub", try_to_load_from_cache=lambda *_: path)
+    safetensors.torch.save_file(network.state_dict(), path)
+    output = home / "teacher.safetensors"
+    convert("timm:mobilenetv2_050", output)
+    assert load_teacher(output).preparation == Preparation(235, "bicubic", "squash")
+    # What is stated goes before.
+    stated = Stated(preparation={"resize": 256})
+    convert("timm:mobilenetv2_050", output, stated, overwrite=True)
+    assert load_teacher(output).preparation == Preparation(256, "bicubic", "squash")
+    other = read_teacher(output, Stated(preparation={"crop": "center"}))
+    assert other.preparation == Preparation(256, "bicubic", "center")
+    with pytest.raises(ConfigError, match="interpolation cannot be 'cubic': did you mean bicubic"):
+        Stated(preparation={"interpolation": "cubic"})

@@ -415,9 +415,11 @@ def test_a_named_network_must_agree(tmp_path, state, architecture, error, messag
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"mean": (1, 2)}, "mean must be three numbers"),
-        ({"std": (1, 0, 1)}, "std must be three positive"),
-        ({"mean": (float("nan"),) * 3}, "mean must be three numbers"),
+        ({"mean": (1, 2)}, "mean has 2 numbers and std 3"),
+        ({"mean": (1,), "std": (1,) * 4}, "mean has 1 numbers and std 4"),
+        ({"mean": (0.5,) * 2, "std": (1,) * 2}, "3 channels, but mean and std have 2"),
+        ({"std": (1, 0, 1)}, "std must be positive numbers, one for"),
+        ({"mean": (float("nan"),) * 3}, "mean must be numbers, one for each"),
         ({"image_size": 0}, "image_size must be at least 1"),
     ],
 )
@@ -436,9 +438,9 @@ def test_normalisations_are_read():
     for mean, std, message in (
         ("1,2,3", None, "without --std"),
         ("cifar", "1,1,1", "did you mean cifar10"),
-        ("1,2", "1,1,1", "three numbers"),
+        ("1,", "1,1,1", "takes numbers such as"),
         ("1,2,3", "1,0,1", "positive"),
-        ("1,2,nan", "1,1,1", "three numbers"),
+        ("1,2,nan", "1,1,1", "takes numbers such as"),
     ):
         with pytest.raises(ConfigError, match=message):
             parse_normalisation(mean, std)
@@ -704,10 +706,17 @@ GOOD = {
             ({k: v for k, v in GOOD.items() if k != field}, f"does not say '{field}'")
             for field in GOOD
         ),
-        (GOOD | {"std": [1, 0, 1]}, "'std' .*three positive numbers"),
-        (GOOD | {"mean": [0.5, 0.5]}, "'mean' .*three numbers"),
-        (GOOD | {"mean": ["a"] * 3}, "'mean' .*three numbers"),
-        (GOOD | {"std": [float("inf")] * 3}, "'std' .*three positive numbers"),
+        (GOOD | {"std": [1, 0, 1]}, "'std' .*positive numbers"),
+        (GOOD | {"mean": [0.5, 0.5]}, "mean has 2 numbers and std 3"),
+        (GOOD | {"mean": ["a"] * 3}, "'mean' .*must be numbers"),
+        (GOOD | {"mean": [0.5], "std": [0.5]}, "3 channels, but mean and std have 1"),
+        (GOOD | {"preparation": {"resize": 0}}, "resize must be at least 1"),
+        (GOOD | {"preparation": {"resize": 2**40}}, "resize must be at least 1"),
+        (GOOD | {"preparation": {"interpolation": "cubic"}}, "did you mean bicubic"),
+        (GOOD | {"preparation": {"crop": ["center"]}}, "crop cannot be"),
+        (GOOD | {"preparation": {"run": "x"}}, "a preparation has the fields crop"),
+        (GOOD | {"preparation": []}, "'preparation' .*must be an object"),
+        (GOOD | {"std": [float("inf")] * 3}, "'std' .*positive numbers"),
         (GOOD | {"classes": "10"}, "'classes' .*positive integer"),
         (GOOD | {"classes": True}, "'classes' .*positive integer"),
         (GOOD | {"classes": 11}, "has shape .*the network needs"),

@@ -52,8 +52,8 @@ def checkpoint(tmp_path_factory):
         (MEAN_255, tuple(x * x for x in STD_255), "^mean 123.675,.* and std 3409.98,.* cannot be"),
         (tuple(-x for x in MEAN), STD, "^mean -0.485,.* cannot be"),
         (MEAN, tuple(x / 255 for x in STD), "^std 0.000898039,.* cannot be"),
-        ((float("inf"),) * 3, STD, "mean must be three numbers"),
-        (MEAN, (0.2, 0.0, 0.2), "std must be three positive"),
+        ((float("inf"),) * 3, STD, "mean must be numbers, one for each"),
+        (MEAN, (0.2, 0.0, 0.2), "std must be positive numbers"),
     ],
 )
 def test_what_cannot_be_of_pixels_in_0_to_1_is_refused(checkpoint, mean, std, message):
