@@ -19,9 +19,9 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # Steps are played a few times, so LLVM does not optimise them. XLA's own passes, which tests look
 # at, are the usual ones.
 _FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
-if importlib.metadata.version("jaxlib").startswith(("0.10.", "0.11.")):
-    # Fusions without MLIR, with which a step takes four times as long to compile. JAX 0.12 has no
-    # other way, and ends where it meets a flag that it does not know.
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    # Fusions without MLIR, with which a step takes four times as long to compile. Later versions
+    # have no other way, and end where they meet a flag that they do not know.
     _FLAGS += " --xla_cpu_use_fusion_emitters=false"
 # Once: a flag that is repeated is another key in the cache, and children import this, too.
 if _FLAGS not in os.environ.get("XLA_FLAGS", ""):

@@ -97,17 +97,24 @@ def test_remat_keeps_one_value_of_every_block():
     assert [program.count("remat") > 3 for program in programs] == [False, True]
 
 
+def short_config():
+    """Without a warm-up, whose steps are those of play but for the student's."""
+    config = make_small_config()
+    config.warmup_epochs = 1
+    return config
+
+
 @pytest.fixture(scope="module")
 def played(tmp_path_factory):
     """A whole game on a graph, in a workdir, and the teacher."""
     workdir = tmp_path_factory.mktemp("graph") / "run"
     teacher = graph_of(make_teacher())
-    return adadfq_jax.quantize(make_small_config(), teacher, workdir=workdir), teacher, workdir
+    return adadfq_jax.quantize(short_config(), teacher, workdir=workdir), teacher, workdir
 
 
 def test_a_game_on_a_graph_is_the_game_on_its_module(played):
     student, teacher, workdir = played
-    other = adadfq_jax.quantize(make_small_config(), make_teacher())
+    other = adadfq_jax.quantize(short_config(), make_teacher())
     assert_same(student.variables, other.variables)
     kept = load_teacher(workdir / "teacher.safetensors")
     assert (kept.module, kept.digest) == (teacher.module, teacher.digest)
@@ -117,11 +124,11 @@ def test_a_game_on_a_graph_is_the_game_on_its_module(played):
 
 def test_a_game_on_a_graph_resumes(played, tmp_path):
     student, teacher, _ = played
-    config = make_small_config()
+    config = short_config()
     config.epochs = 3
     adadfq_jax.quantize(config, teacher, workdir=tmp_path / "run")
     # From the teacher that the first part has left in the folder.
-    config = make_small_config()
+    config = short_config()
     config.teacher.path = str(tmp_path / "run" / "teacher.safetensors")
     resumed = adadfq_jax.quantize(config, workdir=tmp_path / "run")
     assert_same(resumed.variables, student.variables)
@@ -130,7 +137,7 @@ def test_a_game_on_a_graph_resumes(played, tmp_path):
 @pytest.mark.devices
 def test_a_game_on_a_graph_with_several_devices(played):
     student, teacher, _ = played
-    config = make_small_config()
+    config = short_config()
     config.devices = 4
     several = adadfq_jax.quantize(config, teacher)
     for one, other in zip(

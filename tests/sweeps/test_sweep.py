@@ -321,18 +321,27 @@ def test_two_processes_share_a_grid_and_one_is_killed(command, tmp_path):
     assert "table.md" in left
 
 
-def test_jobs_are_stopped_and_started_again(command, tmp_path, capfd):
+@pytest.mark.parametrize(
+    "again", ["in this process", pytest.param("by jobs", marks=pytest.mark.kills)]
+)
+def test_jobs_are_stopped_and_started_again(command, tmp_path, capfd, monkeypatch, again):
     folder = tmp_path / "sweep"
-    argv = [*command, "--grid=seed=0..1", "--jobs=2"]
-    process = start(argv)
+    argv = [*command, "--grid=seed=0..1"]
+    process = start([*argv, "--jobs=2"])
     wait_for_games(folder, 2, process)
     process.send_signal(signal.SIGTERM)
     stopped, _ = process.communicate(timeout=120)
     assert process.returncode == 75, stopped
     assert "adadfq sweep: stopped by SIGTERM; run the same command" in stopped
-    process = start(argv)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
+    if again == "by jobs":
+        process = start([*argv, "--jobs=2"])
+        output, _ = process.communicate(timeout=240)
+        code = process.returncode
+    else:
+        monkeypatch.chdir(ROOT)
+        code = main.run(argv)
+        output = "".join(capfd.readouterr())
+    assert code == 0, output
     check_finished(folder, ["seed0", "seed1"])
     assert finished_games(stopped + output) == ["seed0:", "seed1:"]
     assert output.count("| games |") == 1  # one table
