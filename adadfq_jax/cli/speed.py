@@ -88,7 +88,8 @@ def measure_file(
         for count, found in speeds.items()
         for what, name in sessions
     ]
-    layers = onnx_qdq.layers(content)
+    layers, form = onnx_qdq.layers(content), described.get("form", "exact")
+    usual = "the engine's choice" if form == "integer" else "the file has the exact form"
     integer = {
         name: sorted(session.integer_layers() & set(layers), key=layers.index)
         for (what, name), session in sessions.items()
@@ -97,12 +98,12 @@ def measure_file(
     return about | {
         "threads": threads,
         "versions": {name: session.version for (_, name), session in sessions.items()},
-        "form": described.get("form", "exact"),
+        "form": form,
         "rows": rows,
         "integer_layers": integer,
         "float_layers": {
             name: {
-                layer: described.get("not_integer", {}).get(layer, "the engine's choice")
+                layer: described.get("not_integer", {}).get(layer, usual)
                 for layer in layers
                 if layer not in found
             }

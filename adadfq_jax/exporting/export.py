@@ -174,7 +174,8 @@ def _notes(
         return tuple(notes)
     if options.storage is None and options.opset is None:
         smaller = onnx_qdq.build(network, {}, dataclasses.replace(options, storage="uint4"))
-        notes.append(("with --storage=uint4", f"{smaller.ByteSize():,} bytes"))
+        if smaller.ByteSize() < path.stat().st_size:
+            notes.append(("with --storage=uint4", f"{smaller.ByteSize():,} bytes"))
     reasons: dict[str, list[str]] = {}
     for layer, reason in described["not_integer"].items():
         reasons.setdefault(reason, []).append(layer)
