@@ -14,10 +14,14 @@ from tests import ROOT
 BASE = f"--config={ROOT / 'configs' / 'base.py'}"
 
 
+def _has_config(verb):
+    return any(flag.name == CONFIG.name for flag in FLAGS[verb])
+
+
 def words(verb, *without):
     """Returns a command line with every flag that the verb requires."""
     given = {flag.name: f"--{flag.name}=1" for flag in FLAGS[verb] if flag.required}
-    given |= {"config": BASE} if CONFIG in FLAGS[verb] else {}
+    given |= {"config": BASE} if _has_config(verb) else {}
     return [word for name, word in given.items() if name not in without]
 
 
@@ -34,9 +38,8 @@ def test_help_lists_every_flag_and_field(verb, capfd):
         (line,) = (line for line in out.splitlines() if line.split()[:1] == [flag.usage])
         assert flag.help in line
         assert line.endswith(" (needed)") == flag.required
-    has_fields = any(flag.name == CONFIG.name for flag in FLAGS[verb])
     for name in FIELDS:
-        assert (f"\n  {name} " in out) == has_fields
+        assert (f"\n  {name} " in out) == _has_config(verb)
 
 
 @pytest.mark.parametrize(
