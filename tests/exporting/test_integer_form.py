@@ -307,7 +307,7 @@ SHARED = ROOT.parent / "shared"
 
 @pytest.mark.slow
 @pytest.mark.skipif(not SHARED.exists(), reason="the real CIFAR-10 teacher is not at ../shared")
-@pytest.mark.parametrize("bits", ["w3a3", "w4a4", "w5a5", "w8a8"])
+@pytest.mark.parametrize("bits", ["w3a3", "w4a4", "w5a5", "w8a8", "w4a8"])
 def test_top1_on_real_images(bits, capsys):
     """Of calibrated students with 8-bit edges, in every engine that is installed."""
     mean, std = NORMALISATIONS["imagenet"]
