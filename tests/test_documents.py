@@ -14,7 +14,7 @@ import pytest
 
 import adadfq_jax
 from adadfq_jax.benchmarks import benchmark, precompile
-from adadfq_jax.cli import evaluate, main, verbs
+from adadfq_jax.cli import evaluate, main, speed, verbs
 from adadfq_jax.config.checks import validate
 from adadfq_jax.config.fields import default_config, find_field
 from adadfq_jax.exporting import export
@@ -176,6 +176,7 @@ def understand(monkeypatch):
         (precompile, "precompile"),
         (quantize, "quantize"),
         (samples, "write_samples"),
+        (speed, "measure_file"),
         (verbs, "_play_sweep"),
         (write, "write_report"),
     ):

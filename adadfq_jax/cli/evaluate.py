@@ -103,6 +103,7 @@ def open_network(
     model: str | Path | None = None,
     *,
     stated: Stated,
+    engine: str | None = None,
     checkpoint: str | None = None,
 ) -> tuple[Network | ExportedModel, str, str | None, str | None]:
     """Opens a teacher, a run's student, or an exported file.
@@ -111,6 +112,7 @@ def open_network(
       teacher: a teacher's file, or
       workdir: the folder of a run, or
       model: a file of `adadfq export`.
+      engine: of an .onnx file, as of `load_exported`.
       checkpoint: which one of the run's, as of `load_student`.
       stated: of a teacher; a run's student and an exported file must agree with it.
 
@@ -128,9 +130,11 @@ def open_network(
         )
     if checkpoint and not workdir:
         raise ConfigError("--checkpoint is of a run: give --workdir=DIR.")
+    if engine and not model:
+        raise ConfigError("--engine runs an exported file: give --model=FILE.onnx.")
     if teacher:
         return read_teacher(teacher, stated), "none", None, None
-    found = load_exported(model) if model else load_student(workdir, checkpoint)
+    found = load_exported(model, engine) if model else load_student(workdir, checkpoint)
     for name, value in dataclasses.asdict(stated).items():
         if name == "preparation":
             found = dataclasses.replace(found, preparation=found.preparation.changed(**value))

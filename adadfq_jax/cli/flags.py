@@ -60,6 +60,8 @@ CONFIG = Flag(
     "mine.py:w4a4; --config.FIELD=VALUE sets a field",
     required=True,
 )
+# Of a verb that can do without.
+OPTIONAL_CONFIG = dataclasses.replace(CONFIG, required=False)
 _FIELD = f"{CONFIG.name}."
 _PRESETS = Path(presets.__file__).parent
 _NOTHING = (None, "", [])
@@ -89,7 +91,7 @@ def describe(verb: str, what: str, table: Sequence[Flag], example: str) -> str:
         if flag.kind is not SWITCH and flag.default not in _NOTHING:
             note = f" (default {flag.default})"
         lines.append(f"  {flag.usage:<{width}}{flag.help}{note}")
-    if CONFIG in table:
+    if _configured(table):
         from adadfq_jax.config.reference import fields_help
 
         lines += [
@@ -120,7 +122,7 @@ def parse(verb: str, table: Sequence[Flag], argv: Sequence[str]) -> types.Simple
     """
     argv = [_with_underscores(word) for word in argv]
     words = argv
-    if CONFIG in table:
+    if _configured(table):
         _check_config(_given(argv))
         words = _with_file(argv)
     values = _define(verb, table, words)
@@ -142,7 +144,7 @@ def parse(verb: str, table: Sequence[Flag], argv: Sequence[str]) -> types.Simple
     for flag in table:
         if flag.required and found[flag.name] in _NOTHING:
             raise ConfigError(f"{flag.usage} is missing: {flag.help}.")
-    if CONFIG in table and not hasattr(found[CONFIG.name], "to_dict"):
+    if found.get(CONFIG.name) is not None and not hasattr(found[CONFIG.name], "to_dict"):
         raise ConfigError(
             f"the configuration file returned {found[CONFIG.name]!r}, not a ConfigDict."
         )
@@ -154,7 +156,7 @@ def _define(verb: str, table: Sequence[Flag], argv: Sequence[str]) -> flags.Flag
     values = flags.FlagValues()
     for flag in table:
         common = {"name": flag.name, "default": flag.default, "flag_values": values}
-        if flag is CONFIG:
+        if flag.name == CONFIG.name:
             from ml_collections import config_flags
 
             config_flags.DEFINE_config_file(**common, sys_argv=[verb, *argv])
@@ -167,6 +169,10 @@ def _define(verb: str, table: Sequence[Flag], argv: Sequence[str]) -> flags.Flag
         else:
             flags.DEFINE_string(**common, help=flag.help)
     return values
+
+
+def _configured(table: Sequence[Flag]) -> bool:
+    return any(flag.name == CONFIG.name for flag in table)
 
 
 def _given(argv: Sequence[str]) -> list[tuple[str, str]]:
@@ -262,7 +268,7 @@ def _in_our_words(error: flags.Error, table: Sequence[Flag], argv: Sequence[str]
     """Returns what is wrong with a flag's value: absl's words are about its parsers."""
     message = str(error).strip()
     named = re.match(r"(?:flag|Missing value for flag) --([\w.]+)", message)
-    known = {flag.name: flag for flag in table if flag is not CONFIG}
+    known = {flag.name: flag for flag in table if flag.name != CONFIG.name}
     if named and named[1].startswith(_FIELD):
         from adadfq_jax.config.fields import find_field
 

@@ -7,7 +7,7 @@ from this table (`flags.py`); a verb finds their values by name (`verbs.py`).
 import os
 from pathlib import Path
 
-from adadfq_jax.cli.flags import CONFIG, NAMES, Flag
+from adadfq_jax.cli.flags import CONFIG, NAMES, OPTIONAL_CONFIG, Flag
 from adadfq_jax.config.kinds import INTEGER, SWITCH
 
 _CACHE = Flag(
@@ -106,6 +106,11 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("workdir", "DIR", "instead of it, the folder of a run, whose student is measured"),
         Flag("model", "FILE", "instead of both, a file of `adadfq export`"),
         Flag(
+            "engine",
+            "ENGINE",
+            "of an .onnx file: what runs it, onnxruntime (by default) or openvino",
+        ),
+        Flag(
             "source",
             "SOURCE",
             "the evaluation set: npz, folder, or tfds:NAME; by default the run's",
@@ -186,9 +191,22 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         ),
         _overwrite("an earlier exported student"),
         Flag(
+            "form",
+            "FORM",
+            "onnx: integer, of which engines make integers, which is the default; or exact, which "
+            "computes as the student does, in floating point, and is the default for a teacher",
+        ),
+        Flag(
+            "storage",
+            "TYPE",
+            "onnx, integer form: of codes of up to 4 bits, int8 (by default) or uint4, of half the "
+            "size, which needs opset 21",
+        ),
+        Flag("opset", "N", "onnx: by default the lowest that has what is used", INTEGER),
+        Flag(
             "fold_norms",
             "",
-            "onnx: fold BatchNorms into the convolutions before them",
+            "onnx, exact form: fold BatchNorms into the convolutions before them",
             SWITCH,
             False,
         ),
@@ -202,11 +220,33 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         _CACHE,
     ),
     "benchmark": (
-        CONFIG,
-        Flag("steps", "N", "steps in a round", INTEGER, 10, least=1),
+        OPTIONAL_CONFIG,
+        Flag(
+            "model",
+            "FILE",
+            "instead of it, an .onnx file of `adadfq export`: time its images a second, and tell "
+            "which layers the engines compute in integers",
+        ),
+        Flag(
+            "engine",
+            "ENGINE",
+            "of --model: onnxruntime or openvino; by default all that are installed",
+        ),
+        Flag(
+            "threads",
+            "N",
+            "of --model: threads of an engine; all cores' by default",
+            INTEGER,
+            least=1,
+        ),
+        Flag("steps", "N", "steps, or calls of the model, in a round", INTEGER, 10, least=1),
         Flag("rounds", "N", "turns that all take", INTEGER, 5, least=1),
         Flag("parts", "", "also time the parts of a step", SWITCH, True),
-        Flag("against", "OPPONENT", "torch: PyTorch takes the paper's steps in turns"),
+        Flag(
+            "against",
+            "OPPONENT",
+            "torch: PyTorch takes the paper's steps in turns; with --model, its teacher's file",
+        ),
         Flag("profile", "DIR", "new folder for a trace of steps in which both networks learn"),
         _JSON,
     ),

@@ -54,6 +54,7 @@ def _evaluate(given: SimpleNamespace) -> None:
         given.teacher,
         given.workdir,
         given.model,
+        engine=given.engine,
         stated=_stated(given),
         checkpoint=given.checkpoint,
     )
@@ -107,23 +108,29 @@ def _export(given: SimpleNamespace) -> None:
 
     from adadfq_jax.exporting import export
     from adadfq_jax.exporting.load import require
+    from adadfq_jax.exporting.onnx_options import OnnxOptions
     from adadfq_jax.storage.files import on_a_disk
     from adadfq_jax.teachers.load import load_teacher
     from adadfq_jax.training.student import load_finished_student
 
     keep_compiled_programs(given.cache)
-    options = {
-        "overwrite": given.overwrite,
-        "fold_norms": given.fold_norms,
-        "raw_pixels": given.raw_pixels,
-    }
-    require(export.check_output(on_a_disk(given.output), given.format, **options))
+    names = ("form", "storage", "opset", "fold_norms", "raw_pixels")
+    options = {name: getattr(given, name) for name in names}
+    require(
+        export.check_output(
+            on_a_disk(given.output),
+            given.format,
+            overwrite=given.overwrite,
+            options=OnnxOptions(**options),
+        )
+    )
     report = export.export(
         load_finished_student(given.workdir, given.checkpoint)
         if given.workdir
         else load_teacher(given.teacher),
         given.output,
         given.format,
+        overwrite=given.overwrite,
         **options,
     )
     print(report.to_text())
@@ -131,7 +138,26 @@ def _export(given: SimpleNamespace) -> None:
 
 
 def _benchmark(given: SimpleNamespace) -> None:
-    """time the steps of a run, and their parts"""
+    """time the steps of a run, and their parts; or an exported file"""
+    if (given.config is None) == (given.model is None):
+        raise ConfigError("give either --config=NAME or --model=FILE: what to time.")
+    if given.model:
+        if given.profile:
+            raise ConfigError("--profile is of a run: give --config=NAME.")
+        from adadfq_jax.cli import speed
+
+        measured = speed.measure_file(
+            given.model,
+            given.against,
+            engine=given.engine,
+            threads=given.threads,
+            calls=given.steps,
+            rounds=given.rounds,
+        )
+        print(json.dumps(measured) if given.json else speed.speed_table(measured))
+        return
+    if given.engine or given.threads:
+        raise ConfigError("--engine and --threads are of an exported file: give --model=FILE.")
     if given.against == "torch":
         require_extra("torch", "--against=torch")
 

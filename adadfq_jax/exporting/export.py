@@ -3,21 +3,27 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from adadfq_jax.config.fields import EXPORT_FORMATS as FORMATS
 from adadfq_jax.config.fields import FORMAT_BY_SUFFIX
 from adadfq_jax.errors import ConfigError, ExportError, VerificationError, nearest
-from adadfq_jax.exporting import integers
+from adadfq_jax.exporting import engines, integers
 from adadfq_jax.exporting.description import read_about
 from adadfq_jax.exporting.load import import_onnx, load_exported, require
+from adadfq_jax.exporting.onnx_options import DEFAULTS, OnnxOptions
 from adadfq_jax.exporting.quantized import QuantizedNetwork, take_apart
 from adadfq_jax.exporting.verification import Report, compare
 from adadfq_jax.models.network import Student, Teacher
 from adadfq_jax.storage.files import check_replaceable, on_a_disk, written_whole
 
 _IMAGES = 256
+_SATURATES = (
+    "on processors without VNNI, two products of 8-bit codes may not fit 16 bits, and their sum "
+    "become wrong; with weights of up to 6 bits, or activations of up to 7, they fit"
+)
 
 
 def export(
@@ -26,10 +32,9 @@ def export(
     format: str | None = None,
     *,
     overwrite: bool = False,
-    fold_norms: bool = False,
-    raw_pixels: bool = False,
     images: np.ndarray | None = None,
     class_names: Sequence[str] | None = None,
+    **options: Any,
 ) -> Report:
     """Writes a student to a file, after proving that the file is the student.
 
@@ -39,12 +44,12 @@ def export(
       path: the file.
       format: one of `FORMATS`; by default what the file's suffix says.
       overwrite: whether a file that exists may be replaced.
-      fold_norms: for ONNX, whether BatchNorms are folded into the convolutions before them.
-      raw_pixels: for ONNX, whether the model takes pixels in [0, 255], or normalised images.
       images: what to compare on, (N, H, W, channels), uint8 or normalised; by default 256
         images that the student's own generator makes, or, for a teacher, noise.
       class_names: names that the file gives the classes, in the order of the logits; by default
         those of the images that the run was measured on, where they have any.
+      options: of an ONNX file: `form`, `storage`, `opset`, `fold_norms`, `raw_pixels`; see
+        `onnx_options.py`.
 
     Returns:
       What was compared, and the sizes.
@@ -54,10 +59,8 @@ def export(
       ExportError: a library is missing, or the file cannot be written.
       VerificationError: the file answers otherwise than the student; none is left.
     """
-    path = on_a_disk(path)
-    format = check_output(
-        path, format, overwrite=overwrite, fold_norms=fold_norms, raw_pixels=raw_pixels
-    )
+    path, asked = on_a_disk(path), OnnxOptions(**options)
+    format = check_output(path, format, overwrite=overwrite, options=asked)
     if not isinstance(student, Student | Teacher):
         raise ConfigError(
             f"export takes a student, of quantize or load_student, or a teacher, not {student!r}."
@@ -84,16 +87,23 @@ def export(
         student = dataclasses.replace(student, class_names=tuple(class_names))
     require(format)
     network = take_apart(student)
-    content = _content(network, student, format, fold_norms, raw_pixels)
+    content = _content(network, student, format, asked)
     try:
         with written_whole(path) as partial:
             partial.write_bytes(content)
-            report = compare(student, network, load_exported(partial), images, len(content), format)
+            runners = engines.installed() if format == "onnx" else (None,)
+            models = {
+                engine or "this package": load_exported(partial, engine) for engine in runners
+            }
+            rounding = import_onnx().rounding(network, content) if format == "onnx" else {}
+            report = compare(student, network, models, images, len(content), format, rounding)
             if report.failure:
                 raise VerificationError(f"{str(path)!r} was not written: {report.failure}")
     except OSError as error:
         raise ExportError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
-    return report
+    if format != "onnx":
+        return report
+    return dataclasses.replace(report, notes=_notes(network, path, asked))
 
 
 def check_output(
@@ -101,8 +111,7 @@ def check_output(
     format: str | None = None,
     *,
     overwrite: bool = False,
-    fold_norms: bool = False,
-    raw_pixels: bool = False,
+    options: OnnxOptions = DEFAULTS,
 ) -> str:
     """Returns the format of a file to be written, of which `export` has the arguments.
 
@@ -110,8 +119,7 @@ def check_output(
       ConfigError: they cannot be used together, or the file is there already.
     """
     format = check_format(format, path)
-    if (fold_norms or raw_pixels) and format != "onnx":
-        raise ConfigError(f"folded BatchNorms and raw pixels are options of onnx, not of {format}.")
+    options.check(format)
     check_replaceable(path, "an exported student", lambda place: bool(read_about(place)), overwrite)
     if not path.parent.is_dir():
         raise ConfigError(f"there is no folder {str(path.parent)!r} to write {path.name} in.")
@@ -136,11 +144,7 @@ def check_format(format: str | None, path: Path) -> str:
 
 
 def _content(
-    network: QuantizedNetwork,
-    student: Student | Teacher,
-    format: str,
-    fold_norms: bool,
-    raw_pixels: bool,
+    network: QuantizedNetwork, student: Student | Teacher, format: str, options: OnnxOptions
 ) -> bytes:
     from adadfq_jax import __version__
 
@@ -159,7 +163,7 @@ def _content(
             return integers.to_bytes(network, about)
         case "onnx":
             onnx_qdq = import_onnx()
-            model = onnx_qdq.build(network, about, fold_norms=fold_norms, raw_pixels=raw_pixels)
+            model = onnx_qdq.build(network, about, options)
             return model.SerializeToString(deterministic=True)
         case "stablehlo":
             from adadfq_jax.exporting import stablehlo
@@ -170,3 +174,25 @@ def _content(
 
             return pytorch.to_bytes(network, about, student.teacher.keys)
     raise AssertionError(format)
+
+
+def _notes(
+    network: QuantizedNetwork, path: Path, options: OnnxOptions
+) -> tuple[tuple[str, str], ...]:
+    """Returns what is to be said of an ONNX file's form."""
+    onnx_qdq = import_onnx()
+    described, _ = onnx_qdq.read(path)
+    notes = [("form", described["form"])]
+    if described["form"] != "integer":
+        return tuple(notes)
+    if options.storage is None and options.opset is None:
+        smaller = onnx_qdq.build(network, {}, dataclasses.replace(options, storage="uint4"))
+        if smaller.ByteSize() < path.stat().st_size:
+            notes.append(("with --storage=uint4", f"{smaller.ByteSize():,} bytes"))
+    reasons: dict[str, list[str]] = {}
+    for layer, reason in described["not_integer"].items():
+        reasons.setdefault(reason, []).append(layer)
+    notes += [("not integer", f"{reason}: {', '.join(names)}") for reason, names in reasons.items()]
+    if described["saturating"]:
+        notes.append(("warning", _SATURATES))
+    return tuple(notes)

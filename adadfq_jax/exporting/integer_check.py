@@ -14,10 +14,6 @@ import numpy as np
 from adadfq_jax.exporting import integers, numpy_reader
 from adadfq_jax.exporting.quantized import Activation, QuantizedNetwork, Weights
 from adadfq_jax.models.graph import Node
-from adadfq_jax.models.operations import OPERATIONS
-
-# Between a quantized activation and a convolution, these pass codes on as they are.
-_TRANSPARENT = ("max_pool", "subsample", "slice_channels", "shuffle_channels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +43,11 @@ def check(network: QuantizedNetwork, images: np.ndarray) -> tuple[list[LayerChec
     """
     described, arrays = numpy_reader.parse(integers.to_bytes(network, {}))
     values = numpy_reader.compute_all(described, arrays, images)
-    by_name = {node.name: node for node in network.nodes}
     checks, others = [], []
     for node in network.nodes:
         if node.op not in ("conv", "dense"):
             continue
-        source = _quantized_source(node, by_name)
+        source = network.quantized_source(node)
         if node.op == "dense" or source is None:
             others.append(node.name)
             continue
@@ -67,14 +62,6 @@ def check(network: QuantizedNetwork, images: np.ndarray) -> tuple[list[LayerChec
             )
         )
     return checks, others
-
-
-def _quantized_source(node: Node, by_name: dict[str, Node]) -> str | None:
-    """Returns the quantized activation whose codes a layer reads, if it reads codes."""
-    (name,) = node.inputs
-    while name in by_name and by_name[name].op in _TRANSPARENT:
-        (name,) = by_name[name].inputs
-    return name if name in by_name and OPERATIONS[by_name[name].op].activation else None
 
 
 def _in_integers(

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from adadfq_jax.config.fields import FORMAT_BY_SUFFIX
-from adadfq_jax.errors import ExportError, install_command
-from adadfq_jax.exporting import contract, integers
+from adadfq_jax.errors import ConfigError, ExportError, install_command
+from adadfq_jax.exporting import contract, engines, integers
 from adadfq_jax.models.network import Network, normalize
 from adadfq_jax.models.preparation import Preparation, preparation_of
 from adadfq_jax.storage.files import on_a_disk
@@ -23,7 +23,7 @@ def require(format: str) -> None:
     """
     if format == "onnx":
         import_onnx()
-        _onnxruntime()
+        engines.require("onnxruntime")
     if format == "pytorch":
         from adadfq_jax.exporting import pytorch
 
@@ -63,23 +63,28 @@ class ExportedModel:
         return self.answer(np.asarray(normalize(images, self.mean, self.std), np.float32))
 
 
-def load_exported(path: str | Path) -> Network | ExportedModel:
+def load_exported(path: str | Path, engine: str | None = None) -> Network | ExportedModel:
     """Opens an exported file, to be called or measured.
 
     Args:
       path: a file of `export`; its suffix says the format.
+      engine: for ONNX, what runs it: `onnxruntime`, which is the default, or `openvino`.
 
     Returns:
       The simulated network for `integers` and `pytorch`, else a model that runs the file itself.
 
     Raises:
+      ConfigError: an engine is given that is not known, or for a file of another format.
       ExportError: the file is missing, none of `export`'s, damaged, of a newer format, or what runs
         it is not installed.
     """
     path = on_a_disk(path)
     if not path.is_file():
         raise ExportError(f"there is no file {str(path)!r}.")
-    match FORMAT_BY_SUFFIX.get(path.suffix):
+    format = FORMAT_BY_SUFFIX.get(path.suffix)
+    if engine is not None and format != "onnx":
+        raise ConfigError(f"an engine runs files of ONNX (.onnx), not {str(path)!r}.")
+    match format:
         case None:
             raise ExportError(
                 f"{str(path)!r} is no exported file: those end in {', '.join(FORMAT_BY_SUFFIX)}."
@@ -87,7 +92,7 @@ def load_exported(path: str | Path) -> Network | ExportedModel:
         case "integers":
             return integers.read(path).network
         case "onnx":
-            return _load_onnx(path)
+            return _load_onnx(path, engine or "onnxruntime")
         case "stablehlo":
             from adadfq_jax.exporting import stablehlo
 
@@ -118,29 +123,21 @@ def import_onnx() -> Any:
     return onnx_qdq
 
 
-def _onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ExportError(f"to run ONNX files: {install_command('export')}.") from error
-    return onnxruntime
-
-
-def _load_onnx(path: Path) -> ExportedModel:
-    onnx_qdq, onnxruntime = import_onnx(), _onnxruntime()
+def _load_onnx(path: Path, engine: str) -> ExportedModel:
+    engines.require(engine)
+    onnx_qdq = import_onnx()
     described, content = onnx_qdq.read(path)
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    session = engines.open_session(content, engine)
     mean, std = (np.float32(described[name]) for name in ("mean", "std"))
 
     def answer(images: np.ndarray) -> np.ndarray:
         if described["raw_pixels"]:
             images = (images * std + mean) * np.float32(255)
-        (logits,) = session.run(None, {onnx_qdq.INPUT: images.transpose(0, 3, 1, 2)})
-        return logits
+        return session.answer(images.transpose(0, 3, 1, 2))
 
     model = _model(described, answer)
     expected = contract.describe_input(model, onnx_qdq.LAYOUT, described["raw_pixels"])
-    return _checked(path, model, described, expected, session.get_inputs()[0].shape[1:])
+    return _checked(path, model, described, expected, session.input_shape)
 
 
 def _model(described: dict[str, Any], answer: Callable[[np.ndarray], np.ndarray]) -> ExportedModel:

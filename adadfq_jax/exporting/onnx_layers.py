@@ -1,4 +1,4 @@
-"""Layers with variables and quantizers in ONNX.
+"""Layers with variables and quantizers in ONNX's exact form, which computes as the student does.
 
 Weights are DequantizeLinear of their codes by output channel; codes of up to 4 bits are UINT4 (from
 opset 21), others UINT8. An ONNX zero point must fit its integer type, which ours need not (see
@@ -10,6 +10,7 @@ UINT8 and not to 2^k levels.
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -27,9 +28,36 @@ def pads(padding: tuple[tuple[int, int], tuple[int, int]]) -> list[int]:
     return [top, left, bottom, right]
 
 
-def conv(writer: Writer, node: Node, x: str) -> str:
-    """A convolution, with its BatchNorm where that is folded into it."""
-    name, settings = node.name, node.attributes
+def layer(writer: Writer, node: Node, x: str) -> str:
+    """A convolution, with its BatchNorm where that is folded into it; or a dense layer.
+
+    A dense layer is a convolution of the one pixel: of a matrix product of codes, onnxruntime would
+    make one that rounds its input to 8 bits.
+    """
+    name = node.name
+    weights, bias = with_norm(writer, name)
+    kernel = _dequantize(writer, name, weights, by_output(weights))
+    output = name if bias is None else f"{name}/product"
+    product = writer.add("Conv", name, [x, kernel], output, **conv_attributes(node))
+    return with_bias(writer, name, product, bias)
+
+
+def conv_attributes(node: Node) -> dict[str, Any]:
+    """Returns the attributes of ONNX's Conv for a convolution, or for a dense layer."""
+    settings = node.attributes
+    if node.op == "dense":
+        return {"kernel_shape": [1, 1]}
+    return {
+        "strides": list(settings["strides"]),
+        "pads": pads(settings["padding"]),
+        "dilations": list(settings["dilation"]),
+        "group": settings["groups"],
+        "kernel_shape": list(settings["kernel_size"]),
+    }
+
+
+def with_norm(writer: Writer, name: str) -> tuple[Weights, np.ndarray | None]:
+    """Returns (a layer's weights without bias, its bias), with the BatchNorm folded into it."""
     weights = writer.network.weights[name]
     bias = weights.bias
     if name in writer.folded:
@@ -38,35 +66,18 @@ def conv(writer: Writer, node: Node, x: str) -> str:
         factor, shift = writer.network.norms[norm.name].factor_and_shift(epsilon)
         bias = shift if bias is None else bias * factor + shift
         weights = _times(weights, factor)
-    kernel = _dequantize(writer, name, weights, weights.codes.transpose(3, 2, 0, 1))
-    product = writer.add(
-        "Conv",
-        name,
-        [x, kernel],
-        name if bias is None else f"{name}/product",
-        strides=list(settings["strides"]),
-        pads=pads(settings["padding"]),
-        dilations=list(settings["dilation"]),
-        group=settings["groups"],
-        kernel_shape=list(weights.codes.shape[:2]),
-    )
-    return _with_bias(writer, name, product, bias)
+    return weights, bias
 
 
-def dense(writer: Writer, node: Node, x: str) -> str:
-    """A dense layer, as a convolution of the one pixel.
-
-    Of a matrix product of codes, onnxruntime would make one that rounds its input to 8 bits.
-    """
-    name = node.name
-    weights = writer.network.weights[name]
-    kernel = _dequantize(writer, name, weights, weights.codes.T[:, :, None, None])
-    output = name if weights.bias is None else f"{name}/product"
-    product = writer.add("Conv", name, [x, kernel], output)
-    return _with_bias(writer, name, product, weights.bias)
+def by_output(weights: Weights) -> np.ndarray:
+    """Returns a layer's codes as ONNX's Conv has kernels, (out, in, height, width)."""
+    if weights.codes.ndim == 2:
+        return weights.codes.T[:, :, None, None]
+    return weights.codes.transpose(3, 2, 0, 1)
 
 
-def _with_bias(writer: Writer, name: str, product: str, bias: np.ndarray | None) -> str:
+def with_bias(writer: Writer, name: str, product: str, bias: np.ndarray | None) -> str:
+    """Adds a bias to what a layer makes, as an operation after it."""
     if bias is None:
         return product
     # As the convolution's own, onnxruntime would round it to multiples of the two steps.
@@ -124,9 +135,11 @@ def _relu(writer: Writer, node: Node, x: str, output: str) -> str:
     largest = node.attributes["largest"]
     if largest is None or node.name in writer.network.activations:  # whose range clips it
         return writer.add("Relu", node.name, [x], output)
-    positive = writer.add("Relu", node.name, [x], f"{node.name}/relu")
-    bound = writer.constant(f"{node.name}/largest", np.float32(largest))
-    return writer.add("Min", node.name, [positive, bound], output)
+    bounds = [
+        writer.constant(f"{node.name}/{end}", np.float32(value))
+        for end, value in (("smallest", 0), ("largest", largest))
+    ]
+    return writer.add("Clip", node.name, [x, *bounds], output)
 
 
 def _leaky_relu(writer: Writer, node: Node, x: str, output: str) -> str:
@@ -173,18 +186,32 @@ def _hardtanh(writer: Writer, node: Node, x: str, output: str) -> str:
     return writer.add("Clip", node.name, [x, *bounds], output)
 
 
-def _then_quantize(function: Callable[[Writer, Node, str, str], str]):
-    """Returns what writes an activation function and, in a student, its quantizer."""
+_FUNCTIONS = {
+    "relu": _relu,
+    "leaky_relu": _leaky_relu,
+    "silu": _silu,
+    "hardswish": _hardswish,
+    "gelu": _gelu,
+    "hardtanh": _hardtanh,
+}
 
-    def write(writer: Writer, node: Node, x: str) -> str:
-        if node.name not in writer.network.activations:  # in full precision
-            return function(writer, node, x, node.name)
-        return _quantize(writer, node, function(writer, node, x, f"{node.name}/{node.op}"))
 
-    return write
+def activation_writers(quantizer: Callable[[Writer, Node, str], str]) -> dict[str, Callable]:
+    """Returns, by kind, what writes an activation function and, in a student, its quantizer."""
+
+    def then_quantize(function: Callable[[Writer, Node, str, str], str]):
+        def write(writer: Writer, node: Node, x: str) -> str:
+            if node.name not in writer.network.activations:  # in full precision
+                return function(writer, node, x, node.name)
+            return quantizer(writer, node, function(writer, node, x, f"{node.name}/{node.op}"))
+
+        return write
+
+    return {op: then_quantize(function) for op, function in _FUNCTIONS.items()}
 
 
-def _quantize(writer: Writer, node: Node, x: str) -> str:
+def quantize(writer: Writer, node: Node, x: str) -> str:
+    """A quantizer that clips in floating point."""
     name = node.name
     step, zero_point, n = writer.network.activations[name].affine()
     lowest, highest = np.float32(zero_point * step), np.float32((n + zero_point) * step)
@@ -210,16 +237,6 @@ def _quantize(writer: Writer, node: Node, x: str) -> str:
     codes = writer.add("QuantizeLinear", name, [x, *parameters], f"{name}/codes")
     x = writer.add("DequantizeLinear", name, [codes, *parameters], f"{name}/dequantized")
     return writer.add("Add", name, [x, offset], name)
-
-
-ACTIVATION_WRITERS = {
-    "relu": _then_quantize(_relu),
-    "leaky_relu": _then_quantize(_leaky_relu),
-    "silu": _then_quantize(_silu),
-    "hardswish": _then_quantize(_hardswish),
-    "gelu": _then_quantize(_gelu),
-    "hardtanh": _then_quantize(_hardtanh),
-}
 
 
 def _times(weights: Weights, factor: np.ndarray) -> Weights:

@@ -1,12 +1,12 @@
-"""What each kind of node becomes in ONNX: the table `WRITERS`.
+"""What each kind of node becomes in ONNX: the table `WRITERS`, and `FORMS` of it.
 
 Every entry maps (writer, node, the tensors that the node reads) to the tensor that it makes.
-Everything is of opset 13.
+Everything is of opset 13, but for constants of 4 bits.
 """
 
 import numpy as np
 
-from adadfq_jax.exporting import onnx_layers
+from adadfq_jax.exporting import onnx_integer_layers, onnx_layers
 from adadfq_jax.exporting.onnx_layers import pads
 from adadfq_jax.exporting.onnx_writer import Writer
 from adadfq_jax.models.graph import Node
@@ -112,10 +112,10 @@ def _flatten(writer: Writer, node: Node, x: str) -> str:
 
 
 WRITERS = {
-    "conv": onnx_layers.conv,
-    "dense": onnx_layers.dense,
+    "conv": onnx_layers.layer,
+    "dense": onnx_layers.layer,
     "norm": onnx_layers.norm,
-    **onnx_layers.ACTIVATION_WRITERS,
+    **onnx_layers.activation_writers(onnx_layers.quantize),
     "sigmoid": _plain("Sigmoid"),
     "hardsigmoid": _plain("HardSigmoid", alpha=1 / 6, beta=0.5),
     "add": _plain("Add"),
@@ -134,4 +134,12 @@ WRITERS = {
     "flatten": _flatten,
     # Features are images of one pixel here.
     "reshape": lambda writer, node, x: x,
+}
+
+# By form: layers and quantizers as engines recognise them, or as the student computes them.
+FORMS = {
+    "integer": WRITERS
+    | dict.fromkeys(("conv", "dense"), onnx_integer_layers.layer)
+    | onnx_layers.activation_writers(onnx_integer_layers.quantize),
+    "exact": WRITERS,
 }

@@ -1,22 +1,25 @@
 """The format `onnx`: a QDQ graph that onnxruntime and other engines run, by the layers' names.
 
-What each kind of node becomes stands in `onnx_operations.py` and `onnx_layers.py`. Arrays are
+What each kind of node becomes stands in `onnx_operations.py`: layers and quantizers in the integer
+form, `onnx_integer_layers.py`, or in the exact one, `onnx_layers.py`. Arrays are
 (N, channels, H, W), as ONNX has them; features without pixels are (N, channels, 1, 1) until the
 logits.
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
-from adadfq_jax.errors import ExportError
+from adadfq_jax.errors import ConfigError, ExportError
 from adadfq_jax.exporting.contract import describe_input
 from adadfq_jax.exporting.description import ONNX_KEY, read_description
-from adadfq_jax.exporting.onnx_operations import WRITERS
+from adadfq_jax.exporting.onnx_integer_layers import pools_before_quantizers
+from adadfq_jax.exporting.onnx_operations import FORMS
+from adadfq_jax.exporting.onnx_options import DEFAULTS, OPSET, OPSET_OF_UINT4, SUMS, OnnxOptions
 from adadfq_jax.exporting.onnx_writer import Writer
 from adadfq_jax.exporting.quantized import QuantizedNetwork
 from adadfq_jax.models.graph import INPUT, Node
@@ -25,35 +28,37 @@ from adadfq_jax.storage.digests import checksum
 FORMAT = 1
 OUTPUT = "logits"
 LAYOUT = "NCHW"
-_OPSET, _OPSET_UINT4 = 13, 21
 
 
 def build(
-    network: QuantizedNetwork,
-    about: dict[str, Any],
-    *,
-    fold_norms: bool = False,
-    raw_pixels: bool = False,
+    network: QuantizedNetwork, about: dict[str, Any], options: OnnxOptions = DEFAULTS
 ) -> onnx.ModelProto:
     """Writes a student as an ONNX model.
 
     Args:
-      network: the student.
+      network: the student; or a teacher, in the exact form only.
       about: what the metadata should say besides the input space.
-      fold_norms: whether BatchNorms are folded into the convolutions before them.
-      raw_pixels: whether the model takes float pixels in [0, 255] and normalises them itself, or
-        normalised images.
+      options: how.
 
     Returns:
       A checked model with the input `image` (N, channels, H, W) and the output `logits`
       (N, classes).
+
+    Raises:
+      ConfigError: the network cannot be written so.
     """
-    writer = Writer(network, _norms_after_convolutions(network.nodes) if fold_norms else {})
-    if raw_pixels:
+    form = options.form or ("integer" if network.activations else "exact")
+    if form == "integer":
+        if not network.activations:
+            raise ConfigError("a teacher in full precision has no integers: form must be exact.")
+        network = pools_before_quantizers(network)
+    fold = options.fold_norms or form == "integer"
+    writer = Writer(network, _norms_after_convolutions(network) if fold else {}, options.storage)
+    if options.raw_pixels:
         writer.normalise()
     for node in network.nodes:
         inputs = [writer.values[name] for name in node.inputs]
-        writer.values[node.name] = WRITERS[node.op](writer, node, *inputs)
+        writer.values[node.name] = FORMS[form][node.op](writer, node, *inputs)
     writer.add("Flatten", "output", [writer.values[network.nodes[-1].name]], OUTPUT)
     side, channels = network.image_size, len(network.mean)
     graph = helper.make_graph(
@@ -63,8 +68,10 @@ def build(
         [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", network.classes])],
         writer.constants,
     )
-    opset = _OPSET_UINT4 if writer.has_uint4 else _OPSET
-    imports = [helper.make_opsetid("", opset)]
+    least = OPSET_OF_UINT4 if writer.has_uint4 else OPSET
+    if options.opset is not None and options.opset < least:
+        raise ConfigError(f"codes of 4 bits need opset {least} or newer, not {options.opset}.")
+    imports = [helper.make_opsetid("", options.opset or least)]
     model = helper.make_model(
         graph,
         opset_imports=imports,
@@ -79,9 +86,13 @@ def build(
         "mean": list(network.mean),
         "std": list(network.std),
         **network.preparation.described(),
-        "raw_pixels": raw_pixels,
+        "raw_pixels": options.raw_pixels,
+        "form": form,
+        "not_integer": writer.notes,
+        "rounded": writer.rounded,
+        "saturating": writer.saturating,
         "about": about,
-        **describe_input(network, LAYOUT, raw_pixels),
+        **describe_input(network, LAYOUT, options.raw_pixels),
     }
     described["checksum"] = _checksum(described, model)
     helper.set_model_props(model, {ONNX_KEY: json.dumps(described, sort_keys=True)})
@@ -109,18 +120,38 @@ def read(path: Path) -> tuple[dict[str, Any], bytes]:
     return described, content
 
 
+def rounding(network: QuantizedNetwork, content: bytes) -> dict[str, np.ndarray]:
+    """Returns by how much at most a file has biases rounded, by the variables of its student."""
+    model = onnx.load_model_from_string(content)
+    (described,) = (json.loads(entry.value) for entry in model.metadata_props)
+    constants = {entry.name: entry for entry in model.graph.initializer}
+    folded = _norms_after_convolutions(network)
+    return {
+        f"{folded[layer].name if layer in folded else layer}/bias": (
+            numpy_helper.to_array(constants[f"{layer}/bias/step"]) / 2
+        )
+        for layer in described["rounded"]
+    }
+
+
+def layers(content: bytes) -> list[str]:
+    """Returns the names of a model's convolutions and dense layers, in order of computation."""
+    return [
+        node.output[0].removesuffix("/product")
+        for node in onnx.load_model_from_string(content).graph.node
+        if node.op_type == "Conv" and not node.output[0].endswith(SUMS)
+    ]
+
+
 def _checksum(described: dict[str, Any], model: onnx.ModelProto) -> str:
     return checksum(described, model.graph.SerializeToString(deterministic=True))
 
 
-def _norms_after_convolutions(nodes: Sequence[Node]) -> dict[str, Node]:
+def _norms_after_convolutions(network: QuantizedNetwork) -> dict[str, Node]:
     """Returns, by convolution, the BatchNorm that alone reads it."""
-    readers: dict[str, list[Node]] = {}
-    for node in nodes:
-        for name in node.inputs:
-            readers.setdefault(name, []).append(node)
-    return {
-        node.name: readers[node.name][0]
-        for node in nodes
-        if node.op == "conv" and [reader.op for reader in readers.get(node.name, [])] == ["norm"]
-    }
+    found = {}
+    for node in network.nodes:
+        readers = network.readers.get(node.name, [])
+        if node.op == "conv" and [reader.op for reader in readers] == ["norm"]:
+            found[node.name] = readers[0]
+    return found

@@ -20,16 +20,28 @@ class Writer:
       folded: by convolution, the BatchNorm that is folded into it.
       operations, constants: what is written.
       values: by node, the tensor that it makes.
+      storage: of codes of up to 4 bits in the integer form, `uint4` or, by default, INT8.
       has_uint4: whether a constant is UINT4, which needs a newer opset.
+      notes: by layer of the integer form, why onnxruntime does not compute it in integers.
+      rounded: layers whose biases are rounded to INT32 as they are.
+      float_before: quantizers of the integer form that directly follow a layer of floats.
+      saturating: layers of the integer form whose sums of two products do not fit 16 bits.
     """
 
-    def __init__(self, network: QuantizedNetwork, folded: dict[str, Node]):
+    def __init__(
+        self, network: QuantizedNetwork, folded: dict[str, Node], storage: str | None = None
+    ):
         self.network = network
         self.folded = folded
+        self.storage = storage
         self.operations: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.values = {INPUT: INPUT}
         self.has_uint4 = False
+        self.notes: dict[str, str] = {}
+        self.rounded: list[str] = []
+        self.float_before: set[str] = set()
+        self.saturating: list[str] = []
 
     @functools.cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -17,6 +17,9 @@ from adadfq_jax.models.tracing import trace
 from adadfq_jax.quantization import codes as codes_module
 from adadfq_jax.quantization.codes import encode
 
+# Between a quantized activation and a layer, these pass codes on as they are.
+_TRANSPARENT = ("max_pool", "subsample", "slice_channels", "shuffle_channels")
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Weights:
@@ -110,6 +113,27 @@ class QuantizedNetwork:
     def graph(self) -> list[Any] | None:
         """The nodes as JSON holds them, of a network that only they define; else None."""
         return to_json(self.nodes) if isinstance(self.module, GraphNetwork) else None
+
+    @functools.cached_property
+    def by_name(self) -> dict[str, Node]:
+        """The nodes by name."""
+        return {node.name: node for node in self.nodes}
+
+    @functools.cached_property
+    def readers(self) -> dict[str, list[Node]]:
+        """By node, those that read it."""
+        found: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for name in node.inputs:
+                found.setdefault(name, []).append(node)
+        return found
+
+    def quantized_source(self, node: Node) -> str | None:
+        """Returns the quantized activation whose codes a layer reads, if it reads codes."""
+        (name,) = node.inputs
+        while name in self.by_name and self.by_name[name].op in _TRANSPARENT:
+            (name,) = self.by_name[name].inputs
+        return name if name in self.activations else None
 
     @functools.cached_property
     def network(self) -> Network:

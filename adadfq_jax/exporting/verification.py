@@ -1,14 +1,15 @@
 """Is an exported file the student? Both answer for the same images before the file is kept."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import jax
 import numpy as np
 
 from adadfq_jax.exporting import integer_check
 from adadfq_jax.exporting.quantized import QuantizedNetwork
-from adadfq_jax.models.network import Network, normalize
+from adadfq_jax.models.network import Network, flatten, normalize, unflatten
 
 _BATCH = 64
 # An image whose logits differ by more than this share of their range counts as different. A few do
@@ -18,7 +19,7 @@ _LARGE_DIFFERENCE = 0.01
 _MOST_DIFFERENT = 0.05  # of the images
 # An image of 224 pixels has millions of activations, so that most images differ so. Then the file
 # may not differ from the student by more than the student does from itself, when every BatchNorm
-# is changed by as much as a sum of some thousand terms is rounded.
+# is changed by as much as a sum of some thousand terms is rounded, and as the file rounds biases.
 _ROUNDING = 1e-6
 _MOST_OF_ROUNDING = 3.0
 _WHY_SO_LARGE = (
@@ -29,6 +30,35 @@ _WHY_SO_LARGE = (
 _LARGE_INTEGER_DIFFERENCE = 0.01
 # Images that the layers are computed for in integers, which is slow.
 _IN_INTEGERS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """How two networks' answers to some images differ.
+
+    Attributes:
+      agreement: fraction of the images that both give the same class.
+      largest: the largest difference of a logit, in units of the logits' range.
+      usual: the median over the images of each one's largest.
+      different: fraction of the images whose largest exceeds 1 %.
+    """
+
+    agreement: float
+    largest: float
+    usual: float
+    different: float
+
+    @classmethod
+    def of(cls, found: np.ndarray, expected: np.ndarray) -> "Difference":
+        """Compares logits, (N, classes)."""
+        scale = max(float(np.ptp(expected)), 1e-30)
+        differences = np.abs(found - expected).max(1) / scale
+        return cls(
+            agreement=float(np.mean(found.argmax(1) == expected.argmax(1))),
+            largest=float(differences.max()),
+            usual=float(np.median(differences)),
+            different=float(np.mean(~(differences <= _LARGE_DIFFERENCE))),  # not-a-number too
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +81,8 @@ class Report:
       integer_layers: how many layers were computed so.
       float_layers: the others, whose input is not quantized.
       accumulator_bits: bits that the largest accumulated integer needs.
+      others: what other engines make of the file, (engine, difference) of each.
+      notes: what else is to be said of the file, (name, text) of each.
     """
 
     format: str
@@ -67,6 +99,8 @@ class Report:
     integer_layers: int
     float_layers: tuple[str, ...]
     accumulator_bits: int
+    others: tuple[tuple[str, "Difference"], ...] = ()
+    notes: tuple[tuple[str, str], ...] = ()
 
     def to_text(self) -> str:
         """Returns a plain table."""
@@ -79,6 +113,10 @@ class Report:
                 "logits differ by",
                 f"{self.usual_difference:.1e} of their range (median), {self.difference:.1e} at "
                 f"most; by more than {_LARGE_DIFFERENCE:.0%} in {self.different:.1%} of the images",
+            ),
+            *(
+                (f"in {engine}", f"{found.agreement:.2%}, by {found.usual:.1e} (median)")
+                for engine, found in self.others
             ),
             ("teacher", f"{self.teacher_bytes:,} bytes"),
             ("codes", f"{self.code_bytes:,} bytes"),
@@ -99,42 +137,45 @@ class Report:
                 )
             )
             rows.append(("float input", ", ".join(self.float_layers)))
+        rows += self.notes
         return "\n".join(f"{name:<22}{value}" for name, value in rows)
 
 
 def compare(
     student: Network,
     network: QuantizedNetwork,
-    model: Callable[[np.ndarray], np.ndarray],
+    models: Mapping[str, Callable[[np.ndarray], np.ndarray]],
     images: np.ndarray,
     file_bytes: int,
     format: str,
+    rounding: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> Report:
     """Compares a student with what was read back from its file.
 
     Args:
       student: it.
       network: its integers.
-      model: what the file answers.
+      models: what the file answers, by what runs it; the first one is reported in full.
       images: (N, H, W, 3), uint8 or normalised.
       file_bytes: size of the file.
       format: its format.
+      rounding: by variable, by how much at most the file has it rounded, for each channel.
     """
-    expected, found = _answers(student, images), _answers(model, images)
-    scale = max(float(np.ptp(expected)), 1e-30)
-    differences = np.abs(found - expected).max(1) / scale
-    different = float(np.mean(~(differences <= _LARGE_DIFFERENCE)))  # not-a-number too
+    expected = _answers(student, images)
+    differences = {
+        name: Difference.of(_answers(model, images), expected) for name, model in models.items()
+    }
     failure = ""
-    if different > _MOST_DIFFERENT:
-        of_rounding = np.abs(_answers(_rounded(student), images) - expected).max(1) / scale
-        share = float(np.mean(of_rounding > _LARGE_DIFFERENCE))
-        if different > _MOST_OF_ROUNDING * share or not (
-            np.median(differences) <= _MOST_OF_ROUNDING * np.median(of_rounding)
-        ):
-            failure = (
-                f"the logits of {different:.1%} of the images differ from the student's by more "
-                f"than {_LARGE_DIFFERENCE:.0%} of their range (by rounding alone, {share:.1%})."
-            )
+    if any(found.different > _MOST_DIFFERENT for found in differences.values()):
+        of_rounding = Difference.of(_answers(_rounded(student, rounding), images), expected)
+        for name, found in differences.items():
+            if found.different > _MOST_DIFFERENT and not _explains(of_rounding, found):
+                failure = (
+                    f"in {name}, the logits of {found.different:.1%} of the images differ from "
+                    f"the student's by more than {_LARGE_DIFFERENCE:.0%} of their range (by "
+                    f"rounding alone, {of_rounding.different:.1%})."
+                )
+    (_, first), *rest = differences.items()
     layers, others = [], []
     if network.activations:
         few = normalize(images[:_IN_INTEGERS], network.mean, network.std)
@@ -150,10 +191,10 @@ def compare(
     return Report(
         format=format,
         images=len(images),
-        agreement=float(np.mean(found.argmax(1) == expected.argmax(1))),
-        difference=float(differences.max()),
-        usual_difference=float(np.median(differences)),
-        different=different,
+        agreement=first.agreement,
+        difference=first.largest,
+        usual_difference=first.usual,
+        different=first.different,
         failure=failure,
         teacher_bytes=sum(4 * leaf.size for leaf in floats),
         code_bytes=sum(
@@ -164,20 +205,29 @@ def compare(
         integer_layers=len(layers),
         float_layers=tuple(others),
         accumulator_bits=max((layer.accumulator_bits for layer in layers), default=0),
+        others=tuple(rest),
     )
 
 
-def _rounded(student: Network) -> Network:
+def _explains(of_rounding: Difference, found: Difference) -> bool:
+    """Tells whether the rounding of sums makes about as much of a difference."""
+    return (
+        found.different <= _MOST_OF_ROUNDING * of_rounding.different
+        and found.usual <= _MOST_OF_ROUNDING * of_rounding.usual
+    )
+
+
+def _rounded(student: Network, rounding: Mapping[str, np.ndarray]) -> Network:
     """Returns the student with each channel of its BatchNorms, and each bias, moved a little."""
     random = np.random.default_rng(0)
-
-    def move(leaf):
+    moved = flatten(student.variables["params"])
+    for name, leaf in moved.items():
         if leaf.ndim != 1:  # a kernel, whose codes would change
-            return leaf
+            continue
         signs = np.where(random.random(leaf.shape) < 0.5, -1, 1)
-        return np.asarray(leaf * (1 + _ROUNDING * signs), np.float32)
-
-    params = jax.tree.map(move, student.variables["params"])
+        more = random.uniform(-1, 1, leaf.shape) * rounding.get(name, 0)
+        moved[name] = np.asarray(leaf * (1 + _ROUNDING * signs) + more, np.float32)
+    params = unflatten(moved)
     return dataclasses.replace(student, variables=student.variables | {"params": params})
 
 
