@@ -16,7 +16,7 @@ _FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8
 
 def images_per_second(
     models: Mapping[str, Callable[[np.ndarray], Any]],
-    image_size: int,
+    shape: Sequence[int],
     batch_sizes: Sequence[int] = (1, 32),
     *,
     calls: int = 10,
@@ -25,8 +25,8 @@ def images_per_second(
     """Times models in turns.
 
     Args:
-      models: by name, what maps images, float32 (B, 3, H, W), to logits.
-      image_size: side of the images in pixels.
+      models: by name, what maps images, float32 (B, channels, H, W), to logits.
+      shape: of one image, (channels, H, W).
       batch_sizes: images of one call.
       calls: calls of one turn; one more before them is not timed.
       rounds: number of turns of each.
@@ -37,7 +37,7 @@ def images_per_second(
     found: dict[int, dict[str, list[float]]] = {}
     random = np.random.default_rng(0)
     for count in batch_sizes:
-        images = random.standard_normal((count, 3, image_size, image_size), np.float32)
+        images = random.standard_normal((count, *shape), np.float32)
         found[count] = {name: [] for name in models}
         for _ in range(rounds):
             for name, model in models.items():

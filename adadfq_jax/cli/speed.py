@@ -68,10 +68,11 @@ def measure_file(
         for name in ([engine] if engine else engines.installed())
         for what, content in contents.items()
     }
+    versions = {name: session.version for (_, name), session in sessions.items()}
     about = serving.processor()
     speeds = serving.images_per_second(
         {key: session.answer for key, session in sessions.items()},
-        described["image_size"],
+        sessions["file", next(iter(versions))].input_shape,
         calls=calls,
         rounds=rounds,
     )
@@ -97,7 +98,7 @@ def measure_file(
     }
     return about | {
         "threads": threads,
-        "versions": {name: session.version for (_, name), session in sessions.items()},
+        "versions": versions,
         "form": form,
         "rows": rows,
         "integer_layers": integer,

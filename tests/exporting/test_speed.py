@@ -49,7 +49,9 @@ def test_speed_of_files(architecture, size, calls, capsys):
         "|---|---|---|---|---|---|---|",
     ]
     for count, repeated in calls.items():
-        (found,) = serving.images_per_second(answers, size, [count], calls=repeated).values()
+        (found,) = serving.images_per_second(
+            answers, (3, size, size), [count], calls=repeated
+        ).values()
         for (name, engine), speeds in found.items():
             own, usual = found["float", engine], found["float", "onnxruntime"]
             integer = len(sessions[name, engine].integer_layers())
