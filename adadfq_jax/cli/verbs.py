@@ -209,6 +209,7 @@ def _sweep(given: SimpleNamespace) -> None:
     if given.table:
         print(table_markdown(table), end="")
         print(f"\nfiles: {games.path / 'table.md'}, .csv, .json")
+        print(f"\nnext:\n  adadfq report --workdir={games.path}")
     if table["diverged"]:
         raise DivergedError(
             f"{len(table['diverged'])} of {len(games.points)} runs diverged: "

@@ -27,6 +27,7 @@ _USUAL_SPREAD = 0.1
 # Top-1 of single evaluations fluctuates by this much.
 _USUAL_FALL = 0.01
 _MOST_LOST = 0.05
+_HARDLY_LOST = 0.01
 # Health of single evaluations fluctuates by this factor.
 _MUCH_HEALTHIER = 1.1
 # Shares of values: images of the trained generator exceed those of calibration a little.
@@ -180,10 +181,11 @@ def verdict(facts: Facts, found: Sequence[Finding]) -> Finding:
     harmed = facts.best_top1 is not None and facts.best_top1 - facts.top1 > _USUAL_FALL
     if harmed:
         text += f"; at step {facts.best_step} it was better, with {facts.best_top1:.2%}"
-    if facts.kept:
+    lost = facts.teacher_top1 - facts.top1
+    if lost < _HARDLY_LOST:
         return Finding(NOTE if harmed else GOOD, f"{text}: accuracy is kept.")
-    lost = 100 * (facts.teacher_top1 - facts.top1)
-    return Finding(PROBLEM, f"{text}: {lost:.1f} points are lost.")
+    level = NOTE if facts.kept else PROBLEM
+    return Finding(level, f"{text}: {100 * lost:.1f} points are lost.")
 
 
 def _whether_it_ended(facts: Facts) -> Iterator[Finding]:

@@ -202,7 +202,7 @@ def _layers(run: ReportedRun, _: findings.Facts) -> tuple[str, list[Drawing]]:
 def _repetition(run: ReportedRun) -> str:
     return page.section(
         "How to repeat the run",
-        page.code(command_to_repeat(run.config, run.workdir)),
+        page.code(command_to_repeat(run.config, run.workdir, run.result and run.result.devices)),
         _versions(run.result),
         page.folded("Resolved configuration", page.code(to_json(run.config))),
     )

@@ -75,9 +75,9 @@ def accuracy(rows: Sequence[Row]) -> Drawing | None:
         alt.append(f"{row.name}: {mean:.2f}.")
     axes.set_yticks(range(len(measured)), [row.name for row in measured], fontsize=7)
     axes.invert_yaxis()
-    axes.set_xlabel("top-1 in percent, last step; dots: seeds, bar: calibrated only")
+    axes.set_xlabel("top-1 in percent; blue: last step, mean and seeds; orange: calibrated only")
     axes.xaxis.label.set_fontsize(8)
-    return drawn("accuracy", "Top-1 of the games", " ".join(alt), figure)
+    return drawn("accuracy", "Top-1 of the runs", " ".join(alt), figure)
 
 
 def sizes(rows: Sequence[Row]) -> Drawing | None:

@@ -55,7 +55,7 @@ def report_sweep(workdir: Path, report: str) -> tuple[str, list[Drawing]]:
             drawings += figures
     sections.append(_every_game(workdir, results, report))
     text = page.page(
-        f"Report of {workdir.absolute().name}", f"A sweep of {len(games)} games.", sections
+        f"Report of {workdir.absolute().name}", f"A sweep of {len(games)} runs.", sections
     )
     return text, drawings
 
@@ -88,7 +88,7 @@ def _side_by_side(rows: list[sweep_figures.Row]) -> tuple[list[str], list[Drawin
         sweep_figures.generalisation(rows),
     )
     drawings = [figure for figure in figures if figure is not None]
-    return [page.section("The games side by side", page.figures(drawings))], drawings
+    return [page.section("The runs side by side", page.figures(drawings))], drawings
 
 
 def _choosing(rows: list[sweep_figures.Row]) -> tuple[list[str], list[Drawing]]:
@@ -101,13 +101,13 @@ def _choosing(rows: list[sweep_figures.Row]) -> tuple[list[str], list[Drawing]]:
         page.paragraph(
             "How well scores that need no data rank students by top-1: Spearman's rank "
             "correlation, 1 where score and top-1 give the same order, 0 where the score says "
-            'nothing of top-1. "Within a game" is the correlation over one game\'s evaluations, '
-            "the median of all games."
+            'nothing of top-1. "Within a run" is the correlation over one run\'s evaluations, '
+            "the median of all runs."
         ),
         page.figures([drawing]),
         page.table(
             "Rank correlation with top-1",
-            ["score", "last students", "all evaluations", "within a game"],
+            ["score", "last students", "all evaluations", "within a run"],
             lines,
         ),
     )
@@ -122,8 +122,8 @@ def _every_game(workdir: Path, results: dict[str, Result | None], report: str) -
         # Links the first of these files that exists; a game that has not begun has none.
         files = (report, RESULT, METRICS, CONFIG)
         links.append(next((f"{name}/{file}" for file in files if (folder / file).exists()), None))
-    heading = ["game", "state", "top-1, last", "calibrated only", "agreement", "seconds"]
-    return page.section("Games", page.table("Every game", heading, cells, links))
+    heading = ["run", "state", "top-1, last", "calibrated only", "agreement", "seconds"]
+    return page.section("Runs", page.table("Every run", heading, cells, links))
 
 
 def _rows(

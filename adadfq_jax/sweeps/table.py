@@ -100,13 +100,15 @@ def is_sweep_table(path: Path) -> bool:
     except (OSError, ValueError, TypeError):
         return False
     heading = text.partition("\n")[0]
-    return ("| games |" if path.name == TABLE_FOR_PEOPLE else "games,diverged,") in heading
+    # "games" in tables of earlier versions.
+    own = ("| runs |", "| games |") if path.name == TABLE_FOR_PEOPLE else ("games,diverged,",)
+    return any(words in heading for words in own)
 
 
 def table_cells(table: dict[str, Any]) -> list[list[str]]:
     """Returns the cells of the table as text, line by line, the heading first."""
     keys = list(table["rows"][0]["fields"])
-    lines = [[*keys, "games", *_MEASURED.values(), "diverged", "seconds a game"]]
+    lines = [[*keys, "runs", *_MEASURED.values(), "diverged", "seconds a run"]]
     for row in table["rows"]:
         seconds = row["seconds"]["mean"]
         lines.append(

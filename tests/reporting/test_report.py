@@ -600,8 +600,12 @@ def test_advice_does_not_contradict_what_is_known(changes, words):
     [
         ({"diverged": "the game diverged: l_q"}, PROBLEM, "its student is of no use"),
         ({"steps": 600}, PROBLEM, "not finished: 600 of 1000 steps"),
-        ({}, GOOD, "right on 91.00% of the images, the teacher on 93.00%: accuracy is kept"),
-        ({"best_top1": 0.925}, NOTE, "at step 900 it was better, with 92.50%: accuracy is kept"),
+        ({}, NOTE, "right on 91.00% of the images, the teacher on 93.00%: 2.0 points are lost."),
+        (
+            {"best_top1": 0.925},
+            NOTE,
+            "at step 900 it was better, with 92.50%: 2.0 points are lost.",
+        ),
         ({"top1": 0.85, "best_top1": 0.85}, PROBLEM, "on 93.00%: 8.0 points are lost."),
         ({"teacher_top1": None}, NOTE, "right on 91.00% of the evaluation images."),
         (UNKNOWN, NOTE, "nothing speaks against the student: it agrees with the teacher on 80.0% "),

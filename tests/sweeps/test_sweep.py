@@ -344,7 +344,7 @@ def test_jobs_are_stopped_and_started_again(command, tmp_path, capfd, monkeypatc
     assert code == 0, output
     check_finished(folder, ["seed0", "seed1"])
     assert finished_games(stopped + output) == ["seed0:", "seed1:"]
-    assert output.count("| games |") == 1  # one table
+    assert output.count("| runs |") == 1  # one table
 
 
 def test_the_jobs_have_ended_before_the_games(small_config, tmp_path):
@@ -387,7 +387,7 @@ def test_the_exit_code_tells_of_a_diverged_game(command, tmp_path, played, capfd
     played.fail = {"seed1": DivergedError("it diverged.")}
     assert main.run([*command, "--grid=seed=0..2"]) == 3
     out, err = capfd.readouterr()
-    assert "| games | teacher |" in out
+    assert "| runs | teacher |" in out
     assert "1 of 3 runs diverged: seed1; the others are in the table." in err
 
 
