@@ -26,8 +26,8 @@ def from_torch(
     module: Any,
     *,
     image_size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
+    mean: Sequence[float] | float,
+    std: Sequence[float] | float,
     pixel_units: int = 1,
     name: str | None = None,
 ) -> Teacher:
@@ -48,7 +48,7 @@ def from_torch(
       VerificationError: the network that was read gives other logits.
     """
     module = torch_module.plain_module(module)
-    stated = Stated(None, tuple(mean), tuple(std), image_size, pixel_units=pixel_units)
+    stated = Stated(None, mean, std, image_size, pixel_units=pixel_units)
     teacher = torch_module.read_module(module, stated, name)
     return torch_module.with_proof(teacher, prove(teacher, module))
 
@@ -99,8 +99,8 @@ def _images(teacher: Teacher) -> np.ndarray:
 def _difference(found: np.ndarray, expected: np.ndarray, teacher: Teacher) -> float:
     if not np.isfinite(expected).all():
         raise TeacherError(
-            f"{teacher.architecture}'s logits are infinite or not a number: its weights, or mean "
-            "and std, cannot be right."
+            f"{teacher.architecture}'s logits are infinite or not a number: its weights, or mean, "
+            "std and image size, cannot be right."
         )
     return float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-30))
 

@@ -63,7 +63,8 @@ def export(
     format = check_output(path, format, overwrite=overwrite, options=asked)
     if not isinstance(student, Student | Teacher):
         raise ConfigError(
-            f"export takes a student, of quantize or load_student, or a teacher, not {student!r}."
+            f"export takes a student, of quantize or load_student, or a teacher, not a "
+            f"{type(student).__name__}."
         )
     if isinstance(student, Teacher):
         if format != "onnx":

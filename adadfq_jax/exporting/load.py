@@ -10,7 +10,7 @@ import numpy as np
 from adadfq_jax.config.fields import FORMAT_BY_SUFFIX
 from adadfq_jax.errors import ConfigError, ExportError, install_command
 from adadfq_jax.exporting import contract, engines, integers
-from adadfq_jax.models.network import Network, normalize
+from adadfq_jax.models.network import Network, check_images, normalize
 from adadfq_jax.models.preparation import Preparation, preparation_of
 from adadfq_jax.storage.files import on_a_disk
 
@@ -60,6 +60,7 @@ class ExportedModel:
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Classifies images: uint8 pixels, or floats that are already normalised."""
+        images = check_images(images, self.image_size, self.channels)
         return self.answer(np.asarray(normalize(images, self.mean, self.std), np.float32))
 
 

@@ -13,11 +13,13 @@ def kilobytes(size: int) -> str:
     return f"{round(size / 1000):,} kB"
 
 
-def bits_in_words(arrays: Mapping[str, np.ndarray]) -> str:
-    """Returns the bit-widths of most layers, such as "w4a2", and how many layers have others.
+def bits_in_words(arrays: Mapping[str, np.ndarray], asked: Mapping[str, int] | None = None) -> str:
+    """Returns bit-widths, such as "w4a2", and how many layers have others.
 
     Args:
       arrays: a network's variables, as `network.flatten` returns them.
+      asked: the widths of `weight` and `activation` that a run was asked for; None: those of most
+        layers.
     """
     counted = {
         kind: Counter(
@@ -29,7 +31,9 @@ def bits_in_words(arrays: Mapping[str, np.ndarray]) -> str:
     }
     if not any(counted.values()):
         return "full precision"
-    usual = {kind: max(widths, key=widths.get) for kind, widths in counted.items() if widths}
+    usual = asked or {
+        kind: max(widths, key=widths.get) for kind, widths in counted.items() if widths
+    }
     others = sum(
         sum(counted[kind].values()) - counted[kind][width] for kind, width in usual.items()
     )

@@ -93,16 +93,39 @@ class Network:
           Logits, (B, classes).
 
         Raises:
-          ConfigError: the images are neither uint8 nor floats.
+          ConfigError: the images are neither uint8 nor floats, or have another shape.
         """
-        if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
-            raise ConfigError(
-                "images must be uint8 pixels, or floats that are already normalised, not "
-                f"{images.dtype}."
-            )
+        images = check_images(images, self.image_size, self.channels)
         kind = jnp.result_type(float)
         given = images, np.asarray(self.mean, kind), np.asarray(self.std, kind)
         return _classify(self.module, self.on_device, *jax.device_put(given))
+
+
+def check_images(images: Any, image_size: int, channels: int) -> jax.Array | np.ndarray:
+    """Returns images, of whatever library, as arrays that a network takes.
+
+    Args:
+      images: (B, image_size, image_size, channels), uint8 or floats.
+      image_size: side of the network's images in pixels.
+      channels: number of their channels.
+
+    Raises:
+      ConfigError: the images are neither uint8 nor floats, or have another shape.
+    """
+    if not isinstance(images, jax.Array):
+        images = np.asarray(images)
+    if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ConfigError(
+            "images must be uint8 pixels, or floats that are already normalised, not "
+            f"{images.dtype}."
+        )
+    if images.ndim != 4 or images.shape[1:] != (image_size, image_size, channels):
+        hint = ": one image is images[None]" if images.ndim == 3 else ""
+        raise ConfigError(
+            f"images must be (number, {image_size}, {image_size}, {channels}), not "
+            f"{tuple(images.shape)}{hint}."
+        )
+    return images
 
 
 def normalize(images: jax.Array, mean: Any, std: Any) -> jax.Array:
@@ -191,6 +214,10 @@ class Student(Network):
     def described(self) -> list[tuple[str, str]]:
         """As of any network, with the teacher's size and what was measured first of all."""
         *rows, (name, size) = super().described()
+        if self.result is not None:
+            asked = {"weight": self.result.weight_bits, "activation": self.result.activation_bits}
+            bits = display.bits_in_words(flatten(self.variables), asked)
+            rows = [(name, bits if name == "bits" else value) for name, value in rows]
         teacher = display.kilobytes(packed_bytes(flatten(self.teacher.variables)))
         rows.append((name, f"{size} of the teacher's {teacher}"))
         return rows + ([] if self.result is None else [("measured", self.result.headline())])
@@ -203,5 +230,6 @@ class Student(Network):
             strip = pictures.draw_strip(images[first[:_SHOWN]], self.mean, self.std)
             shown = [("images that the generator makes, one of each class", strip)]
         rows = self.described() if self.result is None else self.described()[:-1]
-        rows += [] if self.result is None else self.result.rows()[1:]
+        measured = [] if self.result is None else self.result.rows()
+        rows += [(name, value) for name, value in measured if name != "network"]
         return display.as_html("Student", rows, shown)

@@ -54,7 +54,11 @@ class Stated:
         USUAL.changed(**self.preparation)
         if self.architecture is not None:
             registry.parse(self.architecture)
-        mean, std = in_unit_pixels(self.mean, self.std, pixel_units)
+        mean, std = (
+            (value,) if isinstance(value, int | float) else tuple(value)
+            for value in (self.mean, self.std)
+        )
+        mean, std = in_unit_pixels(mean, std, pixel_units)
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "std", std)
 

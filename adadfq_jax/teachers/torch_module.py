@@ -88,7 +88,8 @@ def plain_module(module: Any) -> Any:
     """
     module = getattr(module, "_orig_mod", module)
     if not isinstance(module, _torch().nn.Module):
-        raise TeacherError(f"from_torch takes a torch.nn.Module, not {module!r:.60}.")
+        shown = repr(module) if isinstance(module, str) else f"a {type(module).__name__}"
+        raise TeacherError(f"from_torch takes a torch.nn.Module, not {shown:.60}.")
     return module
 
 

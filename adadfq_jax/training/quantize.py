@@ -154,6 +154,10 @@ def _check_arguments(
     Raises:
       ConfigError, TeacherError, ExportError: as `quantize`.
     """
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ConfigError(
+            f"the configuration must be one of default_config, not a {type(config).__name__}."
+        )
     config = config.copy_and_resolve_references()
     validate(config)
     for name in export_formats(config):
@@ -161,7 +165,10 @@ def _check_arguments(
             raise ConfigError("export needs a workdir, since the files are written there.")
         require(name)
     if not isinstance(teacher, Teacher | None):
-        raise TeacherError(f"the teacher must be one of load_teacher, not {teacher!r:.60}.")
+        raise TeacherError(
+            "the teacher must be one of load_teacher or from_torch, not a "
+            f"{type(teacher).__name__}."
+        )
     teacher = teacher or teacher_of(config)
     return resolve(config, teacher), teacher
 

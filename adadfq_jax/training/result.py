@@ -100,7 +100,7 @@ class Result:
             ("agreement", agreement),
             ("health", health),
             ("network", f"{self.architecture}, {bits}, seed {self.seed}"),
-            ("steps", f"{self.steps} at {self.steps_per_second:.1f} per second"),
+            ("steps", f"{self.steps} at {self.steps_per_second:.1f} per second, all included"),
         ]
         if self.top1 is None:
             others.insert(2, ("healthiest student", chosen))

@@ -354,6 +354,7 @@ def test_the_proof_says_what_else_logits_depend_on():
 
 def test_what_is_stated_is_checked():
     module = nets.disturb(Small())
+    assert adadfq_jax.from_torch(module, image_size=SIZE, mean=0.5, std=0.25).mean == (0.5,) * 3
     with pytest.raises(ConfigError, match="give another name"):
         adadfq_jax.from_torch(module, image_size=SIZE, name="resnet18", **HALF)
     with pytest.raises(TeacherError, match="at least 1"):

@@ -272,8 +272,13 @@ def test_health_does_not_depend_on_the_memory_of_evaluation(small_config, teache
 
 
 def test_a_path_is_no_teacher(small_config):
-    with pytest.raises(TeacherError, match=r"must be one of load_teacher, not 'resnet20.th'"):
+    with pytest.raises(TeacherError, match="one of load_teacher or from_torch, not a str"):
         run(small_config, "resnet20.th")
+
+
+def test_swapped_arguments_are_told(small_config, teacher):
+    with pytest.raises(ConfigError, match="one of default_config, not a Teacher"):
+        quantize.quantize(teacher, small_config)
 
 
 def test_several_steps_a_dispatch_are_the_same_game(small_config, teacher):
