@@ -64,8 +64,8 @@ if [ -n "$config" ]; then
         config="$(file_of "$config")$bits"
         ;;
     esac
-    # A later --workdir wins over this one.
-    set -- "$python" -m adadfq_jax quantize --config="$config" --workdir="$(workdir_of "$config")" "$@"
+    [ -n "$workdir_given" ] || set -- --workdir="$(workdir_of "$config")" "$@"
+    set -- "$python" -m adadfq_jax quantize --config="$config" "$@"
 fi
 if [ -n "$dry" ]; then
     [ -z "$config" ] || printed "$@"
@@ -77,5 +77,8 @@ if [ -n "$dry" ]; then
     exit
 fi
 prepare "$with"
-[ -n "$config" ] || exit 0
+if [ -z "$config" ]; then
+    echo "$venv has $with" >&2
+    exit
+fi
 exec "$@"

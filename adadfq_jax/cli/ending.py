@@ -27,8 +27,8 @@ def _size(student: Student) -> str:
         packed_bytes(flatten(network.variables)) for network in (student.teacher, student)
     )
     return (
-        f"{packed / 1000:,.0f} kB as packed integers, the teacher {whole / 1000:,.0f} kB: "
-        f"{whole / packed:.1f} times smaller"
+        f"{packed / 1000:,.0f} kB of packed numbers, {whole / packed:.1f} times less than the "
+        f"teacher's {whole / 1000:,.0f} kB; a file adds what it says of itself"
     )
 
 
@@ -40,7 +40,9 @@ def next_commands(student: Student, workdir: str) -> list[str]:
       workdir: the run's folder, as it was given.
     """
     folder = f"--workdir={workdir}"
-    images = [] if student.result.evaluation_images else ["--source=npz", "--path=test.npz"]
+    images = (
+        [] if student.result.evaluation_images else ["--source=npz", "--path=YOUR_TEST_IMAGES.npz"]
+    )
     output = "student.onnx" if is_remote(locate(workdir)) else str(Path(workdir, "student.onnx"))
     lines = [
         ["evaluate", folder, *images],

@@ -306,7 +306,8 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
 # One command for each verb, without its name.
 EXAMPLES = {
     "quantize": "--config=digits_resnet20:w4a2 --workdir=runs/digits",
-    "convert": "--input=resnet20.th --output=resnet20.safetensors --mean=imagenet --std=imagenet",
+    "convert": "--input=resnet20.th --output=resnet20.safetensors "
+    "--architecture=resnet20_cifar --mean=imagenet --std=imagenet",
     "evaluate": "--workdir=runs/digits --source=npz --path=test.npz",
     "export": "--workdir=runs/digits --output=student.onnx",
     "benchmark": "--config=cifar10_resnet20:w4a4 --steps=20",

@@ -440,7 +440,7 @@ def test_success_prints_what_was_measured_and_what_comes_next(played, capfd, tmp
     first, *others = out.splitlines()
     assert first.split() == ["student", "top-1,", "last", "97.50%"]
     assert "97.00% (step 150, chosen without data" in out
-    assert re.search(r"size +[\d,]+ kB as packed integers, the teacher [\d,]+ kB", out)
+    assert re.search(r"size +[\d,]+ kB of packed numbers, [\d.]+ times less than the teacher.s [\d,]+ kB", out)
     # The next commands can be pasted: each is one that the program understands.
     commands = [shlex.split(line) for line in others[others.index("next:") + 1 :]]
     for verb in ("evaluate", "export", "report"):

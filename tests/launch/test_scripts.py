@@ -129,7 +129,7 @@ def test_local_installs_once_and_hands_everything_on(environment, tmp_path):
     assert installed.endswith(f"--editable|{ROOT}")
     assert calls[-1] == (
         "-m|adadfq_jax|quantize|--config=digits_resnet20:w3a3|"
-        f"--workdir={ROOT}/runs/digits_resnet20_w3a3|--workdir=a b|"
+        "--workdir=a b|"
         "--config.quant.overrides=('stem_*=w8a8',)"
     )
     _, calls = environment(*argv)
@@ -175,7 +175,7 @@ def test_extras_alone_and_with_a_configuration(environment):
     assert calls[-1].endswith("/runs/digits_resnet20|--config.seed=1")
     done, calls = environment(script, "--with=tourch")
     assert (done.returncode, calls) == (2, [])
-    assert "no extra 'tourch': known: all, cuda, export, gcs, report" in done.stderr
+    assert "no extra 'tourch': known: all, cuda, export, gcs, openvino, report" in done.stderr
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before_anything_exists", "afterwards"])
