@@ -114,6 +114,8 @@ def near(name: str, known: Iterable[str]) -> list[str]:
 
 
 def _likeness(name: str, other: str) -> float:
+    if len(other) >= _BEGINNING and name.startswith(other):
+        return 1.0
     left, right = name.split("."), other.split(".")
     while len(left) > 1 and len(right) > 1 and left[0] == right[0]:
         left, right = left[1:], right[1:]

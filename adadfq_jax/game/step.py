@@ -97,8 +97,8 @@ class Game:
             generator=Generator(
                 image_size,
                 network.classes,
+                config.generator.conditioning,
                 channels,
-                conditioning=config.generator.conditioning,
                 dtype=PRECISIONS[config.precision.generator],
                 remat=config.remat,
                 axis_name=DATA_AXIS,

@@ -115,8 +115,8 @@ class Generator(nn.Module):
       image_size: side s of the images in pixels. Where 4 does not divide it, the next multiple is
         generated, and the centre cut out.
       classes: number of classes C.
-      channels: of the images.
       conditioning: name in `CONDITIONINGS`: what depends on the labels.
+      channels: of the images.
       dtype: type of the convolutions; None for the noise's type. The batch's statistics, the
         normalisation by them and the images are in float32 at least.
       remat: whether the backward pass computes the values between convolutions again, instead of
@@ -126,8 +126,8 @@ class Generator(nn.Module):
 
     image_size: int
     classes: int
-    channels: int = COLOURS
     conditioning: str = "embedding"
+    channels: int = COLOURS
     dtype: Any = None
     remat: bool = False
     axis_name: str | None = None

@@ -30,7 +30,7 @@ def test_collectives_and_their_bytes():
 @pytest.mark.parametrize(
     ("topology", "batch", "message"),
     [
-        ("v5e:4x5", 16, "unknown topology 'v5e:4x5': did you mean v5e:4x8 or v5e:4x4"),
+        ("v5e:4x5", 16, "unknown topology 'v5e:4x5': did you mean v5e:4x4 or v5e:4x8"),
         ("v5e:4x5", 16, "There are v4:2x2x1, v4:2x2x2"),
         ("v5e:4x8", 16, "batch_size=16 does not divide evenly over the 32 chips of v5e:4x8"),
         ("v5p:2x2x4", 24, "over the 16 chips"),

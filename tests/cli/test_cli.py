@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 import types
 import warnings
 
@@ -307,6 +308,7 @@ def test_ctrl_c_is_acknowledged_while_something_compiles():
         return process
 
     with start("1_000_000_000") as process:
+        time.sleep(1)  # until the long call has begun, in which no handler runs
         process.send_signal(signal.SIGINT)
         assert process.stderr.readline().startswith(
             "SIGINT: stopping after what is under way, a step"
@@ -440,7 +442,9 @@ def test_success_prints_what_was_measured_and_what_comes_next(played, capfd, tmp
     first, *others = out.splitlines()
     assert first.split() == ["student", "top-1,", "last", "97.50%"]
     assert "97.00% (step 150, chosen without data" in out
-    assert re.search(r"size +[\d,]+ kB of packed numbers, [\d.]+ times less than the teacher.s [\d,]+ kB", out)
+    assert re.search(
+        r"size +[\d,]+ kB of packed numbers, [\d.]+ times less than the teacher.s [\d,]+ kB", out
+    )
     # The next commands can be pasted: each is one that the program understands.
     commands = [shlex.split(line) for line in others[others.index("next:") + 1 :]]
     for verb in ("evaluate", "export", "report"):

@@ -23,7 +23,8 @@ def test_output_does_not_fail_for_its_encoding(name):
     out, err = process.communicate()
     assert (process.returncode, err) == (0, b"")
     assert b"usage: adadfq sweep" in out
-    process = adadfq("evaluate", "--teacher=größe\udcff.pth", env={variable: value}, **pipes)
+    words = ("evaluate", "--teacher=größe\udcff.pth", "--bits=w4a4")
+    process = adadfq(*words, env={variable: value}, **pipes)
     out, err = process.communicate()
     assert (process.returncode, out) == (2, b"")
     assert b"there is no teacher file" in err

@@ -345,7 +345,7 @@ def test_another_storage(path):
     [
         ["sample", "--workdir=x", "--count=1", "--output=gs://bucket/images.npz"],
         ["export", "--workdir=x", "--output=gs://bucket/student.onnx"],
-        ["evaluate", "--model=gs://bucket/student.onnx"],
+        ["evaluate", "--model=gs://bucket/student.onnx", "--source=npz", "--path=x.npz"],
     ],
 )
 def test_what_lies_on_a_disk_alone(cloud, argv, sentence, monkeypatch):
