@@ -34,7 +34,8 @@ GROUPS = {
     "kills": "runs that are stopped or killed again and again",
     "mutations": "thousands of damaged checkpoints",
     "real_data": "the real CIFAR-10 teacher and its test images",
-    "packages": "networks of timm and torchvision; a run of the installed wheel",
+    "packages": "networks of timm and torchvision; the installed wheel; the notebook",
+    "engines": "ONNX files in OpenVINO and in old versions of onnxruntime, and their speed",
 }
 
 

@@ -248,7 +248,7 @@ def test_openvino_computes_all_that_is_quantized_in_integers(bits, tmp_path):
 
 
 @needs_openvino
-@pytest.mark.slow
+@pytest.mark.engines
 @pytest.mark.parametrize("bits", ["w4a4", "w6a8", "w8a7"])
 def test_sums_that_are_safe_without_vnni(bits, tmp_path):
     """In the widest products that a layer can have, on a processor as it was before VNNI."""
@@ -275,7 +275,7 @@ def test_sums_that_are_safe_without_vnni(bits, tmp_path):
 # ---- Other versions, and real images ---------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.engines
 def test_onnxruntime_1_17_runs_the_file(student, tmp_path):
     """In an environment of its own, because it wants NumPy before 2."""
     venv.create(tmp_path / "old", with_pip=True)
@@ -305,7 +305,7 @@ def test_onnxruntime_1_17_runs_the_file(student, tmp_path):
 SHARED = ROOT.parent / "shared"
 
 
-@pytest.mark.slow
+@pytest.mark.real_data
 @pytest.mark.skipif(not SHARED.exists(), reason="the real CIFAR-10 teacher is not at ../shared")
 @pytest.mark.parametrize("bits", ["w3a3", "w4a4", "w5a5", "w8a8", "w4a8"])
 def test_top1_on_real_images(bits, capsys):
@@ -314,7 +314,7 @@ def test_top1_on_real_images(bits, capsys):
     path = SHARED / "teachers" / "resnet20_cifar10.th"
     teacher = adadfq_jax.load_teacher(path, "resnet20_cifar", mean=mean, std=std)
     dataset = load_dataset("npz", SHARED / "data" / "cifar10_test.npz")
-    student = calibrated_on(teacher, bits, dataset.sample(256).images(32))
+    student = calibrated_on(teacher, bits, dataset.sample(256).images(teacher))
     edges = ("stem_*=w8a8", "classifier=w8")
     assigned = assign_bits(student.variables["bits"], *parse_bits(bits), edges)
     variables = student.variables | {"bits": jax.tree.map(np.asarray, assigned)}

@@ -16,7 +16,7 @@ from tests.conftest import make_teacher, settled
 BITS = ("w8a8", "w4a8", "w4a4")
 
 
-@pytest.mark.slow
+@pytest.mark.engines
 @pytest.mark.parametrize(
     ("architecture", "size", "calls"),
     [

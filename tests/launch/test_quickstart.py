@@ -49,7 +49,7 @@ def test_what_is_committed_was_executed_and_names_no_machine():
     assert "image/png" in json.dumps(code[3]["outputs"])
 
 
-@pytest.mark.slow
+@pytest.mark.packages
 def test_it_runs(tmp_path):
     import nbclient
     import nbformat

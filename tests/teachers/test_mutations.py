@@ -325,7 +325,7 @@ def mutate_graphs(folder, count):
     return counts, slowest
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [60, pytest.param(2000, marks=pytest.mark.mutations)])
 def test_mutations_of_graphs(tmp_path, capsys, count):
     counts, slowest = mutate_graphs(tmp_path, count)
     if count > 1000:
