@@ -37,7 +37,7 @@ def main(workdir, images, coordinator, count, index, devices, stopped, after, se
         print(processes.start(coordinator, count, index, seconds=60), file=sys.stderr)
     config, teacher = small_game(images)
     config.devices, config.seed = 0, seed
-    dispatches = -1  # the first call is before them
+    dispatches = -2  # the first two calls are before them
 
     def should_stop():
         nonlocal dispatches

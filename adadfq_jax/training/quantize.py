@@ -55,8 +55,8 @@ def quantize(
       teacher: a teacher in memory; None reads the one at `config.teacher.path`.
       workdir: folder for configuration, metrics, checkpoints, pictures and result, on a disk or
         `gs://BUCKET/FOLDER`; None writes nothing.
-      should_stop: called before the first step and after every dispatch; once it returns a
-        signal's number, the run stops, with a checkpoint where it has taken steps.
+      should_stop: called before and after the first compilation, and after every dispatch; once it
+        returns a signal's number, the run stops, with a checkpoint where it has taken steps.
       show_progress: whether to show a progress bar on stderr.
 
     Returns:
@@ -99,6 +99,7 @@ def quantize(
         with processes.sharing_errors(), progress.busy("preparing the networks"):
             run = _set_up(config, teacher, workdir, progress, should_stop, began)
         processes.check_equal("number of evaluation images", str(run.dataset and len(run.dataset)))
+        _stop_before_training(should_stop)  # and not after another minute of compiling
         with processes.sharing_errors():
             run.folder = closing.enter_context(_owned(workdir, config))
             # Compiles the steps of play too; `run.play` uses them without compiling again.

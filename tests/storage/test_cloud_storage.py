@@ -72,7 +72,7 @@ def test_a_game_is_that_of_a_disk(folder, tmp_path, monkeypatch):
 
     def should_stop():
         asked.append(None)
-        return 15 if len(asked) == 8 else None  # before the first step, and after each
+        return 15 if len(asked) == 9 else None  # twice before the first step, and after each
 
     with pytest.raises(StoppedError, match=rf"with a checkpoint in {folder}"):
         quantize(config, TEACHER, folder, should_stop=should_stop, show_progress=False)
@@ -111,7 +111,7 @@ def save_two(folder):
 
     def should_stop(asked=[]):  # noqa: B006
         asked.append(None)
-        return 15 if len(asked) == 7 else None
+        return 15 if len(asked) == 8 else None
 
     with pytest.raises(StoppedError):
         quantize(config, TEACHER, folder, should_stop=should_stop, show_progress=False)
@@ -243,7 +243,7 @@ def test_where_it_is_not_reached_a_game_ends_and_goes_on_later(folder, monkeypat
 
     def should_stop():
         asked.append(None)
-        if len(asked) == 11:
+        if len(asked) == 12:
             time.sleep(1)  # orbax waits for minutes for a save that has begun
             outage.set()
 

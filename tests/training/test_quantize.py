@@ -64,8 +64,8 @@ def assert_same_student(one, other):
 
 
 def stop_at(step):
-    """Asks to stop after so many dispatches; the first call is before them."""
-    count = -1
+    """Asks to stop after so many dispatches; the first two calls are before them."""
+    count = -2
 
     def should_stop():
         nonlocal count
@@ -78,12 +78,25 @@ def stop_at(step):
 def test_a_stop_while_a_run_prepares_is_one_before_it_begins(
     small_config, teacher, tmp_path, monkeypatch
 ):
-    cost = types.SimpleNamespace(to_text=lambda: "its cost")
-    monkeypatch.setattr(quantize, "estimate_cost", lambda *_: cost)
-    with pytest.raises(StoppedError, match="SIGTERM before the first step") as caught:
-        run(small_config, teacher, tmp_path / "run", should_stop=lambda: signal.SIGTERM)
-    assert caught.value.signal == signal.SIGTERM
-    assert not (tmp_path / "run" / "config.json").exists()
+    compiled = []
+
+    def estimate_cost(*_):
+        compiled.append(True)
+        return types.SimpleNamespace(to_text=lambda: "its cost")
+
+    monkeypatch.setattr(quantize, "estimate_cost", estimate_cost)
+    # While the networks are prepared, and while a program compiles.
+    for asked, count in (([], 0), ([None], 1)):
+        with pytest.raises(StoppedError, match="SIGTERM before the first step") as caught:
+            run(
+                small_config,
+                teacher,
+                tmp_path / "run",
+                should_stop=lambda asked=asked: asked.pop() if asked else signal.SIGTERM,
+            )
+        assert caught.value.signal == signal.SIGTERM
+        assert len(compiled) == count
+        assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_the_seconds_of_a_run_are_those_of_all_of_it(small_config, teacher, monkeypatch):
