@@ -3,7 +3,7 @@
 import functools
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -161,6 +161,20 @@ def _compiled(module: nn.Module, mean, std, devices: tuple[jax.Device, ...]):
         return jax.lax.psum((counts, loss), pmap.DATA_AXIS)
 
     return pmap.map_over_devices(count, list(devices))
+
+
+def logits_of(
+    network: Callable[[np.ndarray], Any], images: np.ndarray, batch_size: int
+) -> np.ndarray:
+    """Returns a network's logits of many images, (N, classes).
+
+    Args:
+      network: maps images to logits.
+      images: (N, H, W, channels), as the network takes them.
+      batch_size: images at a time.
+    """
+    starts = range(0, len(images), batch_size)
+    return np.concatenate([np.asarray(network(images[at : at + batch_size])) for at in starts])
 
 
 def percent(value: float | None) -> str:

@@ -7,6 +7,7 @@ from types import MappingProxyType
 import jax
 import numpy as np
 
+from adadfq_jax.evaluation.accuracy import logits_of
 from adadfq_jax.exporting import integer_check
 from adadfq_jax.exporting.quantized import QuantizedNetwork
 from adadfq_jax.models.network import Network, flatten, normalize, unflatten
@@ -161,13 +162,16 @@ def compare(
       format: its format.
       rounding: by variable, by how much at most the file has it rounded, for each channel.
     """
-    expected = _answers(student, images)
+    expected = logits_of(student, images, _BATCH)
     differences = {
-        name: Difference.of(_answers(model, images), expected) for name, model in models.items()
+        name: Difference.of(logits_of(model, images, _BATCH), expected)
+        for name, model in models.items()
     }
     failure = ""
     if any(found.different > _MOST_DIFFERENT for found in differences.values()):
-        of_rounding = Difference.of(_answers(_rounded(student, rounding), images), expected)
+        of_rounding = Difference.of(
+            logits_of(_rounded(student, rounding), images, _BATCH), expected
+        )
         for name, found in differences.items():
             if found.different > _MOST_DIFFERENT and not _explains(of_rounding, found):
                 failure = (
@@ -229,8 +233,3 @@ def _rounded(student: Network, rounding: Mapping[str, np.ndarray]) -> Network:
         moved[name] = np.asarray(leaf * (1 + _ROUNDING * signs) + more, np.float32)
     params = unflatten(moved)
     return dataclasses.replace(student, variables=student.variables | {"params": params})
-
-
-def _answers(network: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> np.ndarray:
-    batches = (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
-    return np.concatenate([np.asarray(network(batch)) for batch in batches])

@@ -15,7 +15,7 @@ from adadfq_jax.config.identity import to_json
 from adadfq_jax.data.dataset import Dataset
 from adadfq_jax.data.load import load_dataset
 from adadfq_jax.errors import DataError
-from adadfq_jax.evaluation.accuracy import percent
+from adadfq_jax.evaluation.accuracy import logits_of, percent
 from adadfq_jax.evaluation.usual import what_is_usual
 from adadfq_jax.game import cutmix, procedural
 from adadfq_jax.models.network import Teacher, normalize
@@ -128,14 +128,8 @@ def _classes(run: ReportedRun, _: findings.Facts) -> tuple[str, list[Drawing]]:
     else:
         pixels = dataset.sample(_CONFUSED_IMAGES).images(run.teacher)
         what = f"{len(pixels)} of the evaluation images"
-        starts = range(0, len(pixels), _COVERAGE_IMAGES)
         given, answered = (
-            np.concatenate(
-                [
-                    np.asarray(network(pixels[start : start + _COVERAGE_IMAGES])).argmax(1)
-                    for start in starts
-                ]
-            )
+            logits_of(network, pixels, _COVERAGE_IMAGES).argmax(1)
             for network in (run.teacher, run.student)
         )
     drawings = [

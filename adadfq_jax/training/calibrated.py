@@ -14,7 +14,7 @@ from adadfq_jax.config import recipes
 from adadfq_jax.config.fields import default_config, leave_to_teacher
 from adadfq_jax.data.dataset import Dataset
 from adadfq_jax.errors import ConfigError, nearest
-from adadfq_jax.evaluation.accuracy import evaluate
+from adadfq_jax.evaluation.accuracy import evaluate, logits_of
 from adadfq_jax.game import procedural
 from adadfq_jax.game.learned_ranges import with_kernel_ranges
 from adadfq_jax.models import registry
@@ -103,7 +103,7 @@ def compare_bits(
         return evaluate(student, dataset, batch_size)["top1"]
 
     rows, began = [], time.monotonic()
-    expected = _classes(teacher, compared, batch_size)
+    expected = logits_of(teacher, compared, batch_size).argmax(-1)
     for number, text in enumerate(bits):
         left = (time.monotonic() - began) / number * (len(bits) - number) if number else None
         about = "" if left is None else f", about {left:.0f} s left"
@@ -113,17 +113,12 @@ def compare_bits(
             students["generated"] = trained
         elif generated is not None:
             students["generated"] = following(teacher, text, generated, ranges)
-        agreement = np.mean(_classes(students[kind], compared, batch_size) == expected)
+        found = logits_of(students[kind], compared, batch_size).argmax(-1)
+        agreement = np.mean(found == expected)
         row = {"bits": text, "images": kind, "agreement": float(agreement)}
         row |= {name: top1(students.get(name)) for name in _KINDS}
         rows.append(row | {"real_images": len(given.get("real", ()))})
     return rows
-
-
-def _classes(network: Teacher | Student, images: np.ndarray, batch_size: int) -> np.ndarray:
-    starts = range(0, len(images), batch_size)
-    parts = [np.asarray(network(images[at : at + batch_size])).argmax(-1) for at in starts]
-    return np.concatenate(parts)
 
 
 def procedural_images(teacher: Teacher, count: int) -> np.ndarray:

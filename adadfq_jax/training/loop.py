@@ -154,17 +154,15 @@ class Run:
         self._saved = time.monotonic()
         pieces = programs.dispatches(self.step, self._total, self.config, self.devices[0].platform)
         self.progress.say(legend(self.config))
-        names = [name for name, _ in phase_ends(self.config)]
-        known = None
+        ends = dict(phase_ends(self.config))
+        names, known = list(ends), None
         for count in pieces:
             phase = self.game.phase(self.step)
             if phase is not known:
-                end = dict(phase_ends(self.config))[phase.value]
-                self.progress.say(phase_line(phase, end))
+                self.progress.say(phase_line(phase, ends[phase.value]))
                 known = phase
-                if (
-                    phase.value != names[-1]
-                ):  # whose steps are compiled already, as the first program
+                # The steps of the last phase are compiled already, as the first program.
+                if phase.value != names[-1]:
                     number = f"{names.index(phase.value) + 2} of {len(names)}"
                     with self.progress.busy(
                         f"compiling program {number}, the steps of {phase.value}",

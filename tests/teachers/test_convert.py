@@ -245,14 +245,21 @@ def test_torchvision_says_all_of_it(home, monkeypatch):
         convert("torchvision:resnet5", output, overwrite=True)
 
 
-def test_timm_says_all_of_it(home, monkeypatch):
+def timm_network(**said):
+    """A network with what timm says of it."""
     network = nets.disturb(nets.TimmMobileNetV2(10, 0.5))
     network.pretrained_cfg = {
         "hf_hub_id": "timm/mobilenetv2_050",
         "input_size": (3, 224, 224),
         "mean": (0.5, 0.5, 0.5),
         "std": (0.25, 0.25, 0.25),
+        **said,
     }
+    return network
+
+
+def test_timm_says_all_of_it(home, monkeypatch):
+    network = timm_network()
     cached = {}
     fake(
         monkeypatch,
@@ -297,16 +304,7 @@ def test_a_package_that_is_not_there_or_fails(tmp_path, monkeypatch):
 
 def test_images_are_prepared_as_a_package_says(home, monkeypatch):
     """timm's share of the image that a crop is, its interpolation and its way of cropping."""
-    network = nets.disturb(nets.TimmMobileNetV2(10, 0.5))
-    network.pretrained_cfg = {
-        "hf_hub_id": "timm/mobilenetv2_050",
-        "input_size": (3, 224, 224),
-        "mean": (0.5, 0.5, 0.5),
-        "std": (0.25, 0.25, 0.25),
-        "crop_pct": 0.95,
-        "interpolation": "bicubic",
-        "crop_mode": "squash",
-    }
+    network = timm_network(crop_pct=0.95, interpolation="bicubic", crop_mode="squash")
     fake(monkeypatch, "timm", is_model=lambda _: True, create_model=lambda _, pretrained: network)
     path = str(home / "model.safetensors")
     fake(monkeypatch, "huggingface_hub", try_to_load_from_cache=lambda *_: path)
