@@ -38,7 +38,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from adadfq_jax.ops.convolutions import convolution
+from adadfq_jax.ops.convolutions import convolution, depthwise_convolution
 from adadfq_jax.ops.moments import batch_moments
 from adadfq_jax.quantization import codes, ranges
 
@@ -136,6 +136,9 @@ class QuantConv(nn.Module):
             kernel = _quantize_kernel(self, kernel, bits)
         if (*geometry.values(), self.groups) == _PLAIN_3X3:
             x = convolution(x, kernel.astype(x.dtype))
+        elif self.groups == x.shape[-1] > 1:
+            _, *depthwise = geometry.values()
+            x = depthwise_convolution(x, kernel.astype(x.dtype), *depthwise)
         else:
             x = jax.lax.conv_general_dilated(
                 x,

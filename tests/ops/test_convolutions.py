@@ -1,4 +1,4 @@
-"""The fast forms of 3x3 convolutions are convolutions, and so are their gradients."""
+"""The fast forms of 3x3 and depthwise convolutions are convolutions, and so are their gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -54,3 +54,73 @@ def test_other_platforms_get_one_plain_convolution():
     for platform in ("cuda", "tpu"):
         assert "3x6x3x64" not in lowered[platform]
         assert lowered[platform].count("stablehlo.convolution") == 1
+
+
+# Kernel, strides, padding, dilation, copies of each channel.
+DEPTHWISE = [
+    ((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
+    ((3, 3), (2, 2), ((0, 1), (0, 1)), (1, 1), 1),
+    ((5, 5), (2, 2), ((2, 2), (2, 2)), (1, 1), 1),
+    ((3, 5), (2, 1), ((1, 0), (2, 3)), (2, 1), 1),
+    ((3, 3), (1, 2), ((1, 1), (1, 1)), (1, 2), 3),
+    ((8, 8), (1, 1), ((4, 4), (4, 4)), (1, 1), 1),
+]
+
+
+def grouped(x, kernel, strides, padding, dilation):
+    return jax.lax.conv_general_dilated(
+        *(x, kernel, strides, padding),
+        rhs_dilation=dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(("sides", "strides", "padding", "dilation", "copies"), DEPTHWISE)
+def test_depthwise_value_and_gradients(sides, strides, padding, dilation, copies):
+    random = np.random.default_rng(0)
+    x = jnp.array(random.normal(size=(2, 9, 8, 6)))
+    kernel = jnp.array(random.normal(size=(*sides, 1, 6 * copies)))
+    geometry = (strides, padding, dilation)
+    expected, pull_expected = jax.vjp(lambda *both: grouped(*both, *geometry), x, kernel)
+    value, pull = jax.vjp(
+        lambda *both: convolutions.depthwise_convolution(*both, *geometry), x, kernel
+    )
+    np.testing.assert_allclose(value, expected, atol=1e-12)
+    cotangent = jnp.array(random.normal(size=value.shape))
+    for gradient, wanted in zip(pull(cotangent), pull_expected(cotangent), strict=True):
+        assert gradient.dtype == wanted.dtype
+        np.testing.assert_allclose(gradient, wanted, atol=1e-11)
+
+
+def test_depthwise_in_bfloat16_sums_in_float32():
+    random = np.random.default_rng(0)
+    x = jnp.array(random.normal(size=(2, 9, 8, 6)), jnp.bfloat16)
+    kernel = jnp.array(random.normal(size=(5, 5, 1, 6)), jnp.bfloat16)
+    geometry = ((1, 1), ((2, 2), (2, 2)), (1, 1))
+    value, pull = jax.vjp(
+        lambda *both: convolutions.depthwise_convolution(*both, *geometry), x, kernel
+    )
+    wide = [array.astype(jnp.float32) for array in (x, kernel)]
+    expected, pull_expected = jax.vjp(lambda *both: grouped(*both, *geometry), *wide)
+    np.testing.assert_array_equal(value, expected.astype(jnp.bfloat16))
+    cotangent = jnp.ones_like(value)
+    for gradient, wanted in zip(
+        pull(cotangent), pull_expected(cotangent.astype(jnp.float32)), strict=True
+    ):
+        assert gradient.dtype == jnp.bfloat16
+        np.testing.assert_allclose(gradient.astype(jnp.float32), wanted, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize(("platform", "convolution_count"), [("cpu", 0), ("cuda", 1), ("tpu", 1)])
+def test_depthwise_is_one_grouped_convolution_but_on_cpu(platform, convolution_count):
+    x, kernel = jnp.zeros((2, 8, 8, 3)), jnp.zeros((3, 3, 1, 3))
+    geometry = ((1, 1), ((1, 1), (1, 1)), (1, 1))
+    text = (
+        jax.jit(lambda x, kernel: convolutions.depthwise_convolution(x, kernel, *geometry))
+        .trace(x, kernel)
+        .lower(lowering_platforms=(platform,))
+        .as_text()
+    )
+    assert text.count("stablehlo.convolution") == convolution_count
