@@ -170,6 +170,10 @@ _TABLE = (
     Field("quant.learned_ranges", SWITCH, None,
           "whether adam learns the ranges of activations and kernels with the student",
           filled_by=_METHOD),
+    Field("quant.symmetric_weights", SWITCH, False,
+          "whether every kernel has the zero point -2^(k-1), as 8-bit integer kernels need it"),
+    Field("quant.sums", SWITCH, False,
+          "whether what residual sums and convolutions read is quantized in every place"),
     # ---- What the student sees besides generated images ---------------------------------------
     Field("samples.procedural", INTEGER, None,
           "procedural images for each generated one, which the student alone sees", at_least(0),

@@ -139,6 +139,7 @@ ACTIVATIONS = {
     "hardswish": lambda s, x: x * hardsigmoid(x),
     "gelu": gelu,
     "hardtanh": lambda s, x: np.clip(x, s["min"], s["max"]),
+    "quantizer": lambda s, x: x,
 }
 # ... and all others (settings, x, ...).
 OTHERS = {

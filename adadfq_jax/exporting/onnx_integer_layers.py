@@ -25,6 +25,7 @@ from adadfq_jax.exporting.onnx_options import SUMS
 from adadfq_jax.exporting.onnx_writer import Writer
 from adadfq_jax.exporting.quantized import Activation, QuantizedNetwork, Weights
 from adadfq_jax.models.graph import Node
+from adadfq_jax.models.sums import QUANTIZER
 
 _MOST_BITS_OF_UINT4 = 4
 _LEAST, _MOST = -128, 127  # of INT8
@@ -110,9 +111,9 @@ def _integer_constants(
       following: the activation that its output becomes.
     """
     activation = writer.network.activations[following.name]
-    if following.op != "relu" or activation.affine()[1] != 0:
-        return []  # the saturation of integers is a ReLU, and nothing else
-    following_step, levels = _step_and_largest(activation)
+    following_step, zero_point, levels = activation.affine()
+    if following.op != QUANTIZER and (following.op != "relu" or zero_point != 0):
+        return []  # the saturation of integers is a ReLU or nothing
     unit = step * kernel.step
     if bias is None:
         return [_dequantized(writer, name, _codes(writer, name, kernel), kernel.step)]
@@ -122,7 +123,8 @@ def _integer_constants(
         return []
     whole = np.rint(bias / unit).astype(np.int32)
     if levels <= _MOST_LEVELS:
-        whole, unit, moved = _whole_bias(bias, unit, kernel.factor, following_step, levels)
+        limits = (np.arange(levels) + 0.5 + zero_point) * float(following_step)
+        whole, unit, moved = _whole_bias(bias, unit, kernel.factor, limits)
         if moved > _MOST_MOVED:
             return []
     else:
@@ -241,7 +243,7 @@ def _step_and_largest(activation: Activation) -> tuple[np.float32, int]:
 
 
 def _whole_bias(
-    bias: np.ndarray, unit: np.ndarray, factor: np.ndarray, following_step: np.float32, levels: int
+    bias: np.ndarray, unit: np.ndarray, factor: np.ndarray, limits: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Finds a bias in whole units, and units, with which every sum gets the code that it should.
 
@@ -252,16 +254,14 @@ def _whole_bias(
 
     Args:
       bias, unit, factor: by channel.
-      following_step: step of the activation that follows, whose zero point is 0.
-      levels: its largest code.
+      limits: values between two neighbouring codes of the activation that follows, (levels,).
 
     Returns:
       (bias in units, INT32; unit; by channel both; share of all limits that are not in place).
     """
-    limits = (np.arange(levels) + 0.5) * float(following_step)
     first_above = np.ceil((limits - bias[:, None]) / (unit * factor)[:, None])
-    # A change of the unit moves the last limit by up to half the distance of two sums.
-    reach = unit * factor / (2 * limits[-1])
+    # A change of the unit moves the farthest limit by up to half the distance of two sums.
+    reach = unit * factor / (2 * np.abs(limits).max())
     whole, best = np.zeros(len(bias), np.int32), np.full(len(bias), -np.inf)
     units = unit.copy()
     for change in np.linspace(-1, 1, _UNITS_TRIED):
@@ -275,7 +275,7 @@ def _whole_bias(
             best[better], units[better] = score[better], other[better]
             whole[better] = rounded[better]
     # Of a channel with n limits out of place, the score lies between -n and -n - 1 or beyond.
-    return whole, units, float(np.maximum(-np.ceil(best), 0).sum() / (len(bias) * levels))
+    return whole, units, float(np.maximum(-np.ceil(best), 0).sum() / (len(bias) * len(limits)))
 
 
 def _kernel(weights: Weights, largest: int, bias: np.ndarray | None) -> _Kernel:

@@ -193,6 +193,7 @@ _FUNCTIONS = {
     "hardswish": _hardswish,
     "gelu": _gelu,
     "hardtanh": _hardtanh,
+    "quantizer": lambda writer, node, x, output: x,
 }
 
 

@@ -82,7 +82,7 @@ def to_bytes(network: QuantizedNetwork, about: dict[str, Any], code: str | None)
             **network.preparation.described(),
         }
         | describe_input(network, LAYOUT)
-        | ({} if network.graph is None else {"graph": network.graph}),
+        | ({} if network.graph is None else {"graph": network.graph, "keys": convention.code}),
     }
     content = io.BytesIO()
     torch.save(saved | {"checksum": _checksum(saved)}, content)
@@ -124,7 +124,7 @@ def read(path: Path) -> Network:
             architecture, about["classes"], size, channels, about.get("graph")
         )
         if isinstance(module, GraphNetwork):
-            convention = naming.MODULES
+            convention = naming.by_code(about.get("keys", naming.MODULES.code))
         else:
             convention = recognise({key: array.shape for key, array in state.items()}).convention
         variables = fit(name, state, convention, architecture, variable_shapes(module, size))

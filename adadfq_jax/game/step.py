@@ -50,10 +50,11 @@ from adadfq_jax.models.layers import (
     input_shape,
     stored_statistics,
 )
+from adadfq_jax.models.sums import with_quantized_sums
 from adadfq_jax.models.tracing import with_roles
 from adadfq_jax.ops.gradients import sum_gradients
 from adadfq_jax.ops.moments import unite_moments
-from adadfq_jax.quantization.bits import assign_bits
+from adadfq_jax.quantization.bits import assign_bits, with_symmetric_weights
 
 # Independent streams of random numbers from one seed.
 _INITIALIZATION, _DRAWS, _HELD_OUT, _PROCEDURAL, _CUTMIX = 0, 1, 2, 3, 4
@@ -90,6 +91,8 @@ class Game:
           image_size: side of their images in pixels.
         """
         *_, channels = input_shape(network, image_size)
+        if config.quant.sums:
+            network = with_quantized_sums(network, image_size)
         return cls(
             network=network.clone(
                 calibration=Calibration(config.quant.ranges, DATA_AXIS), remat=config.remat
@@ -117,6 +120,11 @@ class Game:
         """Q's optimizer, without a learning rate."""
         return optimizers.student_optimizer(self.rules.student)
 
+    @property
+    def student_module(self) -> nn.Module:
+        """The module of Q outside of the game; P's too, unless `quant.sums` adds quantizers."""
+        return self.network.clone(calibration=Calibration(), remat=False)
+
     def phase(self, step: int) -> Phase:
         """Returns the phase of the step with this index, counted from 0."""
         epoch = step // self.rules.steps_per_epoch
@@ -134,12 +142,12 @@ class Game:
         Raises:
           ConfigError: an override of the bit-widths matches no layer.
         """
-        shapes = registry.initial_variables(
-            self.network.clone(calibration=Calibration()), self.generator.image_size
-        )
+        shapes = registry.initial_variables(self.student_module, self.generator.image_size)
         quant = config.quant
         overrides = with_roles(quant.overrides, self.network, self.generator.image_size)
         bits = assign_bits(shapes["bits"], quant.weight_bits, quant.activation_bits, overrides)
+        if quant.symmetric_weights:
+            bits = with_symmetric_weights(bits)
         key = jax.random.fold_in(jax.random.key(config.seed), _INITIALIZATION)
         generator_params = _initialize(self.generator.clone(axis_name=None), key)
         params = jax.tree.map(jnp.asarray, teacher_variables["params"])

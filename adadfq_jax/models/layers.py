@@ -4,7 +4,8 @@ The variable collections that a caller hands to `apply` decide what a layer does
 
   params, batch_stats   always present: weights, and the teacher's BatchNorm statistics.
   bits                  {layer: {"weight" | "activation": int32}}. Absent: full precision, the
-                        teacher. Present: fake-quantized, the student.
+                        teacher. Present: fake-quantized, the student. With a "symmetric" beside
+                        "weight", of any value, the kernel's zero point is -2^(k-1).
   ranges                {layer: {"minimum", "maximum"}}: quantization ranges. If the caller makes
                         the collection mutable (calibration), an activation's range is updated
                         before it is used. A kernel has a range, by output channel, only where
@@ -41,6 +42,7 @@ from flax.core import FrozenDict
 from adadfq_jax.ops.convolutions import convolution, depthwise_convolution
 from adadfq_jax.ops.moments import batch_moments
 from adadfq_jax.quantization import codes, ranges
+from adadfq_jax.quantization.bits import SYMMETRIC
 
 COLOURS = 3  # channels of images, unless a network says another number
 
@@ -70,12 +72,18 @@ def _bits(module: nn.Module, name: str) -> jax.Array | None:
     return module.get_variable("bits", name)
 
 
-def _quantize(module: nn.Module, x: jax.Array, bits: jax.Array) -> jax.Array:
-    """Fake-quantizes x by the layer's range, with a gradient for learned ends."""
-    ends = (
+def _ends(module: nn.Module) -> tuple[jax.Array, jax.Array]:
+    """Returns the (minimum, maximum) of the layer's range, learned where they are."""
+    return tuple(
         module.get_variable("clipping", name, module.get_variable("ranges", name))
         for name in ("minimum", "maximum")
     )
+
+
+def _quantize(
+    module: nn.Module, x: jax.Array, ends: tuple[jax.Array, jax.Array], bits: jax.Array
+) -> jax.Array:
+    """Fake-quantizes x by a range, with a gradient for learned ends."""
     if module.has_variable("clipping", "maximum"):
         return codes.fake_quantize_learned(x, *ends, bits)
     return codes.fake_quantize(x, *ends, bits)
@@ -83,9 +91,11 @@ def _quantize(module: nn.Module, x: jax.Array, bits: jax.Array) -> jax.Array:
 
 def _quantize_kernel(module: nn.Module, kernel: jax.Array, bits: jax.Array) -> jax.Array:
     """Fake-quantizes a kernel by the layer's range, or from min to max where there is none."""
-    if module.has_variable("ranges", "minimum"):
-        return _quantize(module, kernel, bits)
-    return ranges.fake_quantize_weight(kernel, bits)
+    has_range = module.has_variable("ranges", "minimum")
+    ends = _ends(module) if has_range else ranges.weight_range(kernel)
+    if module.has_variable("bits", SYMMETRIC):
+        ends = ranges.symmetric_range(*ends, bits)
+    return _quantize(module, kernel, ends, bits)
 
 
 class QuantConv(nn.Module):
@@ -207,7 +217,7 @@ class ActivationLayer(nn.Module):
             return x
         if self.is_mutable_collection("ranges"):
             self._calibrate(jax.lax.stop_gradient(x), bits)
-        return _quantize(self, x, bits)
+        return _quantize(self, x, _ends(self), bits)
 
     def _calibrate(self, x: jax.Array, bits: jax.Array) -> None:
         find = ranges.RANGE_RULES[self.calibration.rule]
@@ -236,13 +246,14 @@ class QuantReLU(ActivationLayer):
         return nn.relu(x) if self.largest is None else jnp.clip(x, 0, self.largest)
 
 
-# The activation functions besides ReLU, all with negative values, by the name of their node.
+# The activation functions besides ReLU, all with negative values, and what stands for none.
 ACTIVATIONS: dict[str, Callable[..., jax.Array]] = {
     "leaky_relu": lambda x, slope: jnp.where(x >= 0, x, slope * x),
     "silu": nn.silu,
     "hardswish": nn.hard_swish,
     "gelu": nn.gelu,
     "hardtanh": jnp.clip,
+    "identity": lambda x: x,
 }
 
 

@@ -16,6 +16,7 @@ from adadfq_jax.models import display, pictures
 from adadfq_jax.models.preparation import USUAL, Preparation
 from adadfq_jax.models.size import packed_bytes
 from adadfq_jax.quantization import ranges
+from adadfq_jax.quantization.bits import SYMMETRIC
 from adadfq_jax.storage.digests import digest
 
 # A notebook shows this many images, of different classes, chosen from so many.
@@ -162,8 +163,12 @@ def kernel_range(arrays: Mapping[str, np.ndarray], layer: str) -> tuple[np.ndarr
       layer: the layer's name, such as `stage1_block1/conv1`.
     """
     if f"ranges/{layer}/minimum" in arrays:
-        return arrays[f"ranges/{layer}/minimum"], arrays[f"ranges/{layer}/maximum"]
-    return tuple(map(np.asarray, ranges.weight_range(arrays[f"params/{layer}/kernel"])))
+        ends = arrays[f"ranges/{layer}/minimum"], arrays[f"ranges/{layer}/maximum"]
+    else:
+        ends = ranges.weight_range(arrays[f"params/{layer}/kernel"])
+    if f"bits/{layer}/{SYMMETRIC}" in arrays:
+        ends = ranges.symmetric_range(*ends, arrays[f"bits/{layer}/weight"])
+    return tuple(map(np.asarray, ends))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)

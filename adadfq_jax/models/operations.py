@@ -216,6 +216,8 @@ OPERATIONS: dict[str, Operation] = {
     "hardswish": _activation("hardswish"),
     "gelu": _activation("gelu", approximate=_is_flag),
     "hardtanh": _activation("hardtanh", min=_is_number, max=_is_number),
+    # A quantizer of what no activation function made; see `sums.py`.
+    "quantizer": _activation("identity"),
     # Gates.
     "sigmoid": Operation(compute=lambda settings, x: nn.sigmoid(x)),
     "hardsigmoid": Operation(compute=lambda settings, x: nn.hard_sigmoid(x)),

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from adadfq_jax.errors import ConfigError, nearest
 from adadfq_jax.quantization.codes import MAX_BITS
 
+SYMMETRIC = "symmetric"  # beside "weight" in the collection `bits`
+
 _OVERRIDE = re.compile(r"(?P<pattern>[^=]+)=(?:w(?P<weight>\d+))?(?:a(?P<activation>\d+))?")
 
 
@@ -100,3 +102,23 @@ def assign_bits(
     return flax.traverse_util.unflatten_dict(
         {path: jnp.int32(value) for path, value in assigned.items()}
     )
+
+
+def with_symmetric_weights(bits: Mapping[str, Any]) -> dict[str, Any]:
+    """Marks every kernel in a network's `bits` collection as one whose zero point is -2^(k-1).
+
+    Args:
+      bits: the collection as `assign_bits` returns it.
+
+    Raises:
+      ConfigError: a kernel has 1 bit, of which a signed code has no positive value.
+    """
+    leaves = flax.traverse_util.flatten_dict(bits)
+    for path, value in leaves.items():
+        if path[-1] == "weight" and value < 2:
+            raise ConfigError(
+                "quant.symmetric_weights needs weights of 2 bits or more, and "
+                f"{'/'.join(path[:-1])} has 1: set more, or quant.symmetric_weights=False."
+            )
+    marks = {(*path[:-1], SYMMETRIC): jnp.bool_(True) for path in leaves if path[-1] == "weight"}
+    return flax.traverse_util.unflatten_dict(leaves | marks)

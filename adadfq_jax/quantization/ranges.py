@@ -15,26 +15,33 @@ _LOOKED_AT, _FEWEST_PIXELS = 1024, 16
 _SHARES = tuple(2 ** (-index / 4) for index in range(16))
 
 
-def fake_quantize_weight(kernel: jax.Array, bits: jax.Array) -> jax.Array:
-    """Fake-quantizes a kernel with one min-max range per output channel.
-
-    Args:
-      kernel: (..., out) weights of a convolution or dense layer.
-      bits: bit-width k, an int32 scalar.
-
-    Returns:
-      The kernel's quantized values, same shape; straight-through gradient.
-    """
-    minimum, maximum = weight_range(kernel)
-    return fake_quantize(kernel, minimum, maximum, bits)
-
-
 def weight_range(kernel: jax.Array, bits: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """Returns the (minimum, maximum) of each output channel, the last axis; no gradient."""
     del bits
     axes = tuple(range(kernel.ndim - 1))
     kernel = jax.lax.stop_gradient(kernel)
     return kernel.min(axes), kernel.max(axes)
+
+
+def symmetric_range(
+    minimum: jax.Array, maximum: jax.Array, bits: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Widens ranges to ones whose zero point is -2^(k-1): codes are signed integers times a step.
+
+    The step is the smallest with which -2^(k-1) .. 2^(k-1) - 1 steps span the range. What is
+    symmetric already stays as it is.
+
+    Args:
+      minimum: lower ends, (out,).
+      maximum: upper ends, (out,).
+      bits: bit-width k of 2 or more, an int32 scalar.
+
+    Returns:
+      (minimum, maximum), (out,) each; their gradient goes to the end that decides.
+    """
+    below = jnp.left_shift(1, bits - 1).astype(minimum.dtype)
+    step = jnp.maximum(-minimum / below, maximum / (below - 1))
+    return -below * step, (below - 1) * step
 
 
 def update_range(

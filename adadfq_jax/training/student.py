@@ -8,6 +8,7 @@ from adadfq_jax.errors import CheckpointError, ConfigError
 from adadfq_jax.game.state import GameState
 from adadfq_jax.game.step import Game
 from adadfq_jax.models.network import Student, Teacher
+from adadfq_jax.models.sums import name_with_quantized_sums
 from adadfq_jax.storage.files import locate
 from adadfq_jax.teachers.load import load_teacher
 from adadfq_jax.training.checkpoint import Checkpoints
@@ -28,9 +29,12 @@ def student_of(
       result: the run's result; None where the run is not finished.
     """
     names = result and result.class_names
+    module, architecture = game.student_module, teacher.architecture
+    if module != teacher.module:
+        architecture = name_with_quantized_sums(architecture)
     return Student(
-        architecture=teacher.architecture,
-        module=teacher.module,
+        architecture=architecture,
+        module=module,
         variables=game.student_variables(state, teacher.variables),
         image_size=teacher.image_size,
         mean=teacher.mean,

@@ -85,17 +85,20 @@ def test_rounding_of_a_bias_changes_no_code(bits):
     assert np.median(differences(model, student, make_images(count=64))) < 1e-6
 
 
-def test_a_bias_is_moved_to_where_no_limit_is_crossed():
+@pytest.mark.parametrize("lowest", [0, -6])
+def test_a_bias_is_moved_to_where_no_limit_is_crossed(lowest):
     chance = np.random.default_rng(1)
     bias, step = chance.normal(0, 0.5, 64), np.float32(0.13)
     unit = chance.uniform(1e-4, 4e-4, 64).astype(np.float32)
     factor = np.full(64, 15)
-    whole, units, moved = onnx_integer_layers._whole_bias(bias, unit, factor, step, 15)
+    limits = (np.arange(15) + 0.5 + lowest) * float(step)
+    whole, units, moved = onnx_integer_layers._whole_bias(bias, unit, factor, limits)
     assert moved == 0
     sums = 15 * np.arange(-2000, 3000)[:, None]
 
     def codes(bias, unit):
-        return np.clip(np.rint((sums + bias) * unit.astype(np.float64) / step), 0, 15)
+        rounded = np.rint((sums + bias) * unit.astype(np.float64) / step)
+        return np.clip(rounded, lowest, lowest + 15)
 
     expected = codes(bias / unit, unit)
     np.testing.assert_array_equal(codes(whole, units), expected)

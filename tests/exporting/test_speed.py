@@ -1,5 +1,6 @@
 """The speed of exported files, as a table that is only printed: its numbers are the machine's."""
 
+import dataclasses
 import statistics
 
 import numpy as np
@@ -10,10 +11,24 @@ from adadfq_jax.devices import machine
 from adadfq_jax.exporting import engines, onnx_qdq
 from adadfq_jax.exporting.onnx_options import OnnxOptions
 from adadfq_jax.exporting.quantized import take_apart
+from adadfq_jax.models.sums import with_quantized_sums
+from adadfq_jax.quantization.bits import with_symmetric_weights
 from adadfq_jax.training.calibrated import calibrated_on
 from tests.conftest import make_teacher, settled
 
 BITS = ("w8a8", "w4a8", "w4a4")
+
+
+def students(teacher, images):
+    """Students of the protocol, and of the fields that make more layers integers."""
+    known = {bits: calibrated_on(teacher, bits, images) for bits in BITS}
+    bits = with_symmetric_weights(known["w8a8"].variables["bits"])
+    variables = known["w8a8"].variables | {"bits": bits}
+    known["w8a8, symmetric_weights"] = dataclasses.replace(known["w8a8"], variables=variables)
+    module = with_quantized_sums(teacher.module, teacher.image_size)
+    other = dataclasses.replace(teacher, module=module, architecture="other")
+    known |= {f"{bits}, sums": calibrated_on(other, bits, images) for bits in ("w4a8", "w4a4")}
+    return known
 
 
 @pytest.mark.engines
@@ -32,7 +47,8 @@ def test_speed_of_files(architecture, size, calls, capsys):
     options = OnnxOptions(form="exact", fold_norms=True)
     models = {"float": onnx_qdq.build(take_apart(teacher), {}, options)}
     models |= {
-        bits: onnx_qdq.build(take_apart(calibrated_on(teacher, bits, images)), {}) for bits in BITS
+        name: onnx_qdq.build(take_apart(student), {})
+        for name, student in students(teacher, images).items()
     }
     contents = {name: model.SerializeToString() for name, model in models.items()}
     sessions = {

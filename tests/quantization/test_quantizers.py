@@ -16,6 +16,10 @@ BITS = range(1, 9)
 finite = st.floats(-100, 100, width=32)
 
 
+def fake_quantize_kernel(kernel, bits):
+    return fake_quantize(kernel, *ranges.weight_range(kernel), bits)
+
+
 def step_size(minimum, maximum, bits):
     return max(maximum - minimum, 1e-8) / (2**bits - 1)
 
@@ -70,7 +74,7 @@ def test_weights_of_one_channel(bits, channel):
     """One range per output channel; also where it excludes 0, or is a single value."""
     other = np.linspace(-50, 50, 9)
     kernel = np.stack([channel, other], -1).reshape(3, 3, 1, 2).astype(np.float32)
-    quantized = np.asarray(ranges.fake_quantize_weight(jnp.array(kernel), bits))
+    quantized = np.asarray(fake_quantize_kernel(jnp.array(kernel), bits))
     for index in range(2):
         weights, got = kernel[..., index], quantized[..., index]
         bound = step_size(weights.min(), weights.max(), bits) / 2
@@ -88,6 +92,25 @@ def test_a_range_without_zero_has_its_zero_point_outside_the_codes():
     np.testing.assert_array_equal(codes, [0, 15])
 
 
+@pytest.mark.parametrize("bits", BITS[1:])
+@pytest.mark.parametrize("ends", [(-1, 1), (-3, 0.1), (0.2, 5), (-5, -0.2), (0, 0), (-0.3, 7)])
+def test_symmetric_ranges_make_signed_codes(bits, ends):
+    ends = [jnp.float32(end) for end in ends]
+    low, high = ranges.symmetric_range(*ends, jnp.int32(bits))
+    assert low <= ends[0] + 1e-6
+    assert high >= ends[1] - 1e-6
+    assert [float(end) for end in ranges.symmetric_range(low, high, bits)] == pytest.approx(
+        [float(low), float(high)], rel=1e-6
+    )
+    if ends[0] == ends[1] == 0:
+        return
+    _, step, zero_point, _ = affine(low, high, jnp.int32(bits))
+    assert zero_point == -(2 ** (bits - 1))
+    # With the next smaller step one of the ends would not be reached.
+    reached = max(-float(ends[0]) / 2 ** (bits - 1), float(ends[1]) / (2 ** (bits - 1) - 1))
+    assert float(step) == pytest.approx(reached, rel=1e-5)
+
+
 def test_straight_through_gradient_is_one_everywhere_and_none_reaches_the_range():
     x = jnp.linspace(-3, 3, 101)
     arguments = (x, jnp.float32(-1), jnp.float32(1))
@@ -95,7 +118,7 @@ def test_straight_through_gradient_is_one_everywhere_and_none_reaches_the_range(
     np.testing.assert_array_equal(gradients[0], np.ones(101))
     assert float(gradients[1]) == float(gradients[2]) == 0
     kernel = jax.random.normal(jax.random.key(0), (3, 3, 4, 8))
-    through = jax.grad(lambda kernel: ranges.fake_quantize_weight(kernel, 4).sum())(kernel)
+    through = jax.grad(lambda kernel: fake_quantize_kernel(kernel, 4).sum())(kernel)
     np.testing.assert_array_equal(through, np.ones(kernel.shape))
 
 
