@@ -19,7 +19,7 @@ from adadfq_jax.data.load import load_dataset
 from adadfq_jax.errors import ConfigError, ExportError
 from adadfq_jax.exporting import engines, onnx_integer_layers, onnx_qdq, quantized
 from adadfq_jax.exporting.onnx_options import OnnxOptions
-from adadfq_jax.models.network import normalize
+from adadfq_jax.models.network import flatten, normalize, unflatten
 from adadfq_jax.quantization.bits import assign_bits, parse_bits
 from adadfq_jax.teachers.load import save_teacher
 from adadfq_jax.teachers.normalisation import NORMALISATIONS
@@ -27,11 +27,9 @@ from adadfq_jax.training.calibrated import calibrated_on
 from tests import ROOT
 from tests.conftest import SIZE, make_teacher
 
-random = np.random.default_rng(0)
-
 
 def make_images(size=SIZE, count=16):
-    return random.normal(0, 1, (count, size, size, 3)).astype(np.float32)
+    return np.random.default_rng(0).normal(0, 1, (count, size, size, 3)).astype(np.float32)
 
 
 def make_student(bits="w4a4", architecture="resnet8_cifar", size=SIZE):
@@ -250,6 +248,22 @@ def test_openvino_computes_all_that_is_quantized_in_integers(bits, tmp_path):
     assert [engine for engine, _ in report.others] == ["openvino"]
 
 
+def without_vnni(model, images, folder):
+    """Returns OpenVINO's logits in a process that sees a processor as it was before VNNI."""
+    onnx.save(model, folder / "s.onnx")
+    np.save(folder / "images.npy", images)
+    program = (
+        "import sys, numpy as np; from adadfq_jax.exporting import engines\n"
+        "folder = sys.argv[1] + '/'; content = open(folder + 's.onnx', 'rb').read()\n"
+        "session = engines.open_session(content, 'openvino')\n"
+        "images = np.load(folder + 'images.npy').transpose(0, 3, 1, 2)\n"
+        "np.save(folder + 'logits.npy', session.answer(np.ascontiguousarray(images)))\n"
+    )
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    subprocess.run([sys.executable, "-c", program, folder], env=environment, check=True)
+    return np.load(folder / "logits.npy")
+
+
 @needs_openvino
 @pytest.mark.engines
 @pytest.mark.parametrize("bits", ["w4a4", "w6a8", "w8a7"])
@@ -259,20 +273,36 @@ def test_sums_that_are_safe_without_vnni(bits, tmp_path):
     images = 3 * make_images()
     model, described = write(student)
     assert not described["saturating"]
-    onnx.save(model, tmp_path / "s.onnx")
-    np.save(tmp_path / "images.npy", images)
-    program = (
-        "import sys, numpy as np; from adadfq_jax.exporting import engines\n"
-        "folder = sys.argv[1] + '/'; content = open(folder + 's.onnx', 'rb').read()\n"
-        "session = engines.open_session(content, 'openvino')\n"
-        "images = np.load(folder + 'images.npy').transpose(0, 3, 1, 2)\n"
-        "np.save(folder + 'logits.npy', session.answer(np.ascontiguousarray(images)))\n"
-    )
-    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
-    subprocess.run([sys.executable, "-c", program, tmp_path], env=environment, check=True)
+    session = engines.open_session(model.SerializeToString(), "openvino")
+    expected = session.answer(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    found = without_vnni(model, images, tmp_path)
+    assert np.abs(found - expected).max() < 1e-5 * np.ptp(expected)
+
+
+@needs_openvino
+@pytest.mark.engines
+def test_sums_that_a_file_warns_of_are_wrong_without_vnni(tmp_path):
+    """255 times 127 twice is more than 16 bits hold: what `saturating` names is no mere caution."""
+    teacher, layer = make_teacher(), "stage1_block1/conv2"
+    arrays = flatten(teacher.variables)
+    kernel = np.ones_like(arrays[f"params/{layer}/kernel"])
+    kernel[0, 0, 0] = -1
+    norm = "stage1_block1/norm1"  # which makes every activation the largest, but for one channel
+    arrays[f"params/{layer}/kernel"] = kernel
+    arrays[f"params/{norm}/scale"] = np.zeros_like(arrays[f"params/{norm}/scale"])
+    arrays[f"params/{norm}/bias"] = np.ones_like(arrays[f"params/{norm}/bias"])
+    arrays[f"params/{norm}/bias"][0] = 0
+    after = "params/stage1_block1/norm2/scale"  # negative, it would turn the codes around
+    arrays[after] = np.abs(arrays[after])
+    teacher = dataclasses.replace(teacher, variables=unflatten(arrays))
+    images = make_images()
+    student = calibrated_on(teacher, "w8a8", images)
+    model, described = write(student)
+    assert layer in described["saturating"]
     expected = np.asarray(student(images))
-    found = np.load(tmp_path / "logits.npy")
-    assert np.median(np.abs(found - expected).max(1) / np.ptp(expected)) < 1e-3
+    assert np.median(differences(model, student, images, "openvino")) < 1e-2
+    found = without_vnni(model, images, tmp_path)
+    assert np.median(np.abs(found - expected).max(1) / np.ptp(expected)) > 0.1
 
 
 # ---- Other versions, and real images ---------------------------------------------------------
