@@ -28,8 +28,9 @@ def symmetric_range(
 ) -> tuple[jax.Array, jax.Array]:
     """Widens ranges to ones whose zero point is -2^(k-1): codes are signed integers times a step.
 
-    The step is the smallest with which -2^(k-1) .. 2^(k-1) - 1 steps span the range. What is
-    symmetric already stays as it is.
+    The step is the smallest with which the codes from -(2^(k-1) - 1) to 2^(k-1) - 1 span the range.
+    The code -2^(k-1) is left to what lies below it, because a BatchNorm of negative scale, folded
+    into the layer, turns the signs around, and INT8 has no 128.
 
     Args:
       minimum: lower ends, (out,).
@@ -40,7 +41,7 @@ def symmetric_range(
       (minimum, maximum), (out,) each; their gradient goes to the end that decides.
     """
     below = jnp.left_shift(1, bits - 1).astype(minimum.dtype)
-    step = jnp.maximum(-minimum / below, maximum / (below - 1))
+    step = jnp.maximum(-minimum, maximum) / (below - 1)
     return -below * step, (below - 1) * step
 
 
