@@ -127,6 +127,8 @@ def estimate_cost(
             f"{cost.step_bytes / 1e9:.1f} GB of memory on each of {cost.devices}, which has "
             f"{cost.device_bytes / 1e9:.1f} GB. {_advice(config, devices)}"
         )
+    if devices[0].platform == "cpu" and cost.device_bytes is not None:
+        memory.keep_if_it_fits(cost.step_bytes, cost.device_bytes)
     return cost
 
 
