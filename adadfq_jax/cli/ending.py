@@ -44,9 +44,10 @@ def next_commands(student: Student, workdir: str) -> list[str]:
         [] if student.result.evaluation_images else ["--source=npz", "--path=YOUR_TEST_IMAGES.npz"]
     )
     output = "student.onnx" if is_remote(locate(workdir)) else str(Path(workdir, "student.onnx"))
+    exists = Path(output).exists()
     lines = [
         ["evaluate", folder, *images],
-        ["export", folder, f"--output={output}"],
+        ["export", folder, f"--output={output}", *(["--overwrite"] if exists else [])],
         ["report", folder],
     ]
     commands = [shlex.join([*_program(), *words]) for words in lines]

@@ -206,7 +206,8 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "fold_norms",
             "",
-            "onnx, exact form: fold BatchNorms into the convolutions before them",
+            "onnx, exact form: fold BatchNorms into the convolutions before them, as the integer "
+            "form always does",
             SWITCH,
             False,
         ),

@@ -131,10 +131,10 @@ class Report:
         if self.integer_difference is not None:
             rows.append(
                 (
-                    "in integers",
-                    f"{self.integer_layers} layers, {self.accumulator_bits}-bit sums, within "
-                    f"{self.integer_difference:.1e} of a layer's range (float32 sums round, "
-                    "integers do not)",
+                    "checked as integers",
+                    f"{self.integer_layers} layers, codes times codes with sums of "
+                    f"{self.accumulator_bits} bits, within {self.integer_difference:.1e} of a "
+                    "layer's range (float32 sums round, integers do not)",
                 )
             )
             rows.append(("float input", ", ".join(self.float_layers)))

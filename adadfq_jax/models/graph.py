@@ -244,7 +244,7 @@ def _checked(nodes: tuple[Node, ...], classes: int, image_size: int, channels: i
     except AdaDFQError:
         raise
     except Exception as error:  # JAX and Flax raise many kinds for shapes that do not fit
-        reason = str(error).strip().split("\n")[0]
+        reason = str(error).strip().split("\n")[0].rstrip(".")
         raise ConfigError(f"a graph that cannot be computed: {reason}.") from error
     return network
 

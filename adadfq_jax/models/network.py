@@ -186,16 +186,21 @@ class Teacher(Network):
     keys: str | None = None
 
     def __post_init__(self):
-        """Checks that there are two classes or more.
+        """Checks that there are two classes or more, and that images have pixels enough.
 
         Raises:
-          TeacherError: the network has one class.
+          TeacherError: the network has one class, or images are resized to less than its size.
         """
         if self.classes < 2:
             raise TeacherError(
                 "a teacher of one class has one logit, and a softmax of that is 1 whatever the "
                 "image: give a network of two logits or more (where the one logit z goes through a "
                 "sigmoid, a last layer with the logits 0 and z is the same classifier)."
+            )
+        if (self.preparation.resize or self.image_size) < self.image_size:
+            raise TeacherError(
+                f"resize={self.preparation.resize} leaves no centre of image_size="
+                f"{self.image_size} to cut out: give {self.image_size} or more."
             )
 
 

@@ -108,9 +108,12 @@ def find_pretrained(text: str) -> Pretrained:
     except TeacherError:
         raise
     except ImportError as error:
+        if error.name == package:
+            raise TeacherError(
+                f"{text!r} needs the package {package}: pip install {package}."
+            ) from error
         raise TeacherError(
-            f"{text!r} needs the package {package}, which cannot be imported ({error}): "
-            f"pip install {package}."
+            f"{text!r} needs the package {package}, which is there but cannot be imported: {error}."
         ) from error
     # Any: a package can fail in its own way, and is not ours.
     except Exception as error:

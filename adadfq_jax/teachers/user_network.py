@@ -37,6 +37,10 @@ def build_network(where: str) -> Any:
             f"--network is FILE.py:FUNCTION or package.module:function, not {where!r}."
         )
     make = _function(where, _run(where, lambda: _imported(program)), name)
+    if isinstance(make, torch.nn.Module):
+        raise TeacherError(
+            f"{where} is a network, and a function without arguments that returns it is needed."
+        )
     module = _run(where, make)
     if not isinstance(module, torch.nn.Module):
         raise TeacherError(
@@ -54,7 +58,8 @@ def _run(where: str, call: Callable[[], Any]) -> Any:
     # Any: it is the user's program, which may fail, or end, in any way.
     except (Exception, SystemExit) as error:
         reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise TeacherError(f"{where} fails with {type(error).__name__}: {reason}.") from error
+        said = ": ".join(filter(None, (type(error).__name__, reason)))
+        raise TeacherError(f"{where} fails with {said}.") from error
 
 
 def _imported(program: str) -> ModuleType:

@@ -357,9 +357,11 @@ def test_a_benchmark_of_a_configuration_that_lacks_a_field(files, capfd):
     assert "batch_size" in one_sentence(code, *capfd.readouterr())
 
 
-def test_what_the_next_commands_need_is_installed_first(monkeypatch):
+def test_what_the_next_commands_need_is_installed_first(monkeypatch, tmp_path):
     student = types.SimpleNamespace(result=make_result())
     monkeypatch.setattr(ending, "missing_packages", lambda extra: [])
+    (tmp_path / "student.onnx").touch()
+    assert ending.next_commands(student, str(tmp_path))[1].endswith("student.onnx --overwrite")
     assert len(ending.next_commands(student, "runs/a b")) == 3
     assert "'--workdir=runs/a b'" in ending.next_commands(student, "runs/a b")[0]
     monkeypatch.setattr(ending, "missing_packages", lambda extra: ["some"])

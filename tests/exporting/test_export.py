@@ -380,7 +380,7 @@ def test_the_verb_and_evaluate_agree(run_folder, tmp_path, verb):
         code, out, err = verb("export", f"--workdir={run_folder}", f"--output={path}")
         assert (code, err) == (0, "")
         assert "same class" in out
-        assert "in integers" in out
+        assert "checked as integers" in out
         assert ("PyTorch's layers take float32" in out) == (name == "s.pth")
         _, described, _ = verb("evaluate", f"--model={path}", *data[:2])
         format = FORMAT_BY_SUFFIX[path.suffix]

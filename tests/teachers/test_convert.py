@@ -290,7 +290,12 @@ def test_timm_says_all_of_it(home, monkeypatch):
 def test_a_package_that_is_not_there_or_fails(tmp_path, monkeypatch):
     output = tmp_path / "teacher.safetensors"
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(TeacherError, match="needs the package timm, which cannot be imported"):
+    with pytest.raises(TeacherError, match="needs the package timm: pip install timm"):
+        convert("timm:resnet18", output)
+    (tmp_path / "timm.py").write_text("import a_package_that_is_missing")
+    monkeypatch.delitem(sys.modules, "timm")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(TeacherError, match="there but cannot be imported: No module named 'a_pack"):
         convert("timm:resnet18", output)
 
     def fail():

@@ -712,6 +712,7 @@ GOOD = {
         (GOOD | {"mean": [0.5], "std": [0.5]}, "3 channels, but mean and std have 1"),
         (GOOD | {"preparation": {"resize": 0}}, "resize must be at least 1"),
         (GOOD | {"preparation": {"resize": 2**40}}, "resize must be at least 1"),
+        (GOOD | {"preparation": {"resize": 7}}, "leaves no centre of image_size=8 to cut out"),
         (GOOD | {"preparation": {"interpolation": "cubic"}}, "did you mean bicubic"),
         (GOOD | {"preparation": {"crop": ["center"]}}, "crop cannot be"),
         (GOOD | {"preparation": {"run": "x"}}, "a preparation has the fields crop"),

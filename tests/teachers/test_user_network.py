@@ -57,6 +57,11 @@ def without():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 10))
 
 
+def stops():
+    raise SystemExit
+
+
+instance = Net()
 number = 3
 """
 STATED = ("--image_size=8", "--mean=0.5,0.5,0.5", "--std=0.25,0.25,0.25")
@@ -133,6 +138,8 @@ def test_the_file_needs_no_torch_and_none_of_the_users_code(folder):
         ("no.such.package:network", "weights.pth", "fails with ModuleNotFoundError"),
         ("nets.py:fails", "weights.pth", "nets.py:fails fails with KeyError: 'no such variant"),
         ("nets.py:leaves", "weights.pth", "nets.py:leaves fails with SystemExit: 1"),
+        ("nets.py:stops", "weights.pth", "nets.py:stops fails with SystemExit."),
+        ("nets.py:instance", "weights.pth", "nets.py:instance is a network, and a function"),
         ("nets.py:wants", "weights.pth", "fails with TypeError"),
         ("nets.py:weights", "weights.pth", "must return the network, a torch.nn.Module, but ret"),
         ("nets.py:larger", "weights.pth", "'head.weight' has shape (10, 4), not (12, 4)"),
