@@ -1,0 +1,277 @@
+"""The parts of a measurement, each a command of its own, in the order in which they are wanted.
+
+A part is a process: what it breaks, the others do not feel, and what it measures, its command
+measures again.
+"""
+
+import dataclasses
+import enum
+import importlib.util
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from adadfq_jax.benchmarks.precompile import TOPOLOGIES
+from adadfq_jax.measuring.facts import SOURCE
+
+
+class Kind(enum.Enum):
+    """What a part measures, and by that how its result is read."""
+
+    TESTS = "tests"  # which of some tests pass
+    SPEED = "speed"  # the verb `benchmark`
+    RUN = "run"  # the verb `quantize`, which goes on where it was cut
+    FORECAST = "forecast"  # the verb `precompile`
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One measurement.
+
+    Attributes:
+      name: of the part, in flags and files.
+      kind: what it measures.
+      title: what it measures, for a person.
+      words: its command, without the interpreter.
+      seconds: a guess of what it takes besides steps of a run, above all to compile.
+      steps: steps of a run; 0 where it is none.
+      cost: of a run, how many times as long as one of AdaDFQ a step takes.
+      environment: variables of its process.
+      missing: why it cannot be measured here, a sentence; empty where it can.
+    """
+
+    name: str
+    kind: Kind
+    title: str
+    words: tuple[str, ...]
+    seconds: float
+    steps: int = 0
+    cost: float = 1.0
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    missing: str = ""
+
+    @property
+    def command(self) -> str:
+        """The command as it could be typed; of paths, the last part."""
+        words = [word if "/" not in word else _shortened(word) for word in self.words]
+        typed = shlex.join(words).replace("-m ", "", 1).replace("adadfq_jax ", "adadfq ", 1)
+        return " ".join([*(f"{name}={value}" for name, value in self.environment.items()), typed])
+
+
+def _shortened(word: str) -> str:
+    flag, equals, value = word.partition("=")
+    return f"{flag}{equals}{Path(value).name}" if equals else word
+
+
+# Steps of the whole schedule of the paper, and those of the plus that are enough.
+_EPOCHS, _PLUS_EPOCHS, _STEPS_PER_EPOCH = 400, 40, 200
+_EVALUATIONS = 20  # of a run; with more of them a fast device would do little else
+
+_PARITY = "tests/game/test_parity.py"
+_EXACT = (
+    f"{_PARITY}::test_step_in_float64[lean-None]",
+    "tests/game/test_step.py::test_four_devices_play_the_game_of_one[adadfq]",
+)
+_ROUNDED = (
+    f"{_PARITY}::test_step_in_float32",
+    "tests/training/test_quantize.py::test_several_steps_a_dispatch_are_the_same_game",
+)
+_RESUMED = ("tests/training/test_quantize.py::test_stopped_and_resumed_is_uninterrupted",)
+
+# One small step each.
+_REHEARSED = (
+    (f"{_PARITY}::test_step_of_the_family_in_float64[adasg]",),
+    _ROUNDED[:1],
+    (f"{_RESUMED[0]}[4]",),
+)
+
+# Else sums on a GPU may change their order from run to run.
+_DETERMINISTIC = {"XLA_FLAGS": "--xla_gpu_deterministic_ops=true"}
+# By default a GPU and a TPU round the factors of products of float32.
+_UNROUNDED = {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+# JAX takes three quarters of a card by default, and PyTorch needs some too.
+_SHARED = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5"}
+
+
+def parts(
+    facts: Mapping[str, Any],
+    workdir: Path,
+    *,
+    teacher: Path | None = None,
+    images: Path | None = None,
+    rehearse: bool = False,
+) -> tuple[Part, ...]:
+    """Returns what there is to measure on a machine.
+
+    Args:
+      facts: what the machine is, as `facts.facts` returns it.
+      workdir: where the folders of runs go.
+      teacher: a file of `adadfq convert`; without one, no run is measured.
+      images: evaluation images, a .npz file or a folder of class folders; None for none.
+      rehearse: whether to measure the same parts with small networks for a few steps.
+    """
+    found = [*_tests(facts, rehearse), *_speeds(facts, rehearse)]
+    found += _rehearsed_runs(workdir) if rehearse else _runs(workdir, teacher, images)
+    return (*found, _forecast(facts))
+
+
+def _tests(facts: Mapping[str, Any], rehearse: bool) -> list[Part]:
+    missing = ""
+    if importlib.util.find_spec("pytest") is None or importlib.util.find_spec("torch") is None:
+        missing = "needs pytest and PyTorch"
+    elif not (SOURCE / _PARITY).is_file():
+        missing = "needs the source folder, which has the tests"
+    platform = facts["platform"]
+
+    def part(name, title, tests, environment=None, lacking=missing):
+        # Of other versions of libraries than ours, a new warning is no failure.
+        words = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", *tests)
+        return Part(
+            name,
+            Kind.TESTS,
+            title,
+            words,
+            seconds=60,
+            environment=environment or {},
+            missing=lacking,
+        )
+
+    exact, rounded, resumed = _REHEARSED if rehearse else (_EXACT, _ROUNDED, _RESUMED)
+    no_float64 = "a TPU has no float64" if platform == "tpu" else ""
+    deterministic = _DETERMINISTIC if platform == "gpu" else {}
+    found = [
+        part("float64", "parity in float64, invariance", exact, lacking=missing or no_float64),
+        part("float32", "parity in float32, several steps a dispatch", rounded),
+        part("resume", "resuming bit for bit", resumed, deterministic),
+    ]
+    if platform != "cpu":
+        title = "parity in float32, products not rounded"
+        found.insert(2, part("float32_unrounded", title, _ROUNDED[:1], _UNROUNDED))
+    return found
+
+
+def _speeds(facts: Mapping[str, Any], rehearse: bool) -> list[Part]:
+    platform = facts["platform"]
+    torch = facts["versions"].get("torch", "+none")
+    plays = not torch.endswith("+none") and (
+        platform == "cpu" or (platform == "gpu" and not torch.endswith("+cpu"))
+    )
+    against = ("--against=torch",) if plays else ()
+    shared = _SHARED if platform == "gpu" else {}
+
+    def part(name, title, words, seconds):
+        words = ("-m", "adadfq_jax", "benchmark", *words, *against, "--json")
+        return Part(name, Kind.SPEED, title, words, seconds, environment=shared)
+
+    small = "--config=cifar10_resnet20:w4a4"
+    large = ("--config=teacher:w4a4", "--config.teacher.architecture=resnet18")
+    if rehearse:
+        network = ("--config.teacher.architecture=resnet8_cifar", "--config.teacher.image_size=8")
+        return [
+            part(name, title, (small, *network, "--steps=1", "--rounds=1", *more), 60)
+            for name, title, more in (
+                ("speed_16", "ResNet-8, 8 pixels, batch 16", ()),
+                ("speed_64", "ResNet-8, 8 pixels, batch 64", ("--config.batch_size=64",)),
+            )
+        ]
+    # On a CPU a step at 224 pixels takes seconds.
+    slow = platform == "cpu"
+    batch, steps = (8, 1) if slow else (16, 10)
+    whole = "--parts=false"
+    return [
+        part("speed_16", "ResNet-20, 32 pixels, batch 16", (small, "--steps=20"), 90),
+        part(
+            "speed_64",
+            "ResNet-20, 32 pixels, batch 64",
+            (small, "--config.batch_size=64", f"--steps={3 if slow else 20}", whole),
+            60,
+        ),
+        part(
+            "speed_224",
+            f"ResNet-18, 224 pixels, batch {batch}",
+            (*large, f"--config.batch_size={batch}", f"--steps={steps}", whole),
+            120,
+        ),
+    ]
+
+
+def _run(name, title, words: Sequence[str], workdir: Path, seconds, steps, **more) -> Part:
+    words = ("-m", "adadfq_jax", "quantize", *words, f"--workdir={workdir / name}")
+    return Part(name, Kind.RUN, title, words, seconds, steps, **more)
+
+
+def _runs(workdir: Path, teacher: Path | None, images: Path | None) -> list[Part]:
+    given = [f"--config.teacher.path={teacher}"]
+    if images is not None:
+        source = "folder" if images.is_dir() else "npz"
+        given += [f"--config.data.source={source}", f"--config.data.path={images}"]
+    missing = "" if teacher else "needs a teacher: --teacher=FILE"
+
+    def run(bits):
+        words = (f"--config=teacher:{bits}", *given, _every(_EPOCHS))
+        steps = _EPOCHS * _STEPS_PER_EPOCH
+        return _run(bits, f"AdaDFQ, {bits}", words, workdir, 120, steps, missing=missing)
+
+    plus = (
+        "--config=teacher:w3a3",
+        *given,
+        "--config.game.method=adadfq_plus",
+        f"--config.epochs={_PLUS_EPOCHS}",
+        "--config.calibration_epochs=2",
+        "--config.warmup_epochs=2",
+        _every(_PLUS_EPOCHS),
+    )
+    steps = _PLUS_EPOCHS * _STEPS_PER_EPOCH
+    title = "the plus, w3a3"
+    return [
+        run("w3a3"),
+        _run("w3a3_plus", title, plus, workdir, 150, steps, cost=2.0, missing=missing),
+        run("w4a4"),
+        run("w5a5"),
+    ]
+
+
+def _every(epochs: int) -> str:
+    return f"--config.evaluation.every_epochs={epochs // _EVALUATIONS}"
+
+
+def _rehearsed_runs(workdir: Path) -> list[Part]:
+    schedule = ("steps_per_epoch=2", "epochs=3", "calibration_epochs=1", "warmup_epochs=1")
+    few = [f"--config.{field}" for field in (*schedule, "evaluation.generated_images=16")]
+
+    def run(name, title, bits, *more):
+        words = (f"--config=digits_resnet20:{bits}", *few, *more)
+        return _run(name, title, words, workdir, 90, steps=6)
+
+    return [
+        run("w3a3", "AdaDFQ, w3a3", "w3a3"),
+        run("w3a3_plus", "the plus, w3a3", "w3a3", "--config.game.method=adadfq_plus"),
+        run("w4a4", "AdaDFQ, w4a4", "w4a4"),
+    ]
+
+
+def _forecast(facts: Mapping[str, Any]) -> Part:
+    topology = topology_of(facts["kind"], TOPOLOGIES)
+    words = ("-m", "adadfq_jax", "precompile", "--config=cifar10_resnet20:w4a4")
+    return Part(
+        "forecast",
+        Kind.FORECAST,
+        "the compiler's forecast, ResNet-20, batch 16",
+        (*words, f"--topology={topology}", "--json"),
+        seconds=90,
+        missing="" if topology else f"`adadfq precompile` knows no topology of {facts['kind']}",
+    )
+
+
+def topology_of(kind: str, known: Sequence[str]) -> str | None:
+    """Returns the topology that stands for one device, or the smallest slice, of a kind.
+
+    Args:
+      kind: a device's kind as JAX tells it, such as "NVIDIA H200" or "TPU v5 lite".
+      known: names of topologies, such as "h200" or "v5e:2x2", of each device the smallest first.
+    """
+    plain = kind.lower().replace(" lite", "e").replace(" ", "")
+    names = {name.partition(":")[0]: name for name in reversed(known)}
+    fitting = [name for name in names if name in plain]
+    return names[max(fitting, key=len)] if fitting else None
