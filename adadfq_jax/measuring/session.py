@@ -111,9 +111,7 @@ def measure(
     record = _read(output / MEASURED)
     if minutes == 0:
         if record is None:
-            raise ConfigError(
-                f"nothing is measured yet in {str(output)!r}; --minutes=0 only reads."
-            )
+            raise ConfigError(f"nothing is measured in {str(output)!r}, which --minutes=0 reads.")
         return record
     given = {
         "teacher": _file(teacher, "--teacher", ".safetensors"),
