@@ -147,6 +147,7 @@ def make_small_config():
     config.steps_per_epoch = 3
     config.calibration_epochs, config.warmup_epochs, config.epochs = 1, 2, 4
     config.devices = 1
+    config.steps_per_dispatch = 1  # as on CPUs by default: tests stop after single steps
     config.log_every_steps = 1
     config.evaluation.generated_images = 40
     return config

@@ -7,6 +7,7 @@ import datetime
 import importlib.metadata
 import json
 import platform
+import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ SOURCE = Path(__file__).parents[2]
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch")
 _COMMIT = ("git", "-C", str(SOURCE), "describe", "--always", "--dirty", "--exclude=*")
-_DRIVER = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+_CARD = ("nvidia-smi", "--query-gpu=driver_version,memory.total", "--format=csv,noheader,nounits")
 
 
 def facts() -> dict[str, Any]:
@@ -34,19 +35,27 @@ def facts() -> dict[str, Any]:
       not tell; `date`.
     """
     devices = jax.devices()
+    driver, card_memory = _card()
     return {
         "platform": devices[0].platform,
         "kind": devices[0].device_kind,
         "devices": len(devices),
-        "memory": memory.memory_bytes(devices[0], len(devices)),
+        # Of a card JAX says only what it takes of it.
+        "memory": card_memory or memory.memory_bytes(devices[0], len(devices)),
         "runtime": devices[0].client.platform_version.splitlines()[0],
-        "driver": _said(_DRIVER),
+        "driver": driver,
         "processor": processor()["processor"],
         "cores": machine.cores(),
         "versions": {"python": platform.python_version()} | _versions(),
         "commit": _said(_COMMIT),
         "date": datetime.date.today().isoformat(),
     }
+
+
+def _card() -> tuple[str | None, int | None]:
+    """Returns the driver and the memory in bytes of an NVIDIA card; None where there is none."""
+    found = re.fullmatch(r"([\d.]+), (\d+)", _said(_CARD) or "")
+    return (found[1], int(found[2]) * 2**20) if found else (None, None)
 
 
 def _versions() -> dict[str, str]:

@@ -123,10 +123,10 @@ def _forecast(entries: Mapping[str, Mapping[str, Any]]) -> str:
         [what, *("" if value is None else form(value) for value in (first, second))]
         for what, first, second, form in rows
     ]
-    said = "" if "result" in entry else f"\n\nThe forecast: {_why(entry)}."
-    topology = foretold.get("topology", "forecast")
-    table = _table((entry["title"].rpartition("forecast, ")[2], topology, "here"), lines)
-    return f"### Forecast\n\n{table}{said}\n\n{_commands(found)}"
+    network = entry["title"].rpartition("forecast, ")[2]
+    table = _table((network, foretold.get("topology", "forecast"), "here"), lines)
+    below = _commands(found) if "result" in entry else f"The forecast: {_why(entry)}."
+    return f"### Forecast\n\n{table}\n\n{below}"
 
 
 def _runs(entries: Mapping[str, Mapping[str, Any]]) -> str:

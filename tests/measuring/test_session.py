@@ -127,7 +127,7 @@ def machine(tmp_path):
 
 
 ALL = (
-    *("float64", "float32", "float32_unrounded", "resume", "speed_16", "speed_64", "speed_224"),
+    *("parity", "parity_unrounded", "same", "speed_16", "speed_64", "speed_224"),
     *("w3a3", "w3a3_plus", "w4a4", "w5a5", "forecast"),
 )
 
@@ -142,7 +142,7 @@ def test_with_time_all_is_measured_in_order_and_once(machine):
     assert entries["w3a3"]["steps"] == 80_000
     assert entries["w3a3"]["steps_per_second"] == 500
     assert entries["w3a3"]["result"]["top1"] == 0.88
-    assert entries["float64"]["result"][1] == {
+    assert entries["parity"]["result"][1] == {
         **{"name": "two", "outcome": "failure", "seconds": 2.0, "message": "it | differs"},
     }
     machine.measure()
@@ -159,7 +159,7 @@ def test_what_does_not_fit_is_left_out_and_what_fits_after_it_is_not(machine):
         "w5a5",
         "forecast",
     ]
-    assert entries["w4a4"]["why"] == "needs about 2.9 min, 2.1 min were left"
+    assert entries["w4a4"]["why"] == "needs about 2.9 min, 2.2 min were left"
     assert machine.now <= 7 * 60
     machine.measure(minutes=7)
     assert machine.ran == ["w4a4", "w5a5"]
@@ -177,20 +177,28 @@ def test_all_ends_in_time_and_a_run_that_was_cut_goes_on(machine):
 
 
 def test_what_failed_says_why_and_is_tried_again_and_what_diverged_is_not(machine):
-    machine.codes = {"speed_64": 2, "w3a3": 3, "float32": 1, "resume": 2}
+    machine.codes = {"speed_64": 2, "w3a3": 3, "parity_unrounded": 1, "same": 2}
     entries = machine.measure()
     statuses = {name: entries[name]["status"] for name in machine.codes}
     assert statuses == {
-        **{"speed_64": "failed", "w3a3": "diverged", "float32": "failed", "resume": "failed"}
+        **{
+            "speed_64": "failed",
+            "w3a3": "diverged",
+            "parity_unrounded": "failed",
+            "same": "failed",
+        }
     }
     assert entries["speed_64"]["output"].endswith("words")
     assert entries["speed_64"]["code"] == 2
-    assert [test["outcome"] for test in entries["float32"]["result"]] == ["passed", "failure"]
-    assert "result" not in entries["resume"]  # which is pytest's own failure
+    assert [test["outcome"] for test in entries["parity_unrounded"]["result"]] == [
+        "passed",
+        "failure",
+    ]
+    assert "result" not in entries["same"]  # which is pytest's own failure
     assert entries["w3a3"]["steps"] == 600
     machine.codes = {}
     machine.measure()
-    assert machine.ran == ["float32", "resume", "speed_64"]
+    assert machine.ran == ["parity_unrounded", "same", "speed_64"]
 
 
 def test_parts_by_name(machine):
@@ -205,7 +213,7 @@ def test_a_signal_ends_it_after_what_was_measured_is_written(machine):
     machine.stop = signal.SIGTERM
     with pytest.raises(StoppedError, match="stopped by SIGTERM; what was measured is in"):
         machine.measure()
-    assert list(machine.entries()) == ["float64"]
+    assert list(machine.entries()) == ["parity"]
 
 
 def test_the_plan_is_told_and_nothing_is_run(machine):
@@ -220,7 +228,7 @@ def test_the_plan_is_told_and_nothing_is_run(machine):
 def test_without_a_teacher_runs_are_not_measured(tmp_path):
     missing = {part.name: part.missing for part in parts(MACHINE, tmp_path)}
     assert missing["w3a3"] == missing["w3a3_plus"] == "needs a teacher: --teacher=FILE"
-    assert missing["speed_16"] == missing["float64"] == ""
+    assert missing["speed_16"] == missing["parity"] == ""
 
 
 @pytest.mark.parametrize(
@@ -247,7 +255,7 @@ def test_commands_are_those_of_a_person(machine):
         "adadfq quantize --config=teacher:w3a3 --config.teacher.path=t.safetensors "
         "--config.evaluation.every_epochs=20 --workdir=w3a3"
     )
-    assert commands["resume"].startswith("XLA_FLAGS=--xla_gpu_deterministic_ops=true pytest -q ")
+    assert commands["same"].startswith("XLA_FLAGS=--xla_gpu_deterministic_ops=true pytest -q ")
 
 
 KNOWN = ("v5e:2x2", "v5e:4x4", "v4:2x2x1", "h200", "h200:1x8", "a100", "rtx4090")
@@ -292,7 +300,7 @@ def test_tables_of_what_was_measured(machine):
         "| AdaDFQ, w4a4 | 600 |  | **diverged** | 85.00 |  | 500.0 |  |",
         "| AdaDFQ, w5a5 |  |  | not measured, not wanted |  |  |  |  |",
         "| 600 | 85.00 | 70.00% | 0.40 |",
-        "| resuming bit for bit | `two` | failure: it ¦ differs | 2 s |",
+        "| bit for bit | `two` | failure: it ¦ differs | 2 s |",
         "adadfq quantize --config=teacher:w3a3 --config.teacher.path=t.safetensors "
         "--config.evaluation.every_epochs=20 --workdir=w3a3",
     ):
