@@ -7,6 +7,8 @@ measures again.
 import dataclasses
 import enum
 import importlib.util
+import itertools
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -254,7 +256,7 @@ def topology_of(kind: str, known: Sequence[str]) -> str | None:
       kind: a device's kind as JAX tells it, such as "NVIDIA H200" or "TPU v5 lite".
       known: names of topologies, such as "h200" or "v5e:2x2", of each device the smallest first.
     """
-    plain = kind.lower().replace(" lite", "e").replace(" ", "")
-    names = {name.partition(":")[0]: name for name in reversed(known)}
-    fitting = [name for name in names if name in plain]
-    return names[max(fitting, key=len)] if fitting else None
+    words = re.findall(r"\w+", kind.lower().replace(" lite", "e"))
+    # Also of two words, as in "RTX 4090"; an L40 is no L4.
+    words += [first + second for first, second in itertools.pairwise(words)]
+    return next((name for name in known if name.partition(":")[0] in words), None)

@@ -117,7 +117,7 @@ def _forecast(entries: Mapping[str, Mapping[str, Any]]) -> str:
         ("memory of a step", foretold.get("needed"), measured.get("peak_bytes"), _megabytes),
         ("FLOP of a step", foretold.get("flops"), measured.get("flops_per_step"), _gigaflop),
         ("time of a step", foretold.get("seconds"), step, _time),
-        ("kernels of a step", kernels and sum(kernels.values()), None, lambda n: f"{n:.0f}"),
+        ("kernels of a step", kernels and sum(kernels.values()), None, "{:.0f}".format),
     )
     lines = [
         [what, *("" if value is None else form(value) for value in (first, second))]

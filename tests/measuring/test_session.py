@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adadfq_jax.errors import ConfigError, StoppedError
-from adadfq_jax.measuring import session
+from adadfq_jax.measuring import facts, session
 from adadfq_jax.measuring.parts import Kind, Part, parts, topology_of
 from adadfq_jax.measuring.session import Ended, Session, outcomes, run_process
 from adadfq_jax.measuring.tables import tables
@@ -258,7 +258,7 @@ def test_commands_are_those_of_a_person(machine):
     assert commands["same"].startswith("XLA_FLAGS=--xla_gpu_deterministic_ops=true pytest -q ")
 
 
-KNOWN = ("v5e:2x2", "v5e:4x4", "v4:2x2x1", "h200", "h200:1x8", "a100", "rtx4090")
+KNOWN = ("v5e:2x2", "v5e:4x4", "v4:2x2x1", "l4", "h200", "h200:1x8", "a100", "rtx4090")
 
 
 @pytest.mark.parametrize(
@@ -269,6 +269,8 @@ KNOWN = ("v5e:2x2", "v5e:4x4", "v4:2x2x1", "h200", "h200:1x8", "a100", "rtx4090"
         ("NVIDIA GeForce RTX 4090", "rtx4090"),
         ("TPU v5 lite", "v5e:2x2"),
         ("TPU v4", "v4:2x2x1"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA L40S", None),
         ("cpu", None),
     ],
 )
@@ -370,7 +372,8 @@ def test_outcomes_of_an_error_and_a_skip():
     assert [test["outcome"] for test in outcomes(text + "</testcase></s>")] == ["error", "skipped"]
 
 
-def test_what_cannot_be_used(tmp_path, sentence):
+def test_what_cannot_be_used(tmp_path, sentence, monkeypatch):
+    monkeypatch.setattr(session, "_facts", lambda *_: dict(MACHINE))
     output = tmp_path / "out"
     (tmp_path / "t.pth").write_text("")
     for flags, wanted in (
@@ -385,7 +388,8 @@ def test_what_cannot_be_used(tmp_path, sentence):
         assert not output.exists()
 
 
-def test_a_folder_of_others_is_left_alone(tmp_path, sentence):
+def test_a_folder_of_others_is_left_alone(tmp_path, sentence, monkeypatch):
+    monkeypatch.setattr(session, "_facts", lambda *_: MACHINE | {"kind": "Card 1"})
     file = tmp_path / session.MEASURED
     words = ["measure", f"--output={tmp_path}", "--platform=cpu", "--dry-run"]
     file.write_text("{}")
@@ -393,7 +397,7 @@ def test_a_folder_of_others_is_left_alone(tmp_path, sentence):
     record = {"machine": MACHINE, "rehearsal": False, "parts": {}}
     file.write_text(json.dumps(record))
     said = sentence(words)
-    assert "holds the measurements of 1 x Card 9000, and this is" in said
+    assert "holds the measurements of 1 x Card 9000, and this is 1 x Card 1;" in said
     assert json.loads(file.read_text()) == record
 
 
@@ -402,6 +406,24 @@ def test_a_platform_that_is_not_here(tmp_path, sentence, monkeypatch):
     said = sentence(["measure", f"--output={tmp_path}/out", "--platform=tpu"])
     assert "JAX finds no tpu on this machine: " in said
     assert "--platform=cpu measures the processor." in said
+
+
+def test_what_this_machine_is(monkeypatch):
+    card = "580.159.03, 143771"
+    monkeypatch.setattr(facts, "_said", lambda command: card if "nvidia-smi" in command else None)
+    found = facts.facts()
+    assert (found["platform"], found["devices"], found["commit"]) == ("cpu", 4, None)
+    assert (found["driver"], found["memory"]) == ("580.159.03", 143771 * 2**20)
+    assert {"python", "jax", "jaxlib", "torch"} <= set(found["versions"])
+    assert found.keys() == MACHINE.keys() | {"runtime"}
+    monkeypatch.setattr(facts, "_said", lambda command: None)
+    assert facts.facts()["driver"] is None
+
+
+def test_a_program_that_is_missing_or_fails_says_nothing():
+    assert facts._said(("no-such-program",)) is None
+    assert facts._said(("false",)) is None
+    assert facts._said(("echo", "a word")) == "a word"
 
 
 def test_python_is_this_one(tmp_path):
