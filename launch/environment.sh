@@ -269,13 +269,14 @@ use_wheels() {
     export PYTHONPATH
     # shellcheck disable=SC2086 # words
     missing=$("$python" -c '
-import importlib.util, sys
-def lacks(name):
+import importlib, sys
+missing = set()
+for name in sys.argv[1:]:
     try:
-        return importlib.util.find_spec(name) is None
-    except ModuleNotFoundError:  # the package that it is in
-        return True
-print(*filter(lacks, sys.argv[1:]))' $imported)
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:  # it, or what it imports
+        missing.add(error.name)
+print(*sorted(missing))' $imported)
     [ -z "$missing" ] ||
-        fail "$python lacks $(echo "$missing" | sed 's/ /, /g'): lay their wheels, and those that they need, into '$wheels'."
+        fail "$python lacks $(echo "$missing" | sed 's/ /, /g'): lay their wheels into '$wheels'."
 }

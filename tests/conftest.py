@@ -34,7 +34,7 @@ GROUPS = {
     "kills": "runs that are stopped or killed again and again",
     "mutations": "thousands of damaged checkpoints",
     "real_data": "the real CIFAR-10 teacher and its test images",
-    "packages": "networks of timm and torchvision; the installed wheel; the notebook",
+    "packages": "networks of timm and torchvision; the installed wheel; the notebook; a rehearsal",
     "engines": "ONNX files in OpenVINO and in old versions of onnxruntime, and their speed",
 }
 

@@ -293,11 +293,23 @@ def test_a_measurement_without_a_network_says_what_it_lacks(tmp_path, problem):
     said = {
         "no_folder": "there is no folder",
         "too_old": "needs Python 3.11 or newer",
-        "missing": "missing lacks grain, ml_collections: lay their wheels",
+        "missing": "missing lacks grain, ml_collections: lay their wheels into",
     }
     assert (done.returncode, done.stdout) == (2, "")
     assert said[problem] in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_what_a_package_needs_is_missing_too(tmp_path):
+    (tmp_path / "grain.py").write_text("import no_such_package")
+    done = run(
+        ROOT / "launch" / "gpu_measure.sh",
+        f"--wheels={tmp_path}",
+        PYTHON=sys.executable,
+        PYTHONPATH=str(tmp_path),
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{sys.executable} lacks no_such_package: lay their wheels into" in done.stderr
 
 
 def test_a_measurement_runs_in_the_interpreter_that_is_there(tmp_path):
