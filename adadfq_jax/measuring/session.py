@@ -4,6 +4,7 @@ Called again, it goes on: what was measured stays, a run that was cut is resumed
 tried again.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -23,6 +24,7 @@ from adadfq_jax.measuring.budget import seconds_needed
 from adadfq_jax.measuring.facts import SOURCE
 from adadfq_jax.measuring.parts import Kind, Part, parts
 from adadfq_jax.storage.files import make_folder, on_a_disk, refuse_foreign, write_whole
+from adadfq_jax.storage.ownership import own
 from adadfq_jax.training.metric_log import read_log
 from adadfq_jax.training.result import read_result
 from adadfq_jax.training.workdir import read_json
@@ -97,19 +99,20 @@ def measure(
 
     Returns:
       What the file holds: `machine`, as `facts.facts` returns it; `rehearsal`; and `parts`, by name
-      a dict with `title`, `kind`, `command` and `status`: done, diverged, failed, cut, or left out,
-      with the reason in `why`. What was begun has `seconds`, `output` and, where there is one, its
-      `result`; a run has `steps` and `steps_per_second`.
+      a dict with `title`, `kind`, `command`, `commit` and `status`: done, diverged, failed, cut, or
+      left out, with the reason in `why`. What was measured has `seconds` and its `result`, a run
+      `steps`, `steps_per_second` and `evaluations` too; what was not done, its `code` and `output`.
 
     Raises:
       ConfigError: an argument cannot be used, the folder holds the measurements of another machine,
         or JAX does not find the platform.
+      WorkdirInUseError: another process measures there.
       StoppedError: `should_stop` returned a signal; what was measured is written.
     """
     began = time.monotonic()
     output, workdir = (on_a_disk(path).absolute() for path in (output, workdir))
-    record = _read(output / MEASURED)
     if minutes == 0:
+        record = _read(output / MEASURED)
         if record is None:
             raise ConfigError(f"nothing is measured in {str(output)!r}, which --minutes=0 reads.")
         return record
@@ -125,24 +128,27 @@ def measure(
     def run(words, variables, said, seconds):
         return run_process(words, environment | dict(variables), said, seconds, should_stop)
 
-    machine = _facts(run, workdir, platform)
-    machine["commit"] = machine["commit"] or commit
-    _check_same(record, machine, rehearse, output)
-    session = Session(
-        parts=parts(machine, workdir, **given, rehearse=rehearse),
-        record={"machine": machine, "rehearsal": rehearse, "parts": {}} | (record or {}),
-        path=output / MEASURED,
-        workdir=workdir,
-        deadline=None if minutes is None else began + 60 * minutes,
-        run=run,
-        should_stop=should_stop,
-    )
-    session.choose(wanted)
-    if dry_run:
-        session.tell_plan()
-    else:
-        make_folder(output)
-        session.measure()
+    # Of two sessions at a time each would slow the other, and write over what it measured.
+    with contextlib.closing(own(workdir)):
+        machine = _facts(run, workdir, platform)
+        machine["commit"] = machine["commit"] or commit
+        record = _read(output / MEASURED)
+        _check_same(record, machine, rehearse, output)
+        session = Session(
+            parts=parts(machine, workdir, **given, rehearse=rehearse),
+            record={"parts": {}} | (record or {}) | {"machine": machine, "rehearsal": rehearse},
+            path=output / MEASURED,
+            workdir=workdir,
+            deadline=None if minutes is None else began + 60 * minutes,
+            run=run,
+            should_stop=should_stop,
+        )
+        session.choose(wanted)
+        if dry_run:
+            session.tell_plan()
+        else:
+            make_folder(output)
+            session.measure()
     return session.record
 
 
@@ -294,7 +300,12 @@ class Session:
         self.say(f"{part.name}: {entry['status']} after {ended.seconds:.0f} s")
 
     def _write(self, part: Part, entry: dict[str, Any]) -> None:
-        about = {"title": part.title, "kind": part.kind.value, "command": part.command}
+        about = {
+            "title": part.title,
+            "kind": part.kind.value,
+            "command": part.command,
+            "commit": self.record["machine"]["commit"],
+        }
         self.entries[part.name] = about | entry
         order = {part.name: index for index, part in enumerate(self.parts)}
         self.record["parts"] = dict(

@@ -22,7 +22,7 @@ def tables(record: Mapping[str, Any]) -> str:
     rehearsal = "\n\n**A rehearsal**: small networks, a few steps." if record["rehearsal"] else ""
     entries = record["parts"]
     sections = [
-        f"## {title}\n\n{_about(machine)}{rehearsal}",
+        f"## {title}\n\n{_about(machine, entries)}{rehearsal}",
         _speeds(_of(entries, Kind.SPEED)),
         _forecast(entries),
         _runs(_of(entries, Kind.RUN)),
@@ -35,14 +35,16 @@ def _of(entries: Mapping[str, Any], kind: Kind) -> dict[str, dict[str, Any]]:
     return {name: entry for name, entry in entries.items() if entry["kind"] == kind.value}
 
 
-def _about(machine: Mapping[str, Any]) -> str:
+def _about(machine: Mapping[str, Any], entries: Mapping[str, Mapping[str, Any]]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     memory = "" if machine["memory"] is None else f", {machine['memory'] / 1e9:.1f} GB each"
     driver = f", driver {machine['driver']}" if machine["driver"] else ""
-    commit = f"Commit {machine['commit']}" if machine["commit"] else "Commit unknown"
+    # Of what was begun: the source may have changed since.
+    known = [entry["commit"] for entry in entries.values() if entry["status"] != "left out"]
+    commit = " and ".join(dict.fromkeys(filter(None, known))) or "unknown"
     return (
         f"{machine['devices']} x {machine['kind']}{memory}{driver}; {machine['cores']} cores "
-        f"({machine['processor']}); {versions}. {commit}, {machine['date']}."
+        f"({machine['processor']}); {versions}. Commit {commit}, {machine['date']}."
     )
 
 

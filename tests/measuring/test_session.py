@@ -1,5 +1,6 @@
 """A session with processes and a clock of ours: what it measures, leaves out, keeps and resumes."""
 
+import contextlib
 import json
 import signal
 import sys
@@ -12,6 +13,7 @@ from adadfq_jax.measuring import facts, session
 from adadfq_jax.measuring.parts import Kind, Part, parts, topology_of
 from adadfq_jax.measuring.session import Ended, Session, outcomes, run_process
 from adadfq_jax.measuring.tables import tables
+from adadfq_jax.storage.ownership import own
 from tests.conftest import make_result
 
 MACHINE = {
@@ -286,10 +288,11 @@ def test_tables_of_what_was_measured(machine):
     machine.measure(wanted=[name for name in ALL if name != "w5a5"])
     record = json.loads((machine.path / session.MEASURED).read_text())
     record["machine"]["kind"] = kind
+    record["parts"]["w3a3"]["commit"] = "def5678"
     text = tables(record)
     for line in (
         "## 1 x NVIDIA H200",
-        "jax 0.11.2, torch 2.11.0+cu130. Commit abc1234, 2026-11-29.",
+        "jax 0.11.2, torch 2.11.0+cu130. Commit abc1234 and def5678, 2026-11-29.",
         "| ResNet-20, 32 pixels, batch 16 | 2 ms | 2 ms | 2 ms | 1.50, 1.25 | 6000 | 20% | 33 s |",
         "| ResNet-20, 32 pixels, batch 64 | not measured, failed: words |  |  |  |  |  |  |",
         "| generator | 1 ms |  |",
@@ -399,6 +402,12 @@ def test_a_folder_of_others_is_left_alone(tmp_path, sentence, monkeypatch):
     said = sentence(words)
     assert "holds the measurements of 1 x Card 9000, and this is 1 x Card 1;" in said
     assert json.loads(file.read_text()) == record
+
+
+def test_two_sessions_at_a_time(tmp_path, sentence):
+    with contextlib.closing(own(tmp_path)):
+        said = sentence(["measure", f"--output={tmp_path}/out", f"--workdir={tmp_path}"])
+    assert "in use" in said
 
 
 def test_a_platform_that_is_not_here(tmp_path, sentence, monkeypatch):
