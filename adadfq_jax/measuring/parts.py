@@ -148,9 +148,10 @@ def _speeds(facts: Mapping[str, Any], rehearse: bool) -> list[Part]:
         words = ("-m", "adadfq_jax", "benchmark", *words, *against, "--json")
         return Part(name, Kind.SPEED, title, words, seconds, environment=shared)
 
+    small = "--config=cifar10_resnet20:w4a4"
     if rehearse:
         network = ("--config.teacher.architecture=resnet8_cifar", "--config.teacher.image_size=8")
-        words = ("--config=teacher:w4a4", *network, "--steps=1", "--rounds=1")
+        words = (small, *network, "--steps=1", "--rounds=1")
         return [
             part(name, title, (*words, *more), 60)
             for name, title, more in (
@@ -158,7 +159,6 @@ def _speeds(facts: Mapping[str, Any], rehearse: bool) -> list[Part]:
                 ("speed_64", "ResNet-8, 8 pixels, batch 64", ("--config.batch_size=64",)),
             )
         ]
-    small = "--config=cifar10_resnet20:w4a4"
     large = ("--config=teacher:w4a4", "--config.teacher.architecture=resnet18")
     # On a CPU a step at 224 pixels takes seconds.
     slow = platform == "cpu"
