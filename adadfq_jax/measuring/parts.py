@@ -77,6 +77,10 @@ _DISPATCHES = ("tests/training/test_quantize.py::test_several_steps_a_dispatch_a
 _DEVICES = ("tests/game/test_step.py::test_four_devices_play_the_game_of_one[adadfq]",)
 _RESUMED = ("tests/training/test_quantize.py::test_stopped_and_resumed_is_uninterrupted",)
 
+# The steps that are timed; in a rehearsal, of a small network.
+_TIMED = "--config=cifar10_resnet20:w4a4"
+_SMALL = ("--config.teacher.architecture=resnet8_cifar", "--config.teacher.image_size=8")
+
 # Else sums on a GPU may change their order from run to run.
 _DETERMINISTIC = {"XLA_FLAGS": "--xla_gpu_deterministic_ops=true"}
 # By default a GPU and a TPU round the factors of products of float32.
@@ -104,7 +108,7 @@ def parts(
     """
     found = [*_tests(facts, rehearse), *_speeds(facts, rehearse)]
     found += _rehearsed_runs(workdir) if rehearse else _runs(workdir, teacher, images)
-    return (*found, _forecast(facts))
+    return (*found, _forecast(facts, rehearse))
 
 
 def _tests(facts: Mapping[str, Any], rehearse: bool) -> list[Part]:
@@ -148,10 +152,8 @@ def _speeds(facts: Mapping[str, Any], rehearse: bool) -> list[Part]:
         words = ("-m", "adadfq_jax", "benchmark", *words, *against, "--json")
         return Part(name, Kind.SPEED, title, words, seconds, environment=shared)
 
-    small = "--config=cifar10_resnet20:w4a4"
     if rehearse:
-        network = ("--config.teacher.architecture=resnet8_cifar", "--config.teacher.image_size=8")
-        words = (small, *network, "--steps=1", "--rounds=1")
+        words = (_TIMED, *_SMALL, "--steps=1", "--rounds=1")
         return [
             part(name, title, (*words, *more), 60)
             for name, title, more in (
@@ -165,11 +167,11 @@ def _speeds(facts: Mapping[str, Any], rehearse: bool) -> list[Part]:
     batch, steps = (8, 1) if slow else (16, 10)
     whole = "--parts=false"
     return [
-        part("speed_16", "ResNet-20, 32 pixels, batch 16", (small, "--steps=20"), 90),
+        part("speed_16", "ResNet-20, 32 pixels, batch 16", (_TIMED, "--steps=20"), 90),
         part(
             "speed_64",
             "ResNet-20, 32 pixels, batch 64",
-            (small, "--config.batch_size=64", f"--steps={3 if slow else 20}", whole),
+            (_TIMED, "--config.batch_size=64", f"--steps={3 if slow else 20}", whole),
             60,
         ),
         part(
@@ -235,14 +237,14 @@ def _rehearsed_runs(workdir: Path) -> list[Part]:
     ]
 
 
-def _forecast(facts: Mapping[str, Any]) -> Part:
+def _forecast(facts: Mapping[str, Any], rehearse: bool) -> Part:
     topology = topology_of(facts["kind"], TOPOLOGIES)
-    words = ("-m", "adadfq_jax", "precompile", "--config=cifar10_resnet20:w4a4")
+    words = ("-m", "adadfq_jax", "precompile", _TIMED, *_SMALL * rehearse)
     words += (f"--topology={topology}", "--json")
     return Part(
         "forecast",
         Kind.FORECAST,
-        "the compiler's forecast, ResNet-20, batch 16",
+        f"the compiler's forecast, ResNet-{8 if rehearse else 20}, batch 16",
         words,
         seconds=90,
         missing="" if topology else f"`adadfq precompile` knows no topology of {facts['kind']}",

@@ -88,7 +88,10 @@ def _speeds(entries: Mapping[str, Mapping[str, Any]]) -> str:
         )
         if result["parts"]:
             parts += f"\n\n{entry['title']}, each part alone:\n\n{_step_parts(result['parts'])}"
-    return f"### Speed\n\n{_table(heading, lines)}\n\n{_commands(entries)}{parts}"
+    loads = [entry["result"] for entry in entries.values() if "result" in entry]
+    busy = max((result["load"] for result in loads if result["load"] > result["cores"]), default=0)
+    note = f"\n\nThe machine was busy (load {busy:.1f}): times are too long." if busy else ""
+    return f"### Speed\n\n{_table(heading, lines)}{note}\n\n{_commands(entries)}{parts}"
 
 
 def _step_parts(parts: Mapping[str, float]) -> str:

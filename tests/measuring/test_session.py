@@ -30,6 +30,8 @@ MACHINE = {
 }
 TIMES = {"median_s": 0.002, "p10_s": 0.001, "p90_s": 0.003}
 SPEED = {
+    "load": 17.0,
+    "cores": 16,
     "phases": {"play": TIMES},
     "compile_s": 33.0,
     "flops_per_step": 13.1e9,
@@ -295,6 +297,7 @@ def test_tables_of_what_was_measured(machine):
         "jax 0.11.2, torch 2.11.0+cu130. Commit abc1234 and def5678, 2026-11-29.",
         "| ResNet-20, 32 pixels, batch 16 | 2 ms | 2 ms | 2 ms | 1.50, 1.25 | 6000 | 20% | 33 s |",
         "| ResNet-20, 32 pixels, batch 64 | not measured, failed: words |  |  |  |  |  |  |",
+        "The machine was busy (load 17.0): times are too long.",
         "| generator | 1 ms |  |",
         "| student |  | 2 ms to images, 3 ms to weights |",
         "| ResNet-20, batch 16 | h200 | here |",
