@@ -191,3 +191,92 @@ prepare() {
     : >"$stamp"
     : >"$venv/installed-${cuda:-base}-$made_from"
 }
+
+# What a program of this project imports, where no environment was made for it; grain reads images.
+imported="absl etils flax grain jax ml_collections ml_dtypes numpy optax orbax.checkpoint PIL rich safetensors"
+
+# What the scripts say that measure this machine.
+measure_usage() {
+    cat <<TEXT
+usage: $0 [--minutes=N] [--wheels=FOLDER] [--dry-run] [--teacher=FILE] [--images=PATH] ...
+
+  $0 --minutes=30
+  $0 --minutes=8 --wheels=wheels --teacher=resnet20.safetensors --images=test.npz
+  $0 --minutes=0                            prints the tables of what was measured
+  $0 --rehearse --platform=cpu              the same with small networks, to see whether it works
+
+Measures what \`adadfq measure\` measures, in its order, what fits into N minutes, into runs/measured unless
+another --output is given; called again, it goes on. All flags of \`adadfq measure\` are handed on.
+--wheels is for a machine without a network on which JAX is installed: no environment is made, what is
+missing is installed from that folder of .whl files into runs/wheels, and PYTHON is the interpreter.
+--dry-run prints what would be run.
+Environment: PYTHON (the interpreter to start from), ADADFQ_VENV (the environment's folder).
+TEXT
+}
+
+# Measures this machine, and ends the script. Arguments: the platform, the extras of an environment for
+# it, then the flags of the call.
+measure_here() {
+    platform=$1
+    with=$2
+    shift 2
+    wheels="" bare="" dry=""
+    count=$#
+    while [ "$count" -gt 0 ]; do
+        argument=$1
+        shift
+        count=$((count - 1))
+        case "$argument" in
+        -h | --help)
+            measure_usage
+            exit
+            ;;
+        --wheels=*) bare=yes wheels=${argument#*=} ;;
+        --dry-run | --dry_run) dry=yes ;;
+        *) set -- "$@" "$argument" ;;
+        esac
+    done
+    set -- -m adadfq_jax measure --platform="$platform" --output="$root/runs/measured" "$@"
+    if [ -n "$bare" ]; then
+        python="${PYTHON:-python3}"
+        [ -d "$wheels" ] || fail "there is no folder '$wheels': --wheels=FOLDER holds .whl files."
+    fi
+    set -- "$python" "$@"
+    if [ -n "$dry" ]; then
+        [ -z "$bare" ] || echo "$python -m pip install --no-index --no-deps --target $root/runs/wheels $wheels/*.whl"
+        printed "$@"
+        exit
+    fi
+    if [ -n "$bare" ]; then
+        use_wheels
+    else
+        prepare "$with"
+    fi
+    exec "$@"
+}
+
+# Installs the wheels of the folder $wheels for $python, which stays as it is, and checks that nothing
+# is missing.
+use_wheels() {
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
+        fail "needs Python 3.11 or newer; name one with PYTHON=/path/to/python3.11"
+    for wheel in "$wheels"/*.whl; do
+        [ -f "$wheel" ] || break # an empty folder
+        "$python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-compile \
+            --upgrade --target "$root/runs/wheels" "$wheel"
+    done
+    PYTHONPATH="$root:$root/runs/wheels${PYTHONPATH:+:$PYTHONPATH}"
+    export PYTHONPATH
+    # shellcheck disable=SC2086 # words
+    missing=$("$python" -c '
+import importlib, sys
+missing = set()
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:  # it, or what it imports
+        missing.add(error.name)
+print(*sorted(missing))' $imported)
+    [ -z "$missing" ] ||
+        fail "$python lacks $(echo "$missing" | sed 's/ /, /g'): lay their wheels into '$wheels'."
+}

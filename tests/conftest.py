@@ -34,7 +34,7 @@ GROUPS = {
     "kills": "runs that are stopped or killed again and again",
     "mutations": "thousands of damaged checkpoints",
     "real_data": "the real CIFAR-10 teacher and its test images",
-    "packages": "networks of timm and torchvision; the installed wheel; the notebook",
+    "packages": "networks of timm and torchvision; the installed wheel; the notebook; a rehearsal",
     "engines": "ONNX files in OpenVINO and in old versions of onnxruntime, and their speed",
 }
 
@@ -147,6 +147,7 @@ def make_small_config():
     config.steps_per_epoch = 3
     config.calibration_epochs, config.warmup_epochs, config.epochs = 1, 2, 4
     config.devices = 1
+    config.steps_per_dispatch = 1  # as on CPUs by default: tests stop after single steps
     config.log_every_steps = 1
     config.evaluation.generated_images = 40
     return config

@@ -19,6 +19,7 @@ from adadfq_jax.cli import evaluate, main, speed, verbs
 from adadfq_jax.config.checks import validate
 from adadfq_jax.config.fields import default_config, find_field
 from adadfq_jax.exporting import export
+from adadfq_jax.measuring import session
 from adadfq_jax.reporting import write
 from adadfq_jax.teachers import convert
 from adadfq_jax.training import quantize, samples
@@ -176,6 +177,7 @@ def understand(monkeypatch):
         (benchmark, "benchmark"),
         (convert, "convert"),
         (evaluate, "open_network"),
+        (session, "measure"),
         (precompile, "precompile"),
         (quantize, "quantize"),
         (samples, "write_samples"),
@@ -217,6 +219,8 @@ def as_adadfq(words):
         if verb not in ("run", "quantize", "sweep"):
             return None
         return ["sweep" if verb == "sweep" else "quantize", f"--config={rest[0]}", *rest[1:]]
+    if script in ("gpu_measure.sh", "tpu_measure.sh"):
+        return ["measure", "--output=x", *(w for w in rest if not w.startswith("--wheels="))]
     if script not in ("local.sh", "cpu_pod.sh"):
         return None
     rest = [word for word in rest if not word.startswith(("--processes=", "--devices=", "--with="))]
@@ -248,6 +252,7 @@ def test_every_command_is_understood(understand, tmp_path, name, words):
             # A teacher of the reader's is taken to be there.
             theirs = re.compile(r"(--config\.teacher\.path=)(?!gs://).*")
             rest = [theirs.sub(rf"\g<1>{README}", word) for word in words[1:]]
+            rest = [word.replace("=wheels", f"={tmp_path}") for word in rest]
             done = subprocess.run(
                 [ROOT / words[0], *rest, "--dry-run"],
                 env=os.environ | {"ADADFQ_PODS": str(made)},

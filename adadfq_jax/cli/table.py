@@ -302,6 +302,45 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         _overwrite("an earlier report"),
         _CACHE,
     ),
+    "measure": (
+        Flag(
+            "output", "DIR", "folder of what is measured, which measured.json holds", required=True
+        ),
+        Flag(
+            "minutes",
+            "N",
+            "time for all of it; what would take longer is left out, and measured by a later call. "
+            "By default any time; 0 only prints the tables",
+            INTEGER,
+            least=0,
+        ),
+        Flag("teacher", "FILE", "a file of `adadfq convert`, for whole runs of its network"),
+        Flag(
+            "images", "PATH", "their evaluation images: a .npz file, or a folder of class folders"
+        ),
+        Flag("platform", "NAME", "cpu, gpu or tpu; by default what JAX finds"),
+        Flag(
+            "parts",
+            "NAMES",
+            "which to measure, such as speed_16,speed_64; by default all, and --dry-run names them",
+            NAMES,
+            [],
+        ),
+        Flag(
+            "workdir",
+            "DIR",
+            "folder of the runs, from which a later call goes on; by default OUTPUT_runs",
+        ),
+        Flag(
+            "rehearse",
+            "",
+            "measure the same with small networks for a few steps, to see whether it works",
+            SWITCH,
+            False,
+        ),
+        Flag("dry_run", "", "tell what would be measured, and how long it takes", SWITCH, False),
+        Flag("commit", "NAME", "of the source, to note where git cannot tell it"),
+    ),
 }
 
 # One command for each verb, without its name.
@@ -316,4 +355,5 @@ EXAMPLES = {
     "sample": "--workdir=runs/digits --count=1000 --output=images/",
     "sweep": "--config=digits_resnet20 --workdir=runs/sweep --grid='bits=w3a3,w4a4;seed=0..4'",
     "report": "--workdir=runs/digits",
+    "measure": "--output=runs/measured --minutes=10",
 }

@@ -259,6 +259,29 @@ def _report(given: SimpleNamespace) -> None:
     print(f"{'file':<10}{Path(given.workdir, workdir.REPORT)}")
 
 
+def _measure(given: SimpleNamespace) -> None:
+    """measure what this machine does, in a given time, and print it as tables"""
+    from adadfq_jax.measuring import session
+    from adadfq_jax.measuring.tables import tables
+
+    with listening() as received:
+        measured = session.measure(
+            given.output,
+            workdir=given.workdir or f"{given.output}_runs",
+            minutes=given.minutes,
+            teacher=given.teacher,
+            images=given.images,
+            platform=given.platform,
+            wanted=given.parts,
+            rehearse=given.rehearse,
+            dry_run=given.dry_run,
+            commit=given.commit,
+            should_stop=lambda: received[-1],
+        )
+    if not given.dry_run:
+        print(tables(measured), end="")
+
+
 def _stated(given: SimpleNamespace) -> Any:
     """Returns what the flags state of a teacher, as a `Stated`."""
     from adadfq_jax.teachers.normalisation import parse_normalisation
@@ -291,4 +314,5 @@ VERBS: dict[str, Callable[[SimpleNamespace], None]] = {
     "sample": _sample,
     "sweep": _sweep,
     "report": _report,
+    "measure": _measure,
 }

@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import grain
 import numpy as np
 
 from adadfq_jax.data.images import fit
@@ -102,6 +101,10 @@ class Dataset:
         """
         if shard >= len(self):
             return
+        # Not at the top: it is imported for a second, in vain where no image is read, and speed is
+        # measured where it is not installed.
+        import grain
+
         if workers is None:
             workers = min(os.cpu_count() or 1, _LARGEST_POOL) if self.encoded else 0
         pipeline = grain.MapDataset.source(self.records)[shard::shards]

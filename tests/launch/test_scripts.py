@@ -65,7 +65,7 @@ def test_no_configuration_or_name(tmp_path, argv):
     assert not (tmp_path / "venv").exists()
 
 
-@pytest.mark.parametrize("name", ["local.sh", "test.sh", "prepare_data.sh"])
+@pytest.mark.parametrize("name", ["local.sh", "test.sh", "prepare_data.sh", "gpu_measure.sh"])
 @pytest.mark.parametrize("python", ["too_old", "missing"])
 def test_python_too_old_or_missing(tmp_path, name, python):
     write_script(tmp_path / "too_old", "exit 1")
@@ -247,6 +247,77 @@ def test_prepare_data_installs_tensorflow_and_hands_everything_on(environment):
     assert done.returncode == 0, done.stderr
     assert installs(calls)[0].endswith(f"--editable|{ROOT}[tf]")
     assert calls[-1] == "-m|adadfq_jax.data.prepare|" + "|".join(argv)
+
+
+@pytest.mark.parametrize(
+    ("name", "extras"), [("gpu_measure.sh", "test"), ("tpu_measure.sh", "tpu,test")]
+)
+def test_a_measurement_has_an_environment_and_all_flags(environment, name, extras):
+    done, calls = environment(ROOT / "launch" / name, "--minutes=8", "--output=a b")
+    assert done.returncode == 0, done.stderr
+    assert installs(calls)[0].endswith(f"--editable|{ROOT}[{extras}]")
+    assert calls[-1] == (
+        f"-m|adadfq_jax|measure|--platform={name[:3]}|--output={ROOT}/runs/measured|"
+        "--minutes=8|--output=a b"
+    )
+
+
+def test_a_measurement_without_a_network_takes_wheels(environment, tmp_path):
+    wheels = tmp_path / "some wheels"
+    wheels.mkdir()
+    (wheels / "grain-1.whl").touch()
+    argv = (ROOT / "launch" / "gpu_measure.sh", f"--wheels={wheels}", "--minutes=8")
+    done, calls = environment(*argv)
+    assert done.returncode == 0, done.stderr
+    (installed,) = installs(calls)
+    assert "|--no-index|--no-deps|" in installed
+    assert installed.endswith(f"|--target|{ROOT}/runs/wheels|{wheels}/grain-1.whl")
+    assert calls[-1].endswith(f"|measure|--platform=gpu|--output={ROOT}/runs/measured|--minutes=8")
+    assert not (tmp_path / "venv").exists()
+    done, calls = environment(*argv, "--dry-run")
+    assert (done.returncode, calls) == (0, [])
+    assert len(done.stdout.splitlines()) == 2
+
+
+@pytest.mark.parametrize("problem", ["no_folder", "too_old", "missing"])
+def test_a_measurement_without_a_network_says_what_it_lacks(tmp_path, problem):
+    (tmp_path / "wheels").mkdir()
+    write_script(tmp_path / "too_old", "exit 1")
+    # What is asked for a list of packages has a list.
+    write_script(tmp_path / "missing", '[ $# -lt 5 ] || echo "grain ml_collections"')
+    done = run(
+        ROOT / "launch" / "gpu_measure.sh",
+        f"--wheels={tmp_path / ('none' if problem == 'no_folder' else 'wheels')}",
+        PYTHON=str(tmp_path / problem),
+    )
+    said = {
+        "no_folder": "there is no folder",
+        "too_old": "needs Python 3.11 or newer",
+        "missing": "missing lacks grain, ml_collections: lay their wheels into",
+    }
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said[problem] in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_what_a_package_needs_is_missing_too(tmp_path):
+    (tmp_path / "grain.py").write_text("import no_such_package")
+    done = run(
+        ROOT / "launch" / "gpu_measure.sh",
+        f"--wheels={tmp_path}",
+        PYTHON=sys.executable,
+        PYTHONPATH=str(tmp_path),
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{sys.executable} lacks no_such_package: lay their wheels into" in done.stderr
+
+
+def test_a_measurement_runs_in_the_interpreter_that_is_there(tmp_path):
+    """With this one, which lacks nothing, and a folder without wheels."""
+    flags = (f"--wheels={tmp_path}", f"--output={tmp_path / 'out'}", "--minutes=0")
+    done = run(ROOT / "launch" / "tpu_measure.sh", *flags, PYTHON=sys.executable)
+    assert done.returncode == 2
+    assert "adadfq measure: nothing is measured in" in done.stderr
 
 
 @pytest.fixture
