@@ -14,14 +14,23 @@ _DEFAULT_NETWORK = "resnet20_cifar"
 
 _IMAGENET_SIZE, _IMAGENET_CLASSES, _CIFAR_CLASSES = 224, 1000, 10
 
+_MEAN, _STD = (0.5,) * 3, (0.25,) * 3
 
-def random_teacher(architecture: str, image_size: int = 0, classes: int = 0) -> Teacher:
+
+def random_teacher(
+    architecture: str,
+    image_size: int = 0,
+    classes: int = 0,
+    mean: tuple[float, ...] = _MEAN,
+    std: tuple[float, ...] = _STD,
+) -> Teacher:
     """Makes a teacher of random weights.
 
     Args:
       architecture: a name of `registry.ARCHITECTURES`.
       image_size: side of its images in pixels; 0 for what is usual for it.
       classes: number of classes; 0 for what is usual for it.
+      mean, std: the normalisation of its images, of pixels in [0, 1].
 
     Raises:
       ConfigError: the name is unknown.
@@ -39,8 +48,8 @@ def random_teacher(architecture: str, image_size: int = 0, classes: int = 0) -> 
             name: jax.tree.map(np.asarray, variables[name]) for name in ("params", "batch_stats")
         },
         image_size=size,
-        mean=(0.5,) * 3,
-        std=(0.25,) * 3,
+        mean=mean,
+        std=std,
     )
 
 
@@ -59,5 +68,7 @@ def teacher_or_random(config: ml_collections.ConfigDict) -> tuple[Teacher, str]:
     wanted = config.teacher
     if wanted.path is None:
         name = wanted.architecture or _DEFAULT_NETWORK
-        return random_teacher(name, wanted.image_size, wanted.classes), "random weights"
+        normalisation = tuple(config.data.mean) or _MEAN, tuple(config.data.std) or _STD
+        made = random_teacher(name, wanted.image_size, wanted.classes, *normalisation)
+        return made, "random weights"
     return teacher_of(config), f"weights of {Path(wanted.path).name}"

@@ -10,10 +10,12 @@ import torch
 from adadfq_jax.benchmarks import benchmark, table, timing, torch_opponent
 from adadfq_jax.benchmarks.parts import _DIFFERENCES, part_times
 from adadfq_jax.cli import main
+from adadfq_jax.config.resolve import resolve
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.game.step import Game
 from adadfq_jax.models import network, registry, size
-from adadfq_jax.teachers.random_weights import random_teacher
+from adadfq_jax.teachers.normalisation import NORMALISATIONS
+from adadfq_jax.teachers.random_weights import random_teacher, teacher_or_random
 from tests import ROOT
 from tests.conftest import SIZE, make_teacher
 
@@ -118,6 +120,13 @@ def test_every_program_is_a_part():
 def test_random_teachers_are_of_the_usual_size():
     teacher = random_teacher("resnet20_cifar")
     assert (teacher.image_size, teacher.classes) == (32, 10)
+
+
+def test_random_teachers_have_the_normalisation_that_is_stated(config):
+    config.data.mean, config.data.std = NORMALISATIONS["imagenet"]
+    teacher, _ = teacher_or_random(config)
+    assert (teacher.mean, teacher.std) == NORMALISATIONS["imagenet"]
+    assert resolve(config, teacher).data.mean == teacher.mean
 
 
 def test_without_torch_it_names_the_command(config, monkeypatch):
