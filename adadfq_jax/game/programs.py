@@ -1,7 +1,7 @@
 """Compiled programs of training steps, and how many steps each program takes."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -74,6 +74,21 @@ def steps(
 
 @functools.lru_cache(maxsize=16)
 def _compiled(game, devices, phase, count, tree, types) -> jax.stages.Compiled:
+    lowered = lower(game, devices, phase, count, *jax.tree.unflatten(tree, types))
+    undone = game.network.remat and devices[0].platform == "cpu"
+    return lowered.compile(compiler_options=_KEEP_BARRIERS if undone else None)
+
+
+def lower(
+    game: Game,
+    devices: Sequence[jax.Device],
+    phase: Phase,
+    count: int,
+    state: GameState,
+    teacher_variables: Any,
+) -> jax.stages.Lowered:
+    """Returns the program of `steps`, of the same arguments, before it is compiled."""
+
     def run(state, teacher_variables, device_index):
         def body(state, _):
             return game.step(state, teacher_variables, device_index, phase)
@@ -85,6 +100,4 @@ def _compiled(game, devices, phase, count, tree, types) -> jax.stages.Compiled:
 
     step = pmap.map_over_devices(run, list(devices), donate=(0,))
     index = jax.ShapeDtypeStruct((len(devices),), jnp.int32)
-    lowered = step.lower(*jax.tree.unflatten(tree, types), index)
-    undone = game.network.remat and devices[0].platform == "cpu"
-    return lowered.compile(compiler_options=_KEEP_BARRIERS if undone else None)
+    return step.lower(state, teacher_variables, index)
