@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import math
 import re
 
@@ -14,7 +15,7 @@ _COMMENT = re.compile(r"/\*.*?\*/")
 _COMPUTATION = re.compile(r"(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(
     r"\s+(ROOT )?%?(?P<name>[\w.\-]+) = (?P<types>\(.*?\)|\S+) (?P<kind>[\w\-]+)"
-    r"\((?P<operands>.*?)\)(?P<rest>, .*|$)"
+    r"\((?P<arguments>.*?)\)(?P<rest>, .*|$)"
 )
 
 
@@ -26,15 +27,20 @@ class Instruction:
       name: its name in its computation.
       types: its results, as in `f32[16,8]{1,0}`, in parentheses if there are several.
       kind: its operation, such as `fusion`.
-      operands: names of its operands.
-      rest: what follows the operands.
+      arguments: its operands, or, of a parameter, its number.
+      rest: what follows the arguments.
     """
 
     name: str
     types: str
     kind: str
-    operands: tuple[str, ...]
+    arguments: str
     rest: str
+
+    @functools.cached_property
+    def operands(self) -> tuple[str, ...]:
+        """The names of its operands."""
+        return tuple(re.findall(r"%([\w.\-]+)", self.arguments))
 
 
 def computations(text: str) -> tuple[str, dict[str, dict[str, Instruction]]]:
@@ -53,10 +59,8 @@ def computations(text: str) -> tuple[str, dict[str, dict[str, Instruction]]]:
             current = found[begins["name"]] = {}
             entry = begins["name"] if begins["entry"] else entry
         elif found and (one := _INSTRUCTION.match(line)):
-            operands = tuple(re.findall(r"%([\w.\-]+)", one["operands"]))
-            current[one["name"]] = Instruction(
-                one["name"], one["types"], one["kind"], operands, one["rest"]
-            )
+            fields = one.group("name", "types", "kind", "arguments", "rest")
+            current[one["name"]] = Instruction(*fields)
     return entry, found
 
 

@@ -25,6 +25,7 @@ _WITHOUT_KERNEL = re.compile(
     r"parameter|constant|tuple|get-tuple-element|bitcast|after-all|opt-barrier"
     r"|partition-id|replica-id|.*-done"
 )
+_SLICES = {"slice", "dynamic-slice", "gather"}
 _MOVES = {"parameter", "bitcast", "reshape", "transpose", "copy", "tuple"}
 _LABELS = re.compile(r"dim_labels=(?P<input>\w+)_(?P<kernel>\w+)->")
 
@@ -103,14 +104,28 @@ def _launched(
             yield from max((list(_launched(n, computations, times)) for n in names), key=len)
         elif not _WITHOUT_KERNEL.fullmatch(one.kind):
             inside = _inside(one, computations)
-            types = [one.types, *(scope[operand].types for operand in one.operands)]
+            types = [one.types, *_read(one, scope, computations)]
             yield Kernel(
                 kind=_kind(one, inside),
                 times=times,
                 bytes=sum(sum(hlo.sizes(each)) for each in types),
                 flops=_flops(one, scope) + sum(_flops(part, inside) for part in inside.values()),
-                half="16[" in types[-1],
+                half="16[" in (types[1:] or types)[-1],
             )
+
+
+def _read(one: hlo.Instruction, scope, computations) -> list[str]:
+    """Returns the types of what a kernel reads: of an operand only the slices that it takes."""
+    types = [scope[operand].types for operand in one.operands]
+    called = re.search(r"calls=%?([\w.\-]+)", one.rest)
+    if one.kind != "fusion" or called is None:
+        return types
+    parts = computations[called[1]].values()
+    for parameter in parts:
+        users = [part for part in parts if parameter.name in part.operands]
+        if parameter.kind == "parameter" and users and {u.kind for u in users} <= _SLICES:
+            types[int(parameter.arguments)] = " ".join(user.types for user in users)
+    return types
 
 
 def _inside(one: hlo.Instruction, computations) -> dict[str, hlo.Instruction]:
