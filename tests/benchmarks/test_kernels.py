@@ -107,6 +107,25 @@ def test_time():
         assert kernels.seconds([computing], h100) == 1e12 / rate
 
 
+def test_of_what_is_sliced_only_the_slice_is_read():
+    text = """
+%fused (p: f32[1000], q: f32[4]) -> f32[4] {
+  %p = f32[1000]{0} parameter(0)
+  %q = f32[4]{0} parameter(1)
+  %part = f32[4]{0} slice(%p), slice={[8:12]}
+  ROOT %sum = f32[4]{0} add(%part, %q)
+}
+
+ENTRY %main (a: f32[1000], b: f32[4]) -> f32[4] {
+  %a = f32[1000]{0} parameter(0)
+  %b = f32[4]{0} parameter(1)
+  ROOT %c = f32[4]{0} fusion(%a, %b), kind=kLoop, calls=%fused
+}
+"""
+    (kernel,) = kernels.kernels(text)
+    assert kernel.bytes == 3 * 4 * 4
+
+
 def test_branches_and_cublas():
     text = """
 %one (p: f32[8,4]) -> f32[8,4] {

@@ -112,11 +112,25 @@ def test_a_real_slice(capsys):
     assert eight["flops"] < four["flops"]
 
 
-@pytest.mark.devices
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.skipif(
+needs_cuda = pytest.mark.skipif(
     not gpu_cards.has_compiler(), reason="JAX's CUDA plugin (extra [cuda]) is not installed"
 )
+
+
+@needs_cuda
+@pytest.mark.devices
+@pytest.mark.filterwarnings("ignore")
+def test_kernels_of_a_step(capsys):
+    """ResNet-20 has some 400 (`adadfq_jax/benchmarks/README.md` says of what), and had 499."""
+    assert main.run(["precompile", "--config=cifar10_resnet20", "--topology=h100", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out.splitlines()[-1])["slices"]
+    assert row["kernels"]["convolutions"] <= 128
+    assert sum(row["kernels"].values()) <= 420
+
+
+@needs_cuda
+@pytest.mark.devices
+@pytest.mark.filterwarnings("ignore")
 def test_real_cards(capsys):
     """More cards need no more memory each, and give their sums once."""
     flags = ["--config.teacher.architecture=resnet8_cifar", "--topology=h100,h100:1x4", "--json"]
