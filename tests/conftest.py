@@ -30,7 +30,7 @@ GROUPS = {
     "parity": "steps of large networks and of ablations against the transcription",
     "networks": "all networks, where the fast tests have one of each kind",
     "imagenet": "whole games and files at 224 pixels",
-    "devices": "several devices, processes of several numbers, TPU's compiler",
+    "devices": "several devices, processes of several numbers, compilers for TPU and CUDA",
     "kills": "runs that are stopped or killed again and again",
     "mutations": "thousands of damaged checkpoints",
     "real_data": "the real CIFAR-10 teacher and its test images",

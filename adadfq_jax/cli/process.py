@@ -40,6 +40,16 @@ def keep_compiled_programs(folder: str) -> None:
         jax.config.update("jax_compilation_cache_dir", folder)
 
 
+def need_no_devices() -> None:
+    """Keeps JAX on the CPU in a process that compiles for devices which are not here.
+
+    JAX's CUDA plugin would else look for CUDA's libraries, and not be there without them.
+    """
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+
+
 def divide_cpu_for(config: Any) -> None:
     """Divides the CPU for a game, before it checks its configuration and JAX looks for devices."""
     from adadfq_jax.config.checks import check_alone

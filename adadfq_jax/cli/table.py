@@ -256,7 +256,7 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "topology",
             "NAME",
-            "slices to compile for, such as v5e:4x4 or v5e:2x2,v5e:4x4",
+            "GPUs, such as h100 or h100:1x8, or slices of TPUs, such as v5e:4x4, to compile for",
             NAMES,
             [],
             required=True,
@@ -351,7 +351,7 @@ EXAMPLES = {
     "evaluate": "--workdir=runs/digits --source=npz --path=test.npz",
     "export": "--workdir=runs/digits --output=student.onnx",
     "benchmark": "--config=cifar10_resnet20:w4a4 --steps=20",
-    "precompile": "--config=cifar10_resnet20:w4a4 --topology=v5e:2x2",
+    "precompile": "--config=cifar10_resnet20:w4a4 --topology=h100,v5e:2x2",
     "sample": "--workdir=runs/digits --count=1000 --output=images/",
     "sweep": "--config=digits_resnet20 --workdir=runs/sweep --grid='bits=w3a3,w4a4;seed=0..4'",
     "report": "--workdir=runs/digits",

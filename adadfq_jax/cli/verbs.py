@@ -8,7 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from adadfq_jax.cli.process import divide_cpu_for, keep_compiled_programs, listening
+from adadfq_jax.cli.process import (
+    divide_cpu_for,
+    keep_compiled_programs,
+    listening,
+    need_no_devices,
+)
 from adadfq_jax.errors import ConfigError, DivergedError, require_extra
 
 # Tells a process that it is one of a sweep's jobs, whose table another one writes.
@@ -178,9 +183,10 @@ def _benchmark(given: SimpleNamespace) -> None:
 
 
 def _precompile(given: SimpleNamespace) -> None:
-    """compile a run's step for a TPU slice that is not there, and tell what it asks of it"""
+    """compile a run's step for GPUs or TPUs that are not there, and tell what it asks of them"""
     from adadfq_jax.benchmarks import precompile
 
+    need_no_devices()
     measured = precompile.precompile(given.config, given.topology)
     print(json.dumps(measured) if given.json else precompile.precompile_table(measured))
 

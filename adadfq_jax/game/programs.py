@@ -1,7 +1,7 @@
 """Compiled programs of training steps, and how many steps each program takes."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,11 +11,17 @@ import ml_collections
 from adadfq_jax.devices import pmap
 from adadfq_jax.game.state import GameState, Phase
 from adadfq_jax.game.step import Game
+from adadfq_jax.ops.packing import Packed, pack
 
 # XLA's CPU backend runs convolutions inside a loop 30 to 50 times slower than outside.
 _STEPS_PER_DISPATCH = {"cpu": 1}
 
 _STEPS_PER_DISPATCH_ELSEWHERE = 50
+
+# Platforms that launch a kernel for each array that a step writes.
+_PACKING = ("gpu",)
+
+_Step = Callable[[GameState], tuple[GameState, dict[str, jax.Array]]]
 
 # XLA's CPU backend removes the barriers of rematerialisation first and then merges what is computed
 # twice, which undoes the rematerialisation. Without that pass the barriers stay.
@@ -74,17 +80,57 @@ def steps(
 
 @functools.lru_cache(maxsize=16)
 def _compiled(game, devices, phase, count, tree, types) -> jax.stages.Compiled:
+    lowered = lower(game, devices, phase, count, *jax.tree.unflatten(tree, types))
+    undone = game.network.remat and devices[0].platform == "cpu"
+    return lowered.compile(compiler_options=_KEEP_BARRIERS if undone else None)
+
+
+def lower(
+    game: Game,
+    devices: Sequence[jax.Device],
+    phase: Phase,
+    count: int,
+    state: GameState,
+    teacher_variables: Any,
+) -> jax.stages.Lowered:
+    """Returns the program of `steps`, of the same arguments, before it is compiled."""
+
     def run(state, teacher_variables, device_index):
-        def body(state, _):
+        def step(state):
             return game.step(state, teacher_variables, device_index, phase)
 
-        if count > 1:
-            return jax.lax.scan(body, state, length=count)
-        state, metrics = body(state, None)
-        return state, jax.tree.map(lambda value: value[None], metrics)
+        if count == 1:
+            state, metrics = step(state)
+            return state, jax.tree.map(lambda value: value[None], metrics)
+        if devices[0].platform in _PACKING:
+            return _packed_steps(step, state, count)
+        return jax.lax.scan(lambda state, _: step(state), state, length=count)
 
     step = pmap.map_over_devices(run, list(devices), donate=(0,))
     index = jax.ShapeDtypeStruct((len(devices),), jnp.int32)
-    lowered = step.lower(*jax.tree.unflatten(tree, types), index)
-    undone = game.network.remat and devices[0].platform == "cpu"
-    return lowered.compile(compiler_options=_KEEP_BARRIERS if undone else None)
+    return step.lower(state, teacher_variables, index)
+
+
+def _packed_steps(step: _Step, state: GameState, count: int) -> tuple[GameState, Any]:
+    """Takes steps between which the players' small arrays are one array, and so are the metrics.
+
+    XLA then writes new parameters and moments of many layers by one kernel of a GPU.
+    """
+
+    def body(parts, _):
+        state, metrics = step(_joined(parts))
+        return _parted(state), pack(metrics)
+
+    parts, rows = jax.lax.scan(body, _parted(state), length=count)
+    return _joined(parts), jax.vmap(Packed.unpack)(rows)
+
+
+def _parted(state: GameState) -> tuple[GameState, Packed]:
+    players = state.generator, state.student
+    return state.replace(generator=None, student=None), pack(players)
+
+
+def _joined(parts: tuple[GameState, Packed]) -> GameState:
+    state, players = parts
+    generator, student = players.unpack()
+    return state.replace(generator=generator, student=student)

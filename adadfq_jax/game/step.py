@@ -54,6 +54,7 @@ from adadfq_jax.models.sums import with_quantized_sums
 from adadfq_jax.models.tracing import with_roles
 from adadfq_jax.ops.gradients import sum_gradients
 from adadfq_jax.ops.moments import unite_moments
+from adadfq_jax.ops.packing import norm
 from adadfq_jax.quantization.bits import assign_bits, with_symmetric_weights
 
 # Independent streams of random numbers from one seed.
@@ -296,7 +297,7 @@ class Game:
                 gradients_q = jax.tree.map(jnp.add, gradients_q, pull(to_extra)[0])
             gradients_q = sum_gradients(gradients_q, {}, DATA_AXIS)
             student = _moved(student, gradients_q, self.student_optimizer, self.student_rate(state))
-            norm_q = _norm(gradients_q["params"])
+            norm_q = norm(gradients_q["params"])
         elif phase is Phase.CALIBRATE and self.rules.learned_ranges:
             student = student.replace(params=student.params | {"clipping": learned_ends(ranges)})
 
@@ -304,7 +305,7 @@ class Game:
             "l_g": loss_g,
             "l_q": loss_q,
             "range_width": mean_width(current_ranges(ranges, student)),
-            "generator_gradient": _norm(gradients_g),
+            "generator_gradient": norm(gradients_g),
             "student_gradient": norm_q,
         }
         new_state = state.replace(
@@ -420,12 +421,6 @@ def _sample(generator: Generator, count: int, params: Any, seed: jax.Array, inde
 def _step_key(state: GameState, stream: int) -> jax.Array:
     """Returns the key of a step's draws from one of the independent streams."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), stream), state.step)
-
-
-def _norm(tree: Any) -> jax.Array:
-    # By inner products: XLA's CPU backend is slow at summing many squares to one number, and takes
-    # up to a second for the generator's dense layer at 224 pixels.
-    return jnp.sqrt(optax.tree.vdot(tree, tree))
 
 
 def _gather(own: Responses) -> Responses:

@@ -40,7 +40,7 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from adadfq_jax.ops.convolutions import convolution, depthwise_convolution
-from adadfq_jax.ops.moments import batch_moments
+from adadfq_jax.ops.moments import batch_moments, scale_and_shift
 from adadfq_jax.quantization import codes, ranges
 from adadfq_jax.quantization.bits import SYMMETRIC
 
@@ -304,7 +304,7 @@ class FrozenBatchNorm(nn.Module):
             self.put_variable("statistics", "input", batch_moments(x))
         # Factored so that an element costs one multiplication and one addition.
         factor = scale * jax.lax.rsqrt(variance + self.epsilon)
-        return (x * factor + (bias - mean * factor)).astype(x.dtype)
+        return scale_and_shift(x, factor, bias - mean * factor).astype(x.dtype)
 
 
 def input_shape(module: nn.Module, image_size: int) -> tuple[int, int, int]:

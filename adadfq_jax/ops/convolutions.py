@@ -83,6 +83,7 @@ def _kernel_gradient(convolve, x: jax.Array, kernel: jax.Array, cotangent: jax.A
     return gradient
 
 
+@jax.custom_vjp
 def upsampled_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolves the twofold nearest-neighbour enlargement of x, in sub-pixel form.
 
@@ -93,13 +94,83 @@ def upsampled_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Returns:
       (B, 2H, 2W, out): what a 3x3 convolution, zero-padded by 1, of the enlarged x returns.
     """
+    return jax.lax.platform_dependent(x, kernel, cpu=_by_phases, default=_all_phases)
+
+
+def _upsampled_forward(x, kernel):
+    return upsampled_convolution(x, kernel), (x, kernel)
+
+
+def _upsampled_backward(saved, cotangent):
+    return jax.lax.platform_dependent(
+        *(*saved, cotangent), cpu=_pull_by_phases, default=_pull_all_phases
+    )
+
+
+upsampled_convolution.defvjp(_upsampled_forward, _upsampled_backward)
+
+
+def _by_phases(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The same by four convolutions, one for each phase of the enlarged pixels.
+
+    XLA's CPU backend has a fast kernel gradient for them. It has none for one convolution with all
+    phases as output channels, nor for a transposed convolution.
+    """
     batch, height, width, _ = x.shape
-    # Four convolutions, because XLA's CPU backend has a fast kernel gradient for them. It has none
-    # for one convolution with all phases as output channels, nor for a transposed convolution.
     rows = [
         jnp.stack([_phase(x, kernel, row, column) for column in range(2)], axis=3)
         for row in range(2)
     ]  # B, H, W, 2, out
+    return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, -1)
+
+
+def _pull_by_phases(x, kernel, cotangent):
+    return jax.vjp(_by_phases, x, kernel)[1](cotangent)
+
+
+def _all_phases(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The same by one convolution, whose output channels are those of all four phases.
+
+    A GPU launches a kernel for each convolution, and one for each gradient of it.
+    """
+    return _interleave(_valid(_framed(x), _merged(kernel).astype(x.dtype)))
+
+
+def _pull_all_phases(x, kernel, cotangent):
+    (to_x,) = jax.linear_transpose(lambda x: _all_phases(x, kernel), x)(cotangent)
+    # By phases: for one kernel of all phases XLA would take the cotangent as the image and the
+    # image as a kernel, which cuDNN has no fast form for.
+    (to_kernel,) = jax.linear_transpose(lambda kernel: _by_phases(x, kernel), kernel)(cotangent)
+    return to_x, to_kernel
+
+
+def _framed(x: jax.Array) -> jax.Array:
+    return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+
+
+def _valid(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=_LAYOUT)
+
+
+def _merged(kernel: jax.Array) -> jax.Array:
+    """Returns the kernels of all phases, (2, 2, in, 4 out)."""
+    columns = jnp.stack([_merge_taps(kernel, phase, axis=1) for phase in range(2)], axis=3)
+    phases = jnp.stack([_merge_taps(columns, phase, axis=0) for phase in range(2)], axis=3)
+    return phases.reshape(2, 2, kernel.shape[2], -1)
+
+
+def _interleave(y: jax.Array) -> jax.Array:
+    """Takes each phase's pixels: (B, H + 1, W + 1, 4 out) to (B, 2H, 2W, out)."""
+    batch, height, width = y.shape[0], y.shape[1] - 1, y.shape[2] - 1
+    y = y.reshape(*y.shape[:3], 2, 2, -1)
+    # Pixel (m, n) of y has met the pixels m - 1 and m, n - 1 and n of x.
+    rows = [
+        jnp.stack(
+            [y[:, row : row + height, column : column + width, row, column] for column in range(2)],
+            axis=3,
+        )
+        for row in range(2)
+    ]
     return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, -1)
 
 

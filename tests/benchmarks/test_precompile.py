@@ -1,11 +1,11 @@
-"""Steps compiled for TPU slices: what is refused, what is counted, and the real compiler."""
+"""Steps compiled for TPUs and GPUs: what is refused, what is counted, and the real compilers."""
 
 import importlib.util
 import json
 
 import pytest
 
-from adadfq_jax.benchmarks import precompile
+from adadfq_jax.benchmarks import gpu_cards, hlo, precompile, tpu_slices
 from adadfq_jax.cli import main
 from adadfq_jax.errors import ConfigError
 
@@ -20,11 +20,11 @@ TEXT = """
 
 
 def test_collectives_and_their_bytes():
-    assert precompile.collectives(TEXT) == {
+    assert hlo.collectives(TEXT) == {
         "all-reduce": (2, 16 * 4 * 4 + 8 * 4 + 4 * 2),
         "all-gather": (2, 2 * (2 * 64 * 4)),
     }
-    assert precompile.collectives("%a = pred[3]{0} and(%b, %c)") == {}
+    assert hlo.collectives("%a = pred[3]{0} and(%b, %c)") == {}
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,8 @@ def test_collectives_and_their_bytes():
         ("v5e:4x5", 16, "There are v4:2x2x1, v4:2x2x2"),
         ("v5e:4x8", 16, "batch_size=16 does not divide evenly over the 32 chips of v5e:4x8"),
         ("v5p:2x2x4", 24, "over the 16 chips"),
+        ("h100:1x3", 16, "unknown topology 'h100:1x3': did you mean h100 or h100:1x2"),
+        ("rtx4090:1x8", 4, "over the 8 chips of rtx4090:1x8"),
     ],
 )
 def test_bad_slices(small_config, topology, batch, message):
@@ -42,13 +44,19 @@ def test_bad_slices(small_config, topology, batch, message):
         precompile.precompile(small_config, [topology])
 
 
-def test_without_the_compiler_it_names_the_command(small_config, monkeypatch):
+@pytest.mark.parametrize(
+    ("topology", "packages", "extra"),
+    [("v5e:2x2", ("libtpu",), "tpu"), ("h100", gpu_cards.PLUGINS, "cuda")],
+)
+def test_without_the_compiler_it_names_the_command(
+    small_config, monkeypatch, topology, packages, extra
+):
     find = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "libtpu" else find(name)
+        importlib.util, "find_spec", lambda name, *rest: None if name in packages else find(name)
     )
-    with pytest.raises(ConfigError, match=r"launch/local.sh --with=tpu in the source folder"):
-        precompile.precompile(small_config, ["v5e:2x2"])
+    with pytest.raises(ConfigError, match=rf"launch/local.sh --with={extra} in the source folder"):
+        precompile.precompile(small_config, [topology])
 
 
 def test_the_command_line(capsys):
@@ -61,13 +69,16 @@ def test_what_does_not_fit_is_said():
         "topology": "v5e:2x2",
         "chips": 4,
         "compile_s": 1.0,
+        "steps": 1,
         "arguments": 9e9,
         "outputs": 0,
         "temporaries": 9e9,
         "program": 0,
         "needed": 18e9,
-        "memory": precompile.CHIPS["v5e"].memory,
+        "memory": tpu_slices.CHIPS["v5e"].memory,
         "flops": 1e9,
+        "bytes": 1e9,
+        "kernels": None,
         "collectives": {"all-reduce": (6, 5_320_000)},
         "seconds": None,
     }
@@ -75,6 +86,12 @@ def test_what_does_not_fit_is_said():
     text = precompile.precompile_table(result)
     assert "6 all-reduce, 5.32 MB" in text
     assert "does not fit: 18.0 GB a chip" in text
+    assert "kernels" not in text
+    row |= {"topology": "h100", "kernels": {"convolutions": 3.0, "copies": 1.2}, "seconds": 1e-3}
+    text = precompile.precompile_table(result)
+    assert "4 kernels a step: 3 convolutions, 1 copies" in text
+    assert "1.00 ms" in text
+    assert "not measured" in text
 
 
 @pytest.mark.devices
@@ -93,3 +110,42 @@ def test_a_real_slice(capsys):
         assert row["collectives"]["all-gather"][0] >= 4
     assert eight["temporaries"] < four["temporaries"]
     assert eight["flops"] < four["flops"]
+
+
+needs_cuda = pytest.mark.skipif(
+    not gpu_cards.has_compiler(), reason="JAX's CUDA plugin (extra [cuda]) is not installed"
+)
+
+
+@needs_cuda
+@pytest.mark.devices
+@pytest.mark.filterwarnings("ignore")
+def test_kernels_of_a_step(capsys):
+    """ResNet-20 has some 400 (`adadfq_jax/benchmarks/README.md` says of what), and had 499."""
+    assert main.run(["precompile", "--config=cifar10_resnet20", "--topology=h100", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out.splitlines()[-1])["slices"]
+    assert row["kernels"]["convolutions"] <= 128
+    assert sum(row["kernels"].values()) <= 420
+
+
+@needs_cuda
+@pytest.mark.devices
+@pytest.mark.filterwarnings("ignore")
+def test_real_cards(capsys):
+    """More cards need no more memory each, and give their sums once."""
+    flags = ["--config.teacher.architecture=resnet8_cifar", "--topology=h100,h100:1x4", "--json"]
+    assert main.run(["precompile", "--config=configs/base.py", *flags]) == 0
+    one, four = json.loads(capsys.readouterr().out.splitlines()[-1])["slices"]
+    assert (one["chips"], four["chips"]) == (1, 4)
+    for row in (one, four):
+        assert row["steps"] == 50
+        assert 0 < row["needed"] < row["memory"]
+        # ResNet-8 has 9 convolutions: of P forward and to the image, of Q also to the kernels and
+        # once more to the image, and the last one not past the first layer; G has more.
+        assert row["kernels"]["convolutions"] > 9 * 2 + 9 * 3 + 8
+        assert 2e-6 * sum(row["kernels"].values()) <= row["seconds"] < 0.1
+    assert one["collectives"] == {}
+    assert four["collectives"]["all-reduce"][1] > 1e6
+    assert four["temporaries"] < one["temporaries"]
+    assert four["flops"] < one["flops"] < 4.1 * four["flops"]
+    assert four["bytes"] < one["bytes"]

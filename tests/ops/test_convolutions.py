@@ -56,6 +56,25 @@ def test_other_platforms_get_one_plain_convolution():
         assert lowered[platform].count("stablehlo.convolution") == 1
 
 
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("shape", [(2, 5, 8, 3, 4), (1, 4, 4, 4, 2)])
+def test_all_phases_in_one_convolution(shape):
+    """What other platforms than CPU get, compared with one convolution for each phase."""
+    random = np.random.default_rng(0)
+    *images, outputs = shape
+    x = jnp.array(random.normal(size=images))
+    kernel = jnp.array(random.normal(size=(3, 3, images[-1], outputs)))
+    value = convolutions._all_phases(x, kernel)
+    np.testing.assert_allclose(value, convolutions._by_phases(x, kernel), atol=1e-12)
+    cotangent = jnp.array(random.normal(size=value.shape))
+    for gradient, wanted in zip(
+        convolutions._pull_all_phases(x, kernel, cotangent),
+        convolutions._pull_by_phases(x, kernel, cotangent),
+        strict=True,
+    ):
+        np.testing.assert_allclose(gradient, wanted, atol=1e-11)
+
+
 # Kernel, strides, padding, dilation, copies of each channel.
 DEPTHWISE = [
     ((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),

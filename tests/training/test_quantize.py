@@ -294,8 +294,11 @@ def test_swapped_arguments_are_told(small_config, teacher):
         quantize.quantize(teacher, small_config)
 
 
-def test_several_steps_a_dispatch_are_the_same_game(small_config, teacher):
+@pytest.mark.parametrize("packing", [(), ("cpu",)], ids=["plain", "packed"])
+def test_several_steps_a_dispatch_are_the_same_game(small_config, teacher, monkeypatch, packing):
     """An epoch of calibration and one of play."""
+    monkeypatch.setattr(programs, "_PACKING", packing)
+    programs._compiled.cache_clear()
     small_config.warmup_epochs, small_config.epochs = 1, 2
     one = run(small_config, teacher)
     small_config.steps_per_dispatch = 2  # 2 + 1 in an epoch of 3
@@ -305,6 +308,7 @@ def test_several_steps_a_dispatch_are_the_same_game(small_config, teacher):
             array, flatten(two.variables)[name], rtol=1e-2, atol=1e-3, err_msg=name
         )
     assert two.result.steps == 6
+    programs._compiled.cache_clear()
 
 
 def test_divergence_names_the_term_and_keeps_the_last_good_checkpoint(
