@@ -90,7 +90,7 @@ def everything():
 def test_every_kind_of_node_is_read_and_proved(everything):
     module, teacher = everything
     kinds = {node.op for node in teacher.module.nodes}
-    assert OPERATIONS.keys() == kinds
+    assert OPERATIONS.keys() - {"quantizer"} == kinds  # which is of `quant.sums`
     text = adadfq_jax.describe_teacher(teacher)
     for said in ("Everything", "logits differ by at most", "nats", "MACs", "parameters", "layers"):
         assert said in text
