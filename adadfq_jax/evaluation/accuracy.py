@@ -18,6 +18,9 @@ from adadfq_jax.errors import DataError
 from adadfq_jax.game.losses import cross_entropy
 from adadfq_jax.models.network import Network, normalize
 
+# A table has a line for each class up to so many, and else for so few.
+_MOST_LINES, _FEW_LINES = 100, 20
+
 
 def evaluate(
     network: Network,
@@ -185,6 +188,8 @@ def percent(value: float | None) -> str:
 def accuracy_table(result: dict[str, Any], class_names: Sequence[str] | None = None) -> str:
     """Formats a result of `evaluate` as a plain table, with a line for each class if it has them.
 
+    Of many classes only those of the lowest top-1 get one.
+
     Args:
       result: what `evaluate` returned.
       class_names: names of the classes; None for their numbers.
@@ -197,7 +202,14 @@ def accuracy_table(result: dict[str, Any], class_names: Sequence[str] | None = N
     if "per_class" in result:
         lines += ["", f"{'class':<22}{'images':>8}{'top-1':>10}{'top-5':>10}"]
         names = class_names or range(len(result["per_class"]))
-        for name, (images, top1, top5) in zip(names, result["per_class"].tolist(), strict=True):
+        rows = list(zip(names, result["per_class"].tolist(), strict=True))
+        few = rows
+        if len(rows) > _MOST_LINES:
+            known = [(name, counts) for name, counts in rows if counts[0]]
+            few = sorted(known, key=lambda row: row[1][1] / row[1][0])[:_FEW_LINES]
+        for name, (images, top1, top5) in few:
             shares = [f"{hits / images:.2%}" if images else "-" for hits in (top1, top5)]
             lines.append(f"{name!s:<22}{images:>8}{shares[0]:>10}{shares[1]:>10}")
+        if len(few) < len(rows):
+            lines.append(f"and {len(rows) - len(few):,} other classes, which --json tells")
     return "\n".join(lines)

@@ -24,7 +24,7 @@ from adadfq_jax.exporting.onnx_layers import by_output, conv_attributes, with_no
 from adadfq_jax.exporting.onnx_options import SUMS
 from adadfq_jax.exporting.onnx_writer import Writer
 from adadfq_jax.exporting.quantized import Activation, QuantizedNetwork, Weights
-from adadfq_jax.models.graph import Node
+from adadfq_jax.models.graph import INPUT, Node
 from adadfq_jax.models.sums import QUANTIZER
 
 _MOST_BITS_OF_UINT4 = 4
@@ -76,6 +76,9 @@ def layer(writer: Writer, node: Node, x: str) -> str:
     kernel = _kernel(weights, largest, None if bias is None else bias / step)
     if source is None:
         writer.notes[name] = "its input is not quantized"
+        if following is not None and node.inputs != (INPUT,):
+            # It may come from codes through a padding, which onnxruntime sees through.
+            writer.float_before.add(following.name)
         inputs = [x, _float_kernel(writer, name, kernel), *_constant_bias(writer, name, bias)]
         return writer.add("Conv", name, inputs, name, **attributes)
     if kernel.reach * largest * 2 > _MOST_OF_TWO_PRODUCTS:

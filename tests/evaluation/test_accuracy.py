@@ -173,3 +173,14 @@ def test_a_damaged_image_among_good_ones_fails(teacher, tmp_path):
     damaged.write_bytes(damaged.read_bytes()[:-40])
     with pytest.raises(DataError, match=r"6/1\.jpg' cannot be decoded"):
         evaluate(teacher, load_dataset("folder", tmp_path), 4)
+
+
+def test_of_many_classes_the_table_has_the_worst():
+    counts = np.array([[2, 2, 2]] * 1000)
+    counts[[7, 900]] = [[2, 1, 2], [0, 0, 0]]
+    result = {"top1": 0.9, "top5": 1.0, "images_per_second": 1.0, "per_class": counts}
+    lines = accuracy_table(result).splitlines()
+    table = lines[lines.index("") + 2 :]
+    assert table[0].split() == ["7", "2", "50.00%", "100.00%"]
+    assert table[-1] == "and 980 other classes, which --json tells"
+    assert len(table) == 21

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnx.reference
 import pytest
+from flax.core import FrozenDict
 
 import adadfq_jax
 from adadfq_jax.cli import main, speed
@@ -19,7 +20,9 @@ from adadfq_jax.data.load import load_dataset
 from adadfq_jax.errors import ConfigError, ExportError
 from adadfq_jax.exporting import engines, onnx_integer_layers, onnx_qdq, quantized
 from adadfq_jax.exporting.onnx_options import OnnxOptions
+from adadfq_jax.models.graph import GraphNetwork, Node
 from adadfq_jax.models.network import flatten, normalize, unflatten
+from adadfq_jax.models.tracing import trace
 from adadfq_jax.quantization.bits import assign_bits, parse_bits
 from adadfq_jax.teachers.load import save_teacher
 from adadfq_jax.teachers.normalisation import NORMALISATIONS
@@ -145,6 +148,25 @@ def test_depthwise_layers_and_pools(architecture):
     order = [node.op_type for node in model.graph.node]
     if "MaxPool" in order:  # before the quantizer
         assert order.index("MaxPool") < order.index("QuantizeLinear")
+
+
+def test_padding_that_is_an_operation_of_its_own():
+    """Behind it onnxruntime still sees codes, and would round the layer's float weights anew."""
+    teacher, nodes = make_teacher(), []
+    for node in trace(teacher.module, SIZE):
+        if node.op == "conv" and node.name.endswith("conv1"):
+            padding = node.attributes["padding"]
+            pad = FrozenDict({"padding": padding, "value": 0.0})
+            nodes.append(Node("pad", f"{node.name}_pad", node.inputs, pad))
+            without = FrozenDict(dict(node.attributes) | {"padding": ((0, 0), (0, 0))})
+            node = Node("conv", node.name, (f"{node.name}_pad",), without)
+        nodes.append(node)
+    teacher = dataclasses.replace(
+        teacher, architecture="padded", module=GraphNetwork(tuple(nodes), teacher.classes)
+    )
+    student = calibrated_on(teacher, "w4a4", make_images())
+    model, _ = write(student)
+    assert np.median(differences(model, student, make_images())) < 1e-6
 
 
 @pytest.mark.parametrize(
