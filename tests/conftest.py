@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import adadfq_jax
 from adadfq_jax.cli import main
 from adadfq_jax.config.fields import default_config
 from adadfq_jax.game import programs
@@ -138,6 +139,16 @@ def make_result(**fields):
     known |= {"health": 0.5, "agreement": 0.75, "seconds": 3.0, "steps": 12}
     known |= {"steps_per_second": 10.0}
     return Result(**known | fields)
+
+
+def assert_exported(student, path, images):
+    """Asserts that a student's file answers as it does, and bit for bit in some formats."""
+    assert adadfq_jax.export(student, path, images=images).agreement == 1
+    found = np.asarray(adadfq_jax.load_exported(path)(images))
+    expected = np.asarray(student(images))
+    assert np.median(np.abs(found - expected).max(1) / np.ptp(expected)) < 1e-5
+    if path.suffix in (".safetensors", ".pth"):
+        np.testing.assert_array_equal(found, expected)
 
 
 def make_small_config():

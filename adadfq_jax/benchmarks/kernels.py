@@ -117,10 +117,7 @@ def _launched(
 def _read(one: hlo.Instruction, scope, computations) -> list[str]:
     """Returns the types of what a kernel reads: of an operand only the slices that it takes."""
     types = [scope[operand].types for operand in one.operands]
-    called = re.search(r"calls=%?([\w.\-]+)", one.rest)
-    if one.kind != "fusion" or called is None:
-        return types
-    parts = computations[called[1]].values()
+    parts = _fused(one, computations).values()
     for parameter in parts:
         users = [part for part in parts if parameter.name in part.operands]
         if parameter.kind == "parameter" and users and {u.kind for u in users} <= _SLICES:
@@ -128,12 +125,15 @@ def _read(one: hlo.Instruction, scope, computations) -> list[str]:
     return types
 
 
-def _inside(one: hlo.Instruction, computations) -> dict[str, hlo.Instruction]:
-    """Returns the instructions that a fusion consists of."""
+def _fused(one: hlo.Instruction, computations) -> dict[str, hlo.Instruction]:
+    """Returns the computation of a fusion; nothing of another instruction."""
     called = re.search(r"calls=%?([\w.\-]+)", one.rest)
-    if one.kind != "fusion" or called is None:
-        return {}
-    found = dict(computations[called[1]])
+    return {} if one.kind != "fusion" or called is None else computations[called[1]]
+
+
+def _inside(one: hlo.Instruction, computations) -> dict[str, hlo.Instruction]:
+    """Returns the instructions that a fusion consists of, those of fusions in it included."""
+    found = dict(_fused(one, computations))
     for part in list(found.values()):
         found |= _inside(part, computations)
     return found

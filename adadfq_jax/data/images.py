@@ -115,6 +115,17 @@ def resized_side(network: Any) -> int:
     return network.preparation.resize or usual
 
 
+def preparation_in_words(network: Any) -> str:
+    """Returns in words how image files become a network's images.
+
+    Args:
+      network: as in `resized_side`.
+    """
+    resized = {"center": "shorter side", "squash": "both sides"}[network.preparation.crop]
+    side = network.image_size
+    return f"{resized} {resized_side(network)}, of which the centre {side}x{side}"
+
+
 def fit(image: np.ndarray, network: Any) -> np.ndarray:
     """Resizes and crops an image as a network was trained; of a network of one channel, to grey.
 

@@ -11,7 +11,7 @@ differ from those of the teacher's training may be less accurate than it could b
 
 from typing import Any
 
-from adadfq_jax.data.images import resized_side
+from adadfq_jax.data.images import preparation_in_words, resized_side
 from adadfq_jax.errors import ExportError
 
 _NORMALISED = "(pixels / 255 - mean) / std"
@@ -100,13 +100,7 @@ def input_in_words(network: Any) -> str:
     Args:
       network: a network or an exported one, with `image_size`, `mean` and `std`.
     """
-    side = network.image_size
     mean, std = (
         ", ".join(f"{value:.3g}" for value in part) for part in (network.mean, network.std)
     )
-    channels = _channels(network)
-    resized = _RESIZED[network.preparation.crop].replace("_", " ")
-    return (
-        f"{channels}, {resized} {resized_side(network)}, of which the centre {side}x{side}; mean "
-        f"{mean}; std {std}"
-    )
+    return f"{_channels(network)}, {preparation_in_words(network)}; mean {mean}; std {std}"

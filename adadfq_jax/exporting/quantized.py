@@ -12,13 +12,11 @@ import numpy as np
 
 from adadfq_jax.models.graph import GraphNetwork, Node, to_json
 from adadfq_jax.models.network import Network, flatten, kernel_range, unflatten
+from adadfq_jax.models.operations import PASSES_CODES
 from adadfq_jax.models.preparation import Preparation
 from adadfq_jax.models.tracing import trace
 from adadfq_jax.quantization import codes as codes_module
 from adadfq_jax.quantization.codes import encode
-
-# Between a quantized activation and a layer, these pass codes on as they are.
-_TRANSPARENT = ("max_pool", "subsample", "slice_channels", "shuffle_channels")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -131,7 +129,7 @@ class QuantizedNetwork:
     def quantized_source(self, node: Node) -> str | None:
         """Returns the quantized activation whose codes a layer reads, if it reads codes."""
         (name,) = node.inputs
-        while name in self.by_name and self.by_name[name].op in _TRANSPARENT:
+        while name in self.by_name and self.by_name[name].op in PASSES_CODES:
             (name,) = self.by_name[name].inputs
         return name if name in self.activations else None
 

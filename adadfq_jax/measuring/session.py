@@ -207,11 +207,10 @@ class Session:
         for part in self.parts:
             if self._is_settled(part):
                 continue
-            if why := self._reason_against(part):
+            needed, left = self._needed(part), self._left()
+            if why := self._reason_against(part, needed, left, "were left"):
                 self._leave_out(part, why)
                 continue
-            needed = self._needed(part)
-            left = self._left()
             time_left = "" if left is None else f", {_minutes(left)} left"
             self.say(f"{part.name}: {part.title} (about {_minutes(needed)}{time_left})")
             ended = self.run(
@@ -235,11 +234,8 @@ class Session:
             if self._is_settled(part):
                 self.say(f"{part.name}: {self.entries[part.name]['status']}")
                 continue
-            why = part.missing or ("" if part.name in self._wanted else "not wanted")
             needed = self._needed(part)
-            if not why and left is not None and needed > left:
-                why = f"needs about {_minutes(needed)}, {_minutes(left)} would be left"
-            if why:
+            if why := self._reason_against(part, needed, left, "would be left"):
                 self.say(f"{part.name}: {part.title}: not measured, {why}")
                 continue
             self.say(f"{part.name}: {part.title}, about {_minutes(needed)}: {part.command}")
@@ -248,14 +244,14 @@ class Session:
     def _is_settled(self, part: Part) -> bool:
         return self.entries.get(part.name, {}).get("status") in _SETTLED
 
-    def _reason_against(self, part: Part) -> str:
+    def _reason_against(self, part: Part, needed: float, left: float | None, words: str) -> str:
+        """Returns why a part is not measured, or nothing; `words` follow the time left."""
         if part.missing:
             return part.missing
         if part.name not in self._wanted:
             return "not wanted"
-        needed, left = self._needed(part), self._left()
         if left is not None and needed > left:
-            return f"needs about {_minutes(needed)}, {_minutes(left)} were left"
+            return f"needs about {_minutes(needed)}, {_minutes(left)} {words}"
         return ""
 
     def _needed(self, part: Part) -> float:

@@ -29,6 +29,9 @@ from adadfq_jax.ops.moments import global_average
 _LARGEST = 2**20
 _LARGEST_SIDE, _LARGEST_PADDING = 2048, 1024
 
+# These only choose or move values, so that what was quantized stays so, codes and all.
+PASSES_CODES = ("max_pool", "subsample", "slice_channels", "shuffle_channels")
+
 RESAMPLING = ("nearest", "bilinear", "bilinear_corners", "average")
 
 

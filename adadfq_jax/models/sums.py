@@ -5,12 +5,14 @@ ends in a sum, and a linear bottleneck in none, so that engines compute both in 
 these quantizers every convolution but that of the images has integers on both sides.
 """
 
+import dataclasses
+
 import flax.linen as nn
 from flax.core import FrozenDict
 
 from adadfq_jax.models.graph import INPUT, GraphNetwork, Node
-from adadfq_jax.models.layers import COLOURS
-from adadfq_jax.models.operations import OPERATIONS
+from adadfq_jax.models.layers import input_shape
+from adadfq_jax.models.operations import OPERATIONS, PASSES_CODES
 from adadfq_jax.models.registry import is_registered
 from adadfq_jax.models.tracing import trace
 
@@ -18,8 +20,8 @@ QUANTIZER = "quantizer"
 _SUFFIX = "_quantized"
 _NAME_SUFFIX = ".sums"
 
-# These make values of those that they read, so that what was quantized stays so.
-_TRANSPARENT = ("max_pool", "subsample", "slice_channels", "shuffle_channels", "pad_channels")
+# After these too a value is quantized: channels of zeros are added, and 0 is a level.
+_TRANSPARENT = (*PASSES_CODES, "pad_channels")
 
 
 def with_quantized_sums(module: nn.Module, image_size: int) -> GraphNetwork:
@@ -42,10 +44,11 @@ def with_quantized_sums(module: nn.Module, image_size: int) -> GraphNetwork:
                     quantized[name] = name + _SUFFIX
                     nodes.append(Node(QUANTIZER, name + _SUFFIX, (name,), FrozenDict()))
             read = tuple(quantized.get(name, name) for name in node.inputs)
-            node = Node(node.op, node.name, read, node.attributes)
+            node = dataclasses.replace(node, inputs=read)
         nodes.append(node)
         known[node.name] = node
-    return GraphNetwork(tuple(nodes), module.classes, getattr(module, "channels", COLOURS))
+    *_, channels = input_shape(module, image_size)
+    return GraphNetwork(tuple(nodes), module.classes, channels)
 
 
 def _is_quantized(node: Node, known: dict[str, Node]) -> bool:

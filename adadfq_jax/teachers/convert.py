@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from adadfq_jax.data.images import resized_side
+from adadfq_jax.data.images import preparation_in_words
 from adadfq_jax.errors import TeacherError
 from adadfq_jax.models.network import Teacher
 from adadfq_jax.models.size import measure_network
@@ -152,7 +152,7 @@ def summary(teacher: Teacher, statistics: str) -> str:
         "recognised": teacher.convention or "this project's own file",
         "classes": f"{teacher.classes}",
         "images": f"{teacher.image_size}x{teacher.image_size}x{teacher.channels}",
-        "image files": _prepared(teacher),
+        "image files": f"{preparation_in_words(teacher)} ({teacher.preparation.interpolation})",
         "mean": ", ".join(f"{value:g}" for value in teacher.mean),
         "std": ", ".join(f"{value:g}" for value in teacher.std),
         "parameters": f"{size.parameters:,}",
@@ -163,11 +163,3 @@ def summary(teacher: Teacher, statistics: str) -> str:
         "digest": f"sha256 {teacher.digest}",
     }
     return "\n".join(f"{name:<22}{value}" for name, value in rows.items())
-
-
-def _prepared(teacher: Teacher) -> str:
-    """Returns in words how image files become a teacher's images."""
-    sides = "both sides" if teacher.preparation.crop == "squash" else "shorter side"
-    side, size = resized_side(teacher), teacher.image_size
-    cut = "" if side == size and sides == "both sides" else f", the centre of {size} cut out"
-    return f"{sides} resized to {side} pixels ({teacher.preparation.interpolation}){cut}"

@@ -19,7 +19,7 @@ from adadfq_jax.models.size import measure_network
 from adadfq_jax.models.tracing import trace, with_roles
 from adadfq_jax.teachers.load import load_teacher, save_teacher
 from adadfq_jax.training.calibrated import calibrated_on
-from tests.conftest import SIZE, make_small_config, make_teacher
+from tests.conftest import SIZE, assert_exported, make_small_config, make_teacher
 
 random = np.random.default_rng(0)
 
@@ -150,15 +150,7 @@ def test_a_game_on_a_graph_with_several_devices(played):
 def test_a_student_of_a_graph_is_exported(played, tmp_path, suffix):
     student, _, _ = played
     images = random.normal(size=(8, SIZE, SIZE, 3)).astype(np.float32)
-    path = tmp_path / f"student{suffix}"
-    assert adadfq_jax.export(student, path, images=images).agreement == 1
-    found, expected = (
-        np.asarray(adadfq_jax.load_exported(path)(images)),
-        np.asarray(student(images)),
-    )
-    assert np.median(np.abs(found - expected).max(1) / np.ptp(expected)) < 1e-5
-    if suffix in (".safetensors", ".pth"):
-        np.testing.assert_array_equal(found, expected)
+    assert_exported(student, tmp_path / f"student{suffix}", images)
 
 
 def test_every_language_knows_every_kind_of_node():

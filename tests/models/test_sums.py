@@ -12,7 +12,7 @@ from adadfq_jax.models import registry
 from adadfq_jax.models.graph import INPUT
 from adadfq_jax.models.operations import OPERATIONS
 from adadfq_jax.models.sums import with_quantized_sums
-from tests.conftest import SIZE, make_small_config, make_teacher
+from tests.conftest import SIZE, assert_exported, make_small_config, make_teacher
 
 random = np.random.default_rng(0)
 
@@ -86,13 +86,7 @@ def test_a_run_learns_with_both(played):
 def test_such_a_student_is_exported(played, tmp_path, suffix):
     student, _, _ = played
     images = random.normal(size=(8, SIZE, SIZE, 3)).astype(np.float32)
-    path = tmp_path / f"student{suffix}"
-    assert adadfq_jax.export(student, path, images=images).agreement == 1
-    found = np.asarray(adadfq_jax.load_exported(path)(images))
-    expected = np.asarray(student(images))
-    assert np.median(np.abs(found - expected).max(1) / np.ptp(expected)) < 1e-5
-    if suffix in (".safetensors", ".pth"):
-        np.testing.assert_array_equal(found, expected)
+    assert_exported(student, tmp_path / f"student{suffix}", images)
 
 
 def test_its_convolutions_are_integers(played):
