@@ -49,12 +49,21 @@ def opened(tmp_path):
         instance.close()
 
 
-@pytest.fixture
-def saved(opened):
-    """Checkpoints of steps 1, 2 and 3, all on disk."""
-    checkpoints = opened()
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """A folder with checkpoints of steps 1, 2 and 3; not to be changed."""
+    folder = tmp_path_factory.mktemp("three")
+    checkpoints = Checkpoints(folder)
     for step in (1, 2, 3):
         checkpoints.save(step, make_state(step), RECORD | {"seconds": float(step)})
+    checkpoints.close()
+    return folder
+
+
+@pytest.fixture
+def saved(three, opened, tmp_path):
+    """As `opened`, with checkpoints of steps 1, 2 and 3 on disk."""
+    shutil.copytree(three, tmp_path, dirs_exist_ok=True)
     return opened
 
 
