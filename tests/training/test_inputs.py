@@ -17,8 +17,8 @@ from tests import torch_networks as nets
 from tests.conftest import make_small_config
 
 CLASSES, COUNT = 4, 24
-# Channels and pixels: handwritten digits, and a size that 4 does not divide.
-GREY, ODD = (1, 28), (2, 30)
+# Channels and pixels: one channel and a size that 4 does not divide; each of them alone.
+FEW, GREY, ODD = (1, 10), (1, 28), (2, 30)
 
 
 def network(channels):
@@ -29,7 +29,16 @@ def network(channels):
     )
 
 
-@pytest.fixture(scope="module", params=[GREY, ODD], ids=["grey", "odd"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(FEW, id="few"),
+        *(
+            pytest.param(images, id=name, marks=pytest.mark.networks)
+            for name, images in (("grey", GREY), ("odd", ODD))
+        ),
+    ],
+)
 def run(request, tmp_path_factory):
     """A finished run on images of a form, its test images and its workdir."""
     channels, size = request.param
@@ -50,6 +59,7 @@ def run(request, tmp_path_factory):
     )
     config = make_small_config()
     config.game.method = "adadfq_plus"
+    config.warmup_epochs, config.epochs = 1, 2
     config.data.source, config.data.path = "npz", str(folder / "test.npz")
     student = adadfq_jax.quantize(config, teacher, workdir=folder / "run", show_progress=False)
     return student, folder, request.param
