@@ -40,6 +40,10 @@ KINDS = (
 )
 
 
+def test_a_share_of_the_channels():
+    assert registry.build("resnet18_x0.125", 20).widths == (8, 16, 32, 64)
+
+
 @pytest.mark.parametrize("name", SIZES)
 def test_sizes_are_the_published_ones(name):
     image_size, classes, *expected = SIZES[name]

@@ -66,7 +66,7 @@ def test_a_game_is_that_of_a_disk(folder, tmp_path, monkeypatch):
     """Stopped, resumed and finished; players bit for bit, metrics, pictures, result, export."""
     monkeypatch.setattr(metric_log, "_SECONDS_OF_A_PART", 0.0)
     config = make_small_config()
-    config.checkpoint.every_steps = 3
+    config.checkpoint.every_steps = 6
     config.export = "integers"
     asked = []
 
