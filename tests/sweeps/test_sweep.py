@@ -260,7 +260,7 @@ def command(tmp_path):
         "from tests.conftest import make_small_config\n"
         "def get_config():\n"
         "    config = make_small_config()\n"
-        "    config.epochs, config.checkpoint.every_steps = 20, 5\n"
+        "    config.epochs, config.checkpoint.every_steps = 20, 20\n"
         "    config.evaluation.every_epochs = 20\n"
         f"    config.teacher.path = {str(tmp_path / 'teacher.safetensors')!r}\n"
         "    return config\n"
