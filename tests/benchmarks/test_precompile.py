@@ -94,10 +94,14 @@ def test_what_does_not_fit_is_said():
     assert "not measured" in text
 
 
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="the compiler for TPUs, libtpu (extra [tpu]), is not installed",
+)
 @pytest.mark.devices
 @pytest.mark.filterwarnings("ignore")
 def test_a_real_slice(capsys):
-    """Needs the extra [tpu]; more chips need no more memory each, and give their sums once."""
+    """More chips need no more memory each, and give their sums once."""
     flags = ["--config.teacher.architecture=resnet8_cifar", "--topology=v5e:2x2,v5e:2x4", "--json"]
     assert main.run(["precompile", "--config=configs/base.py", *flags]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
