@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.patches import Rectangle
-from scipy.stats import spearmanr
 
 from adadfq_jax.reporting.drawing import (
     BLUE,
@@ -269,6 +268,8 @@ def _rank(records: Sequence[Mapping[str, Any]], name: str, sign: int) -> float:
     ]
     if len(pairs) < 3 or any(len(set(side)) < 2 for side in zip(*pairs, strict=True)):
         return float("nan")
+    from scipy.stats import spearmanr  # here, because it takes a second
+
     return float(spearmanr(*zip(*pairs, strict=True)).statistic)
 
 

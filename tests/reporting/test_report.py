@@ -21,7 +21,6 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tensorboardX.proto.event_pb2 import Event
 
 from adadfq_jax.cli import main
 from adadfq_jax.config.identity import to_json
@@ -881,6 +880,8 @@ def test_tensorboard_events_are_the_log(reported):
 
 def _events(content):
     """Reads TensorBoard's records: length, its checksum, event, its checksum."""
+    from tensorboardX.proto.event_pb2 import Event  # slowly: it imports all of google.cloud
+
     place = 0
     while place < len(content):
         (length,) = struct.unpack_from("<Q", content, place)
