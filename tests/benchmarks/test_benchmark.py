@@ -3,14 +3,16 @@
 import importlib.util
 import json
 
+import jax
 import numpy as np
 import pytest
 import torch
 
 from adadfq_jax.benchmarks import benchmark, table, timing, torch_opponent
-from adadfq_jax.benchmarks.parts import _DIFFERENCES, part_times
+from adadfq_jax.benchmarks.parts import _DIFFERENCES, part_programs, part_times
 from adadfq_jax.cli import main
 from adadfq_jax.config.resolve import resolve
+from adadfq_jax.devices import pmap
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.game.step import Game
 from adadfq_jax.models import network, registry, size
@@ -18,6 +20,7 @@ from adadfq_jax.teachers.normalisation import NORMALISATIONS
 from adadfq_jax.teachers.random_weights import random_teacher, teacher_or_random
 from tests import ROOT
 from tests.conftest import SIZE, make_teacher
+from tests.game.test_step import as_if_calibrated, make_game
 
 BASE = ROOT / "configs" / "base.py"
 
@@ -66,9 +69,15 @@ def test_measures_ours_and_theirs(config, tmp_path, monkeypatch):
 
 def test_tells_what_procedural_images_cost(config):
     config.samples.procedural = 1
-    parts = benchmark.benchmark(config, steps=1, rounds=1)["parts"]
-    assert parts["procedural images"] > 0
-    assert parts["learning from them"] > 0
+    teacher, devices = make_teacher(), jax.devices()[:1]
+    game = make_game(config, teacher)
+    state = as_if_calibrated(game.init(config, teacher.variables))
+    state, variables = (pmap.replicate(tree, devices) for tree in (state, teacher.variables))
+    programs = part_programs(game, state, variables, devices, 8)
+    wanted = ("procedural images", "learning from them")
+    parts = part_times({name: timing.seconds(programs[name], 1)[0] for name in wanted})
+    assert set(parts) == set(wanted)
+    assert min(parts.values()) > 0
 
 
 def test_steps_in_flight_are_timed_from_end_to_end(monkeypatch):

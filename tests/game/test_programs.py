@@ -14,7 +14,7 @@ from adadfq_jax.game.state import Phase
 from adadfq_jax.training.cost import Cost, estimate_cost
 from adadfq_jax.training.progress import Progress
 from tests.conftest import make_teacher
-from tests.game.test_step import make_game
+from tests.game.test_step import as_if_calibrated, make_game
 
 
 def one_step(config, teacher, phase=Phase.PLAY, dtype=np.float32):
@@ -23,9 +23,8 @@ def one_step(config, teacher, phase=Phase.PLAY, dtype=np.float32):
     devices = jax.devices()[: config.devices]
     variables = jax.tree.map(lambda leaf: leaf.astype(dtype), teacher.variables)
     state = game.init(config, variables)
-    ranges = jax.tree.map(lambda leaf: leaf + 1, state.ranges)  # as if calibrated
     state, variables = (
-        pmap.replicate(tree, devices) for tree in (state.replace(ranges=ranges), variables)
+        pmap.replicate(tree, devices) for tree in (as_if_calibrated(state), variables)
     )
     program = programs.steps(game, devices, phase, 1, state, variables)
     state, metrics = program(state, variables, pmap.device_indices(devices))

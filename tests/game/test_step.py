@@ -19,6 +19,10 @@ def make_game(config, teacher):
     return Game.create(config, teacher.module, teacher.image_size)
 
 
+def as_if_calibrated(state):
+    return state.replace(ranges=jax.tree.map(lambda leaf: leaf + 1, state.ranges))
+
+
 def play(game, config, variables, devices, steps, phases=tuple(Phase), state=None, by="pmap"):
     """Plays `steps` steps in each phase; returns the final state and all metrics, on the host."""
     state = pmap.replicate(state or game.init(config, variables), devices)
@@ -38,13 +42,20 @@ def play(game, config, variables, devices, steps, phases=tuple(Phase), state=Non
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
-    ("method", "cut"),
+    ("method", "cut", "phases"),
     [
-        pytest.param("adadfq", 0.0, id="adadfq"),
-        pytest.param("adadfq_plus", 0.5, id="adadfq_plus", marks=pytest.mark.devices),
+        # Two processes of two devices are compared from calibration on, in `test_processes.py`.
+        pytest.param("adadfq", 0.0, (Phase.PLAY,), id="play"),
+        pytest.param("adadfq", 0.0, tuple(Phase), id="adadfq", marks=pytest.mark.devices),
+        # In the warm-up the plus plays as AdaDFQ does.
+        pytest.param(
+            *("adadfq_plus", 0.5, (Phase.CALIBRATE, Phase.PLAY)),
+            id="adadfq_plus",
+            marks=pytest.mark.devices,
+        ),
     ],
 )
-def test_four_devices_play_the_game_of_one(small_config, teacher, method, cut):
+def test_four_devices_play_the_game_of_one(small_config, teacher, method, cut, phases):
     """Eight steps in each phase, float64, to 1e-8; the plus with CutMix, which is off in it.
 
     And by `shard_map` they play, bit for bit, as by `pmap`.
@@ -53,11 +64,10 @@ def test_four_devices_play_the_game_of_one(small_config, teacher, method, cut):
     small_config.samples.cutmix = cut
     variables = jax.tree.map(lambda leaf: leaf.astype(np.float64), teacher.variables)
     game = make_game(small_config, teacher)
-    # In the warm-up the plus plays as AdaDFQ does.
-    phases = tuple(Phase) if method == "adadfq" else (Phase.CALIBRATE, Phase.PLAY)
-    one, history_one = play(game, small_config, variables, jax.devices()[:1], 8, phases)
+    start = as_if_calibrated(game.init(small_config, variables))
+    one, history_one = play(game, small_config, variables, jax.devices()[:1], 8, phases, start)
     devices = jax.devices()[:4]
-    begun, history_begun = play(game, small_config, variables, devices, 8, phases[:-1])
+    begun, history_begun = play(game, small_config, variables, devices, 8, phases[:-1], start)
     rest = small_config, variables, devices, 8, phases[-1:], pmap.fetch(begun)
     four, history_four = play(game, *rest)
     mapped, history_mapped = play(game, *rest, by="shard_map")
@@ -81,9 +91,8 @@ def test_each_phase_moves_what_it_should(small_config, teacher, method):
     # In the warm-up the plus trains as AdaDFQ does.
     phases = tuple(Phase) if method == "adadfq" else (Phase.CALIBRATE, Phase.PLAY)
     for phase in phases:
-        if phase is Phase.PLAY:  # as if calibrated
-            ranges = jax.tree.map(lambda leaf: leaf + 1, before.ranges)
-            before = before.replace(ranges=ranges, step=before.step + 12)
+        if phase is Phase.PLAY:
+            before = as_if_calibrated(before).replace(step=before.step + 12)
             if method == "adadfq_plus":
                 learnt = jax.tree.map(lambda leaf: leaf + 1, before.student.params["clipping"])
                 params = before.student.params | {"clipping": learnt}
