@@ -1,6 +1,7 @@
 """One game in several processes on this machine: the game of one, stopped and resumed together."""
 
 import concurrent.futures
+import hashlib
 import json
 import os
 import socket
@@ -166,12 +167,28 @@ def test_a_signal_to_one_stops_all_and_they_go_on_together(two, tmp_path):
     assert "already complete" in said[0]
 
 
+@pytest.mark.devices
 def test_processes_of_other_configurations_are_named(tmp_path):
     codes, said = play(tmp_path / "run", 2, 1, seeds=[0, 1])
     assert codes == [2, 2]
     for text in said:
         assert "process 1 was started with another configuration than process 0" in text
     assert not (tmp_path / "run").exists()
+
+
+def test_who_has_another_text_is_named(monkeypatch):
+    """As of three processes, whose texts are gathered here."""
+    texts = ["a", "a", "a"]
+
+    def gathered(own):
+        return np.array([list(hashlib.sha256(text.encode()).digest()) for text in texts])
+
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    monkeypatch.setattr(processes.multihost_utils, "process_allgather", gathered)
+    processes.check_equal("configuration", "a")
+    texts[1:] = ["b", "c"]
+    with pytest.raises(ConfigError, match="process 1, 2 was started with another configuration"):
+        processes.check_equal("configuration", "a")
 
 
 @pytest.mark.parametrize(
