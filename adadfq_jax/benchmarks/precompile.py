@@ -14,7 +14,7 @@ from adadfq_jax.config.checks import validate
 from adadfq_jax.config.resolve import resolve
 from adadfq_jax.devices import pmap
 from adadfq_jax.devices.memory import program_bytes
-from adadfq_jax.errors import ConfigError, nearest
+from adadfq_jax.errors import ConfigError
 from adadfq_jax.game import programs
 from adadfq_jax.game.state import Phase
 from adadfq_jax.game.step import Game
@@ -48,10 +48,7 @@ def precompile(config: ml_collections.ConfigDict, topologies: Sequence[str]) -> 
     validate(config)
     for topology in topologies:
         if topology not in TOPOLOGIES:
-            raise ConfigError(
-                f"unknown topology {topology!r}: {nearest(topology, TOPOLOGIES)} There are "
-                f"{', '.join(TOPOLOGIES)}."
-            )
+            raise ConfigError(_unknown(topology))
         chips = _chips(topology)
         if config.batch_size % chips:
             raise ConfigError(
@@ -140,12 +137,29 @@ def _work_on_gpu(program: jax.stages.Compiled, steps: int, topology: str) -> dic
     }
 
 
+def _unknown(topology: str) -> str:
+    """Returns why a name is no topology, and which there are."""
+    cards = ", ".join(gpu_cards.CARDS)
+    slices = ", ".join(tpu_slices.CHIPS)
+    known = (
+        f"GPUs are {cards}, by computers and cards in each such as h100:1x8; TPUs are {slices}, by "
+        "their slice such as v5e:4x4."
+    )
+    if not topology.strip():
+        return f"--topology has an empty name: {known}"
+    chip = _chip(topology.lower())
+    of_chip = [name for name in TOPOLOGIES if _chip(name) == chip]
+    if of_chip:
+        return f"unknown topology {topology!r}: of {chip} there are {', '.join(of_chip)}."
+    return f"unknown topology {topology!r}: {known}"
+
+
 def precompile_table(result: dict[str, Any]) -> str:
     """Formats a result of `precompile` as a plain table."""
     lines = [
         f"{result['network']}, {result['bits']}, batch {result['batch_size']}, a step of play",
         "",
-        f"{'slice':<12}{'chips':>6}{'compiled in':>13}{'arguments':>11}{'outputs':>9}"
+        f"{'topology':<12}{'chips':>6}{'compiled in':>13}{'arguments':>11}{'outputs':>9}"
         f"{'temporaries':>13}{'program':>9}{'of':>9}{'GFLOP':>9}{'moved':>9}{'estimate':>11}"
         "  collectives",
     ]

@@ -7,6 +7,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 
@@ -94,6 +95,9 @@ def _acknowledge(reader: int) -> None:
         name = signal.Signals(number[0]).name
         if come > 1:
             print(f"{name} again: ended.", file=sys.stderr, flush=True)
+            for child in _children():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGTERM)
             os._exit(128 + number[0])
         print(
             f"{name}: stopping after what is under way, a step, a measurement or a compilation; "
@@ -101,6 +105,12 @@ def _acknowledge(reader: int) -> None:
             file=sys.stderr,
             flush=True,
         )
+
+
+def _children() -> list[int]:
+    """Returns the processes that this one has started, as far as the system tells: Linux does."""
+    found = Path("/proc/self/task").glob("*/children")
+    return [int(child) for path in found for child in path.read_text().split()]
 
 
 @contextlib.contextmanager

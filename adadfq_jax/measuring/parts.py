@@ -104,10 +104,12 @@ def parts(
       workdir: where the folders of runs go.
       teacher: a file of `adadfq convert`; without one, no run is measured.
       images: evaluation images, a .npz file or a folder of class folders; None for none.
-      rehearse: whether to measure the same parts with small networks for a few steps.
+      rehearse: whether to measure the same parts with small networks for a few steps; of the
+        teacher, runs of a few steps.
     """
     found = [*_tests(facts, rehearse), *_speeds(facts, rehearse)]
-    found += _rehearsed_runs(workdir) if rehearse else _runs(workdir, teacher, images)
+    given = _given(teacher, images)
+    found += _rehearsed_runs(workdir, given) if rehearse else _runs(workdir, given)
     return (*found, _forecast(facts, rehearse))
 
 
@@ -188,12 +190,19 @@ def _run(name, title, words: Sequence[str], workdir: Path, seconds, steps, **mor
     return Part(name, Kind.RUN, title, words, seconds, steps, **more)
 
 
-def _runs(workdir: Path, teacher: Path | None, images: Path | None) -> list[Part]:
+def _given(teacher: Path | None, images: Path | None) -> list[str]:
+    """Returns the flags of a run of a teacher that is given; none without one."""
+    if teacher is None:
+        return []
     given = [f"--config.teacher.path={teacher}"]
     if images is not None:
         source = "folder" if images.is_dir() else "npz"
         given += [f"--config.data.source={source}", f"--config.data.path={images}"]
-    missing = "" if teacher else "needs a teacher: --teacher=FILE"
+    return given
+
+
+def _runs(workdir: Path, given: Sequence[str]) -> list[Part]:
+    missing = "" if given else "needs a teacher: --teacher=FILE"
 
     def run(bits):
         words = (f"--config=teacher:{bits}", *given, _every(_EPOCHS))
@@ -223,12 +232,12 @@ def _every(epochs: int) -> str:
     return f"--config.evaluation.every_epochs={epochs // _EVALUATIONS}"
 
 
-def _rehearsed_runs(workdir: Path) -> list[Part]:
+def _rehearsed_runs(workdir: Path, given: Sequence[str]) -> list[Part]:
     schedule = ("steps_per_epoch=2", "epochs=3", "calibration_epochs=1", "warmup_epochs=1")
     few = [f"--config.{field}" for field in (*schedule, "evaluation.generated_images=16")]
 
     def run(name, title, *more):
-        words = ("--config=digits_resnet20:w3a3", *few, *more)
+        words = (f"--config={'teacher' if given else 'digits_resnet20'}:w3a3", *given, *few, *more)
         return _run(name, title, words, workdir, 90, steps=6)
 
     return [

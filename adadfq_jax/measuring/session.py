@@ -38,6 +38,7 @@ _DIVERGED = 3  # exit code
 _TESTS_FAILED = 1  # pytest's exit code
 _SECONDS_TO_END = 15.0  # of a process that is told to: to write a checkpoint
 _SECONDS_BETWEEN_LOOKS = 0.2
+_SECONDS_BETWEEN_LINES = 30.0
 _KEPT_OUTPUT, _SHOWN_LINES = 20_000, 12  # characters, and lines of what failed
 
 # Statuses with which a part is measured; the others are tried again.
@@ -120,6 +121,8 @@ def measure(
         "teacher": _file(teacher, "--teacher", ".safetensors"),
         "images": _file(images, "--images", ".npz", folder=True),
     }
+    if images is not None and teacher is None:
+        raise ConfigError("--images are of runs, which need a teacher: --teacher=FILE.")
     if platform is not None and platform not in PLATFORMS:
         raise ConfigError(f"unknown platform {platform!r}: {nearest(platform, PLATFORMS)}")
     make_folder(workdir)
@@ -144,6 +147,8 @@ def measure(
             should_stop=should_stop,
         )
         session.choose(wanted)
+        if teacher or images:
+            _check_given(run, workdir, session.wanted())
         if dry_run:
             session.tell_plan()
         else:
@@ -197,6 +202,12 @@ class Session:
             if name not in self._wanted:
                 raise ConfigError(f"there is no part {name!r}: {nearest(name, self._wanted)}")
         self._wanted = set(names) or self._wanted
+
+    def wanted(self) -> list[Part]:
+        """Returns the parts that are wanted and not settled."""
+        return [
+            part for part in self.parts if part.name in self._wanted and not self._is_settled(part)
+        ]
 
     def measure(self) -> None:
         """Measures each part that is wanted, that is not settled and for which there is time.
@@ -326,7 +337,7 @@ def run_process(
       seconds: after which it is told to end.
       should_stop: returns the number of a signal with which it is told to end, else None.
     """
-    began, told = time.monotonic(), None
+    began, told, shown = time.monotonic(), None, 1
     files = [said.with_suffix(suffix) for suffix in (".out", ".err")]
     with open(files[0], "wb") as out, open(files[1], "wb") as err:
         process = subprocess.Popen(
@@ -347,6 +358,10 @@ def run_process(
                     process.send_signal(stop)
                 elif told is not None and now - told > _SECONDS_TO_END:
                     process.kill()
+                if now - began > shown * _SECONDS_BETWEEN_LINES:
+                    shown += 1
+                    last = files[1].read_text(errors="replace").strip().splitlines()[-1:]
+                    print("  ".join([f"  {_minutes(now - began)}", *last]), file=sys.stderr)
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
         finally:
             process.kill()  # does nothing to a process that has ended
@@ -402,13 +417,29 @@ def _of_run(folder: Path) -> dict[str, Any]:
 
 def _facts(run: Runner, workdir: Path, platform: str | None) -> dict[str, Any]:
     ended = run(("-m", "adadfq_jax.measuring.facts"), {}, workdir / "facts", float("inf"))
-    if ended.code:
-        lines = ended.said.strip().splitlines() or ["it ended without a word"]
+    found = {} if ended.code else json.loads(ended.out.splitlines()[-1])
+    # Where a driver does not start, JAX says so and takes the CPU.
+    if ended.code or (platform is not None and found["platform"] != platform):
+        lines = ended.said.strip().splitlines() or ["it said nothing"]
         raise ConfigError(
             f"JAX finds no {platform or 'devices'} on this machine: {lines[-1].rstrip('.')}. "
             "--platform=cpu measures the processor."
         )
-    return json.loads(ended.out.splitlines()[-1])
+    return found
+
+
+def _check_given(run: Runner, workdir: Path, planned: Sequence[Part]) -> None:
+    """Raises ConfigError where runs would refuse their teacher or their images.
+
+    They come late in a measurement, and each would fail by itself.
+    """
+    runs = [part for part in planned if part.kind is Kind.RUN and not part.missing]
+    if not runs:
+        return
+    ended = run((*runs[0].words, "--dry-run"), {}, workdir / "given", float("inf"))
+    if ended.code and not ended.cut:
+        lines = ended.said.strip().splitlines() or ["it ended without a word"]
+        raise ConfigError(f"a run of this teacher and these images fails: {lines[-1]}")
 
 
 def _read(path: Path) -> dict[str, Any] | None:

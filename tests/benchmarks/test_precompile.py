@@ -30,11 +30,13 @@ def test_collectives_and_their_bytes():
 @pytest.mark.parametrize(
     ("topology", "batch", "message"),
     [
-        ("v5e:4x5", 16, "unknown topology 'v5e:4x5': did you mean v5e:4x4 or v5e:4x8"),
-        ("v5e:4x5", 16, "There are v4:2x2x1, v4:2x2x2"),
+        ("v5e:4x5", 16, "unknown topology 'v5e:4x5': of v5e there are v5e:2x2, v5e:2x4, v5e:4x4"),
+        ("v100", 16, "GPUs are a100, b200, .* such as h100:1x8; TPUs are v4, .* such as v5e:4x4"),
+        ("", 16, "--topology has an empty name: GPUs are"),
+        ("H100", 16, "unknown topology 'H100': of h100 there are h100, h100:1x2"),
         ("v5e:4x8", 16, "batch_size=16 does not divide evenly over the 32 chips of v5e:4x8"),
         ("v5p:2x2x4", 24, "over the 16 chips"),
-        ("h100:1x3", 16, "unknown topology 'h100:1x3': did you mean h100 or h100:1x2"),
+        ("h100:3", 16, "unknown topology 'h100:3': of h100 there are h100, h100:1x2"),
         ("rtx4090:1x8", 4, "over the 8 chips of rtx4090:1x8"),
     ],
 )

@@ -1,5 +1,6 @@
 """The command line: bad input, exit codes, signals, help."""
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -10,6 +11,7 @@ import sys
 import time
 import types
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -295,19 +297,22 @@ def test_ctrl_c_is_acknowledged_while_something_compiles():
     program = (
         "import hashlib, sys\n"
         "from adadfq_jax.cli.process import acknowledging, listening\n"
+        "import subprocess\n"
         "with acknowledging(), listening() as received:\n"
-        "    print('compiling', flush=True)\n"
+        "    child = subprocess.Popen(['sleep', '600'], process_group=0)\n"
+        "    print(child.pid, flush=True)\n"
         "    hashlib.pbkdf2_hmac('sha256', b'a', b'b', int(sys.argv[1]))\n"
+        "    child.kill()\n"
         "    print('stopping for', received[-1], flush=True)\n"
     )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
     def start(rounds):
         process = subprocess.Popen([sys.executable, "-c", program, rounds], cwd=ROOT, **pipes)
-        assert process.stdout.readline() == "compiling\n"
-        return process
+        return process, int(process.stdout.readline())
 
-    with start("1_000_000_000") as process:
+    process, child = start("1_000_000_000")
+    with process:
         time.sleep(1)  # until the long call has begun, in which no handler runs
         process.send_signal(signal.SIGINT)
         assert process.stderr.readline().startswith(
@@ -317,7 +322,15 @@ def test_ctrl_c_is_acknowledged_while_something_compiles():
         assert process.wait(timeout=60) == 130
         assert process.stdout.read() == ""
         assert process.stderr.read() == "SIGINT again: ended.\n"
-    with start("3_000_000") as process:
+    # What it has started has ended, or is about to: no process of that number is left running.
+    with contextlib.suppress(FileNotFoundError):
+        for _ in range(100):
+            if Path(f"/proc/{child}/stat").read_text().split()[2] == "Z":
+                break
+            time.sleep(0.1)
+        else:
+            pytest.fail("the child runs on")
+    with start("3_000_000")[0] as process:
         process.send_signal(signal.SIGTERM)
         assert process.stdout.readline() == "stopping for 15\n"
         assert process.wait(timeout=60) == 0

@@ -338,6 +338,13 @@ def test_a_process_that_ends(tmp_path):
     assert (tmp_path / "x.out").read_text() == "a\n"
 
 
+def test_a_process_that_takes_long_is_told_of(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(session, "_SECONDS_BETWEEN_LINES", 0.3)
+    program = "import sys, time; print('step 7', file=sys.stderr, flush=True); time.sleep(2)"
+    run_process(["-c", program], {}, tmp_path / "x", 60, lambda: None)
+    assert "  0.0 min  step 7\n" in capfd.readouterr().err
+
+
 def test_a_process_that_does_not_end_in_time(tmp_path):
     program = "import time; time.sleep(60)"
     ended = run_process(["-c", program], {}, tmp_path / "x", 0.5, lambda: None)
@@ -388,6 +395,7 @@ def test_what_cannot_be_used(tmp_path, sentence, monkeypatch):
         (["--teacher=none.safetensors"], "--teacher=none.safetensors: it must be a .safetensors"),
         ([f"--teacher={tmp_path}/t.pth"], "it must be a .safetensors file"),
         ([f"--images={tmp_path}/t.pth"], "a .npz file or a folder of class folders that is there"),
+        ([f"--images={tmp_path}"], "--images are of runs, which need a teacher: --teacher=FILE."),
         (["--parts=w3", "--platform=cpu"], "there is no part 'w3': did you mean"),
     ):
         assert wanted in sentence(["measure", f"--output={output}", *flags])
@@ -418,6 +426,34 @@ def test_a_platform_that_is_not_here(tmp_path, sentence, monkeypatch):
     said = sentence(["measure", f"--output={tmp_path}/out", "--platform=tpu"])
     assert "JAX finds no tpu on this machine: " in said
     assert "--platform=cpu measures the processor." in said
+
+
+def test_a_driver_that_does_not_start_is_no_cpu(tmp_path, sentence, monkeypatch):
+    """JAX then takes the CPU, and says why on stderr alone."""
+    ended = Ended(0, json.dumps(MACHINE | {"platform": "cpu"}), "cuInit(0) failed.\n", 1.0)
+    monkeypatch.setattr(session, "run_process", lambda *_: ended)
+    said = sentence(["measure", f"--output={tmp_path}/out", "--platform=gpu"])
+    assert "JAX finds no gpu on this machine: cuInit(0) failed. --platform=cpu" in said
+
+
+def test_what_runs_would_refuse_is_refused_before_anything_is_measured(
+    tmp_path, sentence, monkeypatch
+):
+    monkeypatch.setattr(session, "_facts", lambda *_: dict(MACHINE))
+    teacher, ran = tmp_path / "t.safetensors", []
+    teacher.write_text("")
+
+    def run(words, *_):
+        ran.append(words)
+        return Ended(2, "", "adadfq quantize: this is no teacher.\n", 1.0)
+
+    monkeypatch.setattr(session, "run_process", run)
+    for more in ([], ["--rehearse"], ["--dry-run"]):
+        flags = [f"--output={tmp_path}/out", f"--teacher={teacher}", f"--images={tmp_path}", *more]
+        assert "adadfq quantize: this is no teacher." in sentence(["measure", *flags])
+    assert all(words[-1] == "--dry-run" for words in ran)
+    assert all(f"--config.teacher.path={teacher}" in words for words in ran)
+    assert all(f"--config.data.path={tmp_path}" in words for words in ran)
 
 
 def test_what_this_machine_is(monkeypatch):
