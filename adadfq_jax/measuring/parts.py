@@ -74,7 +74,7 @@ _PARITY = "tests/game/test_parity.py"
 _IN_FLOAT64 = (f"{_PARITY}::test_step_in_float64[lean-None]",)
 _IN_FLOAT32 = (f"{_PARITY}::test_step_in_float32",)
 _DISPATCHES = ("tests/training/test_quantize.py::test_several_steps_a_dispatch_are_the_same_game",)
-_DEVICES = ("tests/game/test_step.py::test_four_devices_play_the_game_of_one[adadfq]",)
+_DEVICES = ("tests/game/test_step.py::test_four_devices_play_the_game_of_one[play]",)
 _RESUMED = ("tests/training/test_quantize.py::test_stopped_and_resumed_is_uninterrupted",)
 
 # The steps that are timed; in a rehearsal, of a small network.

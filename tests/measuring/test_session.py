@@ -3,6 +3,7 @@
 import contextlib
 import json
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from adadfq_jax.measuring.parts import Kind, Part, parts, topology_of
 from adadfq_jax.measuring.session import Ended, Session, outcomes, run_process
 from adadfq_jax.measuring.tables import tables
 from adadfq_jax.storage.ownership import own
+from tests import ROOT
 from tests.conftest import make_result
 
 MACHINE = {
@@ -251,6 +253,17 @@ def test_pytorch_takes_part_where_it_can(tmp_path, platform, torch, against):
     speeds = [part for part in found if part.kind is Kind.SPEED]
     assert len(speeds) == 3
     assert all(("--against=torch" in part.words) == against for part in speeds)
+
+
+def test_the_tests_of_a_part_are_there_and_not_slow():
+    """A test that is deselected would end a part on the day on which a GPU is there."""
+    found = [*parts(MACHINE, Path("work")), *parts(MACHINE, Path("work"), rehearse=True)]
+    words = {word for part in found if part.kind is Kind.TESTS for word in part.words}
+    tests = sorted(word for word in words if word.startswith("tests/"))
+    collect = ["-m", "pytest", "--collect-only", "-p", "no:cacheprovider", *tests]
+    done = subprocess.run([sys.executable, *collect], cwd=ROOT, capture_output=True, text=True)
+    for test in tests:
+        assert f"\n{test}" in f"\n{done.stdout}", done.stdout + done.stderr
 
 
 def test_commands_are_those_of_a_person(machine):
