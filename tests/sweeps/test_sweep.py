@@ -192,9 +192,7 @@ def test_a_diverged_game_is_noted_and_the_others_are_played(small_config, tmp_pa
 
 
 def test_a_share_of_a_users_images(small_config, tmp_path, played):
-    np.savez(
-        tmp_path / "own.npz", x=np.arange(576, dtype=np.uint16).astype("u1").reshape(3, 8, 8, 3)
-    )
+    np.savez(tmp_path / "own.npz", x=np.full((3, 8, 8, 3), 100, np.uint8))
     small_config.game.method = "adadfq_plus"
     small_config.samples.images = str(tmp_path / "own.npz")
     run(small_config, tmp_path / "sweep", "samples.images_share=0.0,0.5")
