@@ -1,12 +1,14 @@
 """One of several processes that play a small game in float64; what `test_processes.py` starts.
 
-Arguments: workdir, evaluation images, HOST:PORT, processes, index, devices of each process, index
-of the process that gets a SIGTERM, the dispatch after which it does, seed.
+Arguments: workdir, evaluation images (beside them own.npz, which the student sees), HOST:PORT,
+processes, index, devices of each process, index of the process that gets a SIGTERM, the dispatch
+after which it does, seed.
 """
 
 import os
 import signal
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -27,6 +29,8 @@ def small_game(images):
     # Without a warm-up, whose steps are those of play but for the student's.
     config.steps_per_epoch, config.epochs, config.warmup_epochs = 4, 3, 1
     config.data.source, config.data.path = "npz", str(images)
+    config.samples.images = str(images.with_name("own.npz"))
+    config.samples.procedural, config.samples.images_share = 1, 1.0
     return config, teacher
 
 
@@ -35,7 +39,7 @@ def main(workdir, images, coordinator, count, index, devices, stopped, after, se
     jax.config.update("jax_enable_x64", True)
     if count > 1:
         print(processes.start(coordinator, count, index, seconds=60), file=sys.stderr)
-    config, teacher = small_game(images)
+    config, teacher = small_game(Path(images))
     config.devices, config.seed = 0, seed
     dispatches = -2  # the first two calls are before them
 

@@ -15,6 +15,7 @@ from adadfq_jax.evaluation import accuracy
 from adadfq_jax.exporting.contract import input_in_words
 from adadfq_jax.exporting.description import read_about
 from adadfq_jax.exporting.load import ExportedModel, load_exported
+from adadfq_jax.models.display import not_data_free
 from adadfq_jax.models.network import Network, Student, Teacher
 from adadfq_jax.quantization.bits import parse_bits
 from adadfq_jax.storage.files import locate, on_a_disk
@@ -68,11 +69,14 @@ class Measured:
 def file_row(model: str | Path) -> str:
     """Returns what an exported file is: its format and its student's bit-widths, as a line."""
     path = on_a_disk(model)
-    result = read_about(path).get("result") or {}
+    about = read_about(path)
+    result = about.get("result") or {}
     words = [FORMAT_BY_SUFFIX[path.suffix]]
     if "weight_bits" in result:
         words.append(f"w{result['weight_bits']}a{result['activation_bits']}")
         words += result.get("overrides") or []
+    if about.get("given_images"):
+        words.append(not_data_free(about["given_images"]))
     return f"{'file':<22}{', '.join(words)}, {path.stat().st_size:,} bytes\n"
 
 
@@ -225,10 +229,12 @@ def _described(network: Network | ExportedModel) -> str:
         return f"{network.architecture}, full precision"
     if not isinstance(network, Student):
         return f"{network.architecture}, exported"
+    given = f", {not_data_free(network.given_images)}" if network.given_images else ""
     if network.result is None:
         return (
             f"{network.architecture}, student of a run that is not finished, or of an earlier step"
+            f"{given}"
         )
     result = network.result
     bits = f"w{result.weight_bits}a{result.activation_bits}"
-    return f"{network.architecture}, {bits}, after {result.steps} steps"
+    return f"{network.architecture}, {bits}, after {result.steps} steps{given}"

@@ -4,6 +4,7 @@ A run checks its configuration twice: as it is given (`validate`), before any fi
 with all that follows from its teacher (`resolve.resolve`).
 """
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -119,6 +120,13 @@ def _check_switches(flat: Mapping[str, Any]) -> None:
             f"samples.cutmix={flat['samples.cutmix']} cuts procedural images together with "
             "generated ones, and samples.procedural=0 draws none; set it to 1 or more."
         )
+    images, share = flat["samples.images"], flat["samples.images_share"]
+    if images is not None and share and not procedural:
+        raise ConfigError(
+            f"samples.images={images!r} stand in the place of procedural images, and "
+            "samples.procedural=0 has none; set it to 1 or more, the images beside each generated "
+            "one."
+        )
     if procedural and METHODS[flat["game.method"]].needs_labels:
         raise ConfigError(
             f"samples.procedural={procedural} does not go with {flat['game.method']}, whose "
@@ -134,6 +142,12 @@ def _check_data(flat: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"data.labels={labels!r} says which class a folder is, but data.source is {source!r}: "
             "leave it unset, or set data.source='folder'."
+        )
+    images, path = flat["samples.images"], flat["data.path"]
+    if None not in (images, path) and os.path.abspath(images) == os.path.abspath(path):
+        raise ConfigError(
+            f"samples.images and data.path are both {images!r}, but a student is not measured on "
+            "images that it has learned from: divide them into two."
         )
     mean, std = flat["data.mean"], flat["data.std"]
     require(

@@ -45,6 +45,7 @@ class Filler(enum.Enum):
     TEACHER = "the teacher"  # its file says it, or its weights
     NETWORK = "the network"  # `recipes.py`, where the field is None
     METHOD = "the method"  # `game/methods.py` and `recipes.py`, where the field is None
+    IMAGES = "the images"  # those of `samples.images`
 
 
 class Resume(enum.Enum):
@@ -95,6 +96,7 @@ class Field:
 
 
 _TEACHER, _NETWORK, _METHOD = Filler.TEACHER, Filler.NETWORK, Filler.METHOD
+_IMAGES = Filler.IMAGES
 _FREE, _FIXED_BY_ADAM = Resume.FREE, Resume.FIXED_BY_ADAM
 _BITS = between(1, MAX_BITS)
 _SHARE = between(0, 1)
@@ -181,6 +183,14 @@ _TABLE = (
     Field("samples.cutmix", NUMBER, None,
           "share of the procedural images that are cut together with a generated one", _SHARE,
           _METHOD),
+    Field("samples.images", TEXT, None,
+          "folder or .npz file of a user's images for the student alone, unlabelled: not data-free",
+          resume=_FREE),
+    Field("samples.images_share", NUMBER, 0.5,
+          "share of the procedural images in whose place one of samples.images stands", _SHARE),
+    Field("samples.images_count", INTEGER, 0, "number of samples.images", at_least(0), _IMAGES),
+    Field("samples.images_digest", TEXT, None, "SHA-256 of their pixels at the teacher's size",
+          filled_by=_IMAGES),
     # ---- The game -----------------------------------------------------------------------------
     Field("game.method", TEXT, "adadfq", "losses and constants of the two players",
           one_of(METHODS)),

@@ -87,11 +87,7 @@ def load_folder(path: Path, labels: Path | None = None) -> Dataset:
             stacklevel=3,
         )
     if others:
-        warnings.warn(
-            f"{_counted(others, 'file')} below {str(path)!r}, no images by suffix "
-            f"({_suffixes(others)}), left out: {_relative(others, path)}.",
-            stacklevel=3,
-        )
+        _warn_of_others(others, path)
     files = [
         (file, by_name[name])
         for name, found in by_folder.items()
@@ -108,6 +104,47 @@ def load_folder(path: Path, labels: Path | None = None) -> Dataset:
         advice=""
         if labels is not None
         else "--labels=FILE, or data.labels, says which folder is which class",
+    )
+
+
+def load_unlabelled_folder(path: Path) -> tuple[Dataset, bool]:
+    """Opens the images in a folder and in the folders below it, without labels.
+
+    Images are what `load_folder` takes for some; other files are left out with a warning.
+
+    Args:
+      path: the folder.
+
+    Returns:
+      (the images, of which each has the label 0; whether the folder has class folders).
+
+    Raises:
+      DataError: there is no image in the folder, or it cannot be read.
+    """
+    try:
+        found = list(_files_below(str(path), frozenset()))
+    except OSError as error:
+        raise DataError(f"{error.filename!r} cannot be read: {error.strerror}.") from error
+    images = [file for file in found if _is_image(file)]
+    others = [file for file in found if not _is_image(file)]
+    if not images:
+        raise DataError(
+            f"there are no images in {str(path)!r}: expected {path.name or '.'}/NAME.jpg, "
+            f"{path.name or '.'}/CLASS/NAME.jpg or another suffix that PIL reads, and found "
+            + (f"{len(others)} other files ({_suffixes(others)})." if others else "no files.")
+        )
+    if others:
+        _warn_of_others(others, path)
+    records = _Files([(file, 0) for file in images])
+    in_class_folders = any(Path(file).parent != path for file in images)
+    return Dataset(str(path), records, (0, 0), encoded=True), in_class_folders
+
+
+def _warn_of_others(others: Sequence[str], path: Path) -> None:
+    warnings.warn(
+        f"{_counted(others, 'file')} below {str(path)!r}, no images by suffix "
+        f"({_suffixes(others)}), left out: {_relative(others, path)}.",
+        stacklevel=4,
     )
 
 

@@ -16,6 +16,7 @@ from adadfq_jax.exporting.load import import_onnx, load_exported, require
 from adadfq_jax.exporting.onnx_options import DEFAULTS, OnnxOptions
 from adadfq_jax.exporting.quantized import QuantizedNetwork, take_apart
 from adadfq_jax.exporting.verification import Report, compare
+from adadfq_jax.models.display import not_data_free
 from adadfq_jax.models.network import Student, Teacher
 from adadfq_jax.storage.files import check_replaceable, on_a_disk, written_whole
 
@@ -102,9 +103,10 @@ def export(
                 raise VerificationError(f"{str(path)!r} was not written: {report.failure}")
     except OSError as error:
         raise ExportError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
-    if format != "onnx":
-        return report
-    return dataclasses.replace(report, notes=_notes(network, path, asked))
+    notes = _notes(network, path, asked) if format == "onnx" else ()
+    if isinstance(student, Student) and student.given_images:
+        notes += (("data", not_data_free(student.given_images)),)
+    return dataclasses.replace(report, notes=notes)
 
 
 def check_output(
@@ -158,6 +160,8 @@ def _content(
         if result:
             del result["class_names"]  # which stand beside the input
         about |= {"student": student.digest, "step": student.step, "result": result}
+        if student.given_images:
+            about["given_images"] = student.given_images
     # Each format's library is imported with it.
     match format:
         case "integers":

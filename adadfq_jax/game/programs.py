@@ -70,8 +70,9 @@ def steps(
       state, teacher_variables: arrays with a device axis, or their `jax.ShapeDtypeStruct`.
 
     Returns:
-      A program from (state, teacher's variables, device indices) to (state, metrics with a leading
-      axis of steps). It reuses the memory of the state that it is given.
+      A program from (state, teacher's variables, device indices; with a device axis, the given
+      images of a game that has some) to (state, metrics with a leading axis of steps). It reuses
+      the memory of the state that it is given.
     """
     leaves, tree = jax.tree.flatten((state, teacher_variables))
     types = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
@@ -95,9 +96,9 @@ def lower(
 ) -> jax.stages.Lowered:
     """Returns the program of `steps`, of the same arguments, before it is compiled."""
 
-    def run(state, teacher_variables, device_index):
+    def run(state, teacher_variables, device_index, *given_images):
         def step(state):
-            return game.step(state, teacher_variables, device_index, phase)
+            return game.step(state, teacher_variables, device_index, phase, *given_images)
 
         if count == 1:
             state, metrics = step(state)
@@ -108,7 +109,10 @@ def lower(
 
     step = pmap.map_over_devices(run, list(devices), donate=(0,))
     index = jax.ShapeDtypeStruct((len(devices),), jnp.int32)
-    return step.lower(state, teacher_variables, index)
+    arguments = [state, teacher_variables, index]
+    if game.given_shape is not None:
+        arguments.append(jax.ShapeDtypeStruct((len(devices), *game.given_shape), jnp.uint8))
+    return step.lower(*arguments)
 
 
 def _packed_steps(step: _Step, state: GameState, count: int) -> tuple[GameState, Any]:

@@ -17,7 +17,8 @@ class Rules:
       epochs: epochs of the run for Adam, whose rate depends on them; None for SGD, so that runs
         of any length share a compiled step.
       learned_ranges: whether Q learns quantization ranges.
-      game, generator, student, samples, precision: these sections of the configuration.
+      samples: this section of the configuration, without where its images lie and which they are.
+      game, generator, student, precision: these sections of the configuration.
     """
 
     batch_size: int
@@ -35,7 +36,8 @@ class Rules:
     @classmethod
     def of(cls, config: ml_collections.ConfigDict) -> "Rules":
         """Returns the rules of a run's whole configuration."""
-        sections = ("game", "generator", "student", "samples", "precision")
+        sections = ("game", "generator", "student", "precision")
+        names = ("procedural", "cutmix", "images_share", "images_count")
         return cls(
             batch_size=config.batch_size,
             steps_per_epoch=config.steps_per_epoch,
@@ -43,5 +45,6 @@ class Rules:
             warmup_epochs=config.warmup_epochs,
             epochs=None if config.student.optimizer == "sgd" else config.epochs,
             learned_ranges=config.quant.learned_ranges,
+            samples=ml_collections.FrozenConfigDict({name: config.samples[name] for name in names}),
             **{name: ml_collections.FrozenConfigDict(config[name]) for name in sections},
         )

@@ -4,9 +4,10 @@ An image's way through one step: noise and labels are drawn (`draw`), the genera
 of them, teacher P and student Q judge the images, and from their logits and P's BatchNorm
 statistics come two losses. G descends L_G through both networks; Q descends L_Q on the same images.
 
-Q may learn from procedural images besides (`procedural.py`), some of them cut together with G's
-(`cutmix.py`), of which G learns nothing; and its ranges, of activations and kernels, may be learned
-like its other parameters. Both are off in the paper's methods.
+Q may learn from procedural images besides (`procedural.py`), or from those of a user in the place
+of some (`given.py`), some of them cut together with G's (`cutmix.py`), of which G learns nothing;
+and its ranges, of activations and kernels, may be learned like its other parameters. All of this is
+off in the paper's methods.
 
 Q's parameters do not change between the two updates, so one forward pass of Q serves both: two
 cotangents are pulled back through the same linearization.
@@ -31,7 +32,7 @@ import numpy as np
 import optax
 
 from adadfq_jax.devices.pmap import DATA_AXIS
-from adadfq_jax.game import cutmix, losses, optimizers, procedural
+from adadfq_jax.game import cutmix, given, losses, optimizers, procedural
 from adadfq_jax.game.learned_ranges import (
     current_ranges,
     learned_ends,
@@ -58,7 +59,7 @@ from adadfq_jax.ops.packing import norm
 from adadfq_jax.quantization.bits import assign_bits, with_symmetric_weights
 
 # Independent streams of random numbers from one seed.
-_INITIALIZATION, _DRAWS, _HELD_OUT, _PROCEDURAL, _CUTMIX = 0, 1, 2, 3, 4
+_INITIALIZATION, _DRAWS, _HELD_OUT, _PROCEDURAL, _CUTMIX, _GIVEN, _PLACES = range(7)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +111,12 @@ class Game:
             rules=Rules.of(config),
             normalisation=(tuple(config.data.mean), tuple(config.data.std)),
         )
+
+    @property
+    def given_shape(self) -> tuple[int, ...] | None:
+        """Shape of the given images, which are uint8 (M, H, W, channels); None without any."""
+        size, count = self.generator.image_size, self.rules.samples.images_count
+        return (count, size, size, self.generator.channels) if count else None
 
     @property
     def generator_optimizer(self) -> optax.GradientTransformation:
@@ -198,7 +205,12 @@ class Game:
         return noise, jax.random.randint(label_key, (batch,), 0, self.generator.classes)
 
     def extra_images(
-        self, state: GameState, generated: jax.Array, device_index: jax.Array, phase: Phase
+        self,
+        state: GameState,
+        generated: jax.Array,
+        device_index: jax.Array,
+        phase: Phase,
+        images: jax.Array | None = None,
     ) -> list[jax.Array]:
         """Makes this device's share of the images from which only Q learns.
 
@@ -207,6 +219,7 @@ class Game:
           generated: G's images on this device, (B / devices, H, W, channels).
           device_index: which slice of the batch is this device's, int32 scalar.
           phase: what the step trains.
+          images: the given images, of `given_shape`; None without any.
 
         Returns:
           Normalised images (N, H, W, channels) of each kind; none in the warm-up, where Q does not
@@ -218,16 +231,33 @@ class Game:
         # A procedural image is drawn on the device of the generated image that it may be cut with.
         share = generated.shape[0] * samples.procedural
         indices = device_index * share + jnp.arange(share)
-        key = _step_key(state, _PROCEDURAL)
-        drawn = procedural.draw(key, indices, self.generator.image_size, *self.normalisation)
+        drawn = self._drawn(state, indices, images)
         if samples.cutmix:
             others = jnp.repeat(jax.lax.stop_gradient(generated), samples.procedural, axis=0)
             key = _step_key(state, _CUTMIX)
             drawn = cutmix.cut_together(key, indices, drawn, others, samples.cutmix)
         return [drawn]
 
+    def _drawn(self, state: GameState, indices: jax.Array, images: jax.Array | None) -> jax.Array:
+        """Returns procedural images, and given ones in the place of a share of them."""
+        share = 0 if images is None else self.rules.samples.images_share
+        if share < 1:
+            key = _step_key(state, _PROCEDURAL)
+            drawn = procedural.draw(key, indices, self.generator.image_size, *self.normalisation)
+        if not share:
+            return drawn
+        own = given.draw(_step_key(state, _GIVEN), indices, images, *self.normalisation)
+        if share == 1:
+            return own
+        return given.put_in_place(_step_key(state, _PLACES), indices, drawn, own, share)
+
     def step(
-        self, state: GameState, teacher_variables: Any, device_index: jax.Array, phase: Phase
+        self,
+        state: GameState,
+        teacher_variables: Any,
+        device_index: jax.Array,
+        phase: Phase,
+        given_images: jax.Array | None = None,
     ) -> tuple[GameState, dict[str, jax.Array]]:
         """Takes one step on this device's slice of the batch.
 
@@ -236,6 +266,7 @@ class Game:
           teacher_variables: P's `params` and `batch_stats`.
           device_index: which slice of the batch is this device's, int32 scalar.
           phase: what the step trains; a constant of compilation.
+          given_images: uint8, of `given_shape`; None without any. Only Q sees them.
 
         Returns:
           (the state after the step, metrics). Metrics are scalars, the same on every device. They
@@ -262,7 +293,7 @@ class Game:
         # Images from which only Q learns. In calibration, Q's ranges follow G's images first and
         # then these.
         extra, pull_extra = [], []
-        for more in self.extra_images(state, images, device_index, phase):
+        for more in self.extra_images(state, images, device_index, phase, given_images):
             before = state.replace(ranges=ranges)
             logits, pull, ranges = self._run_both(more, before, teacher_variables, phase)
             extra.append(logits)

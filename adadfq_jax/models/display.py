@@ -13,6 +13,11 @@ def kilobytes(size: int) -> str:
     return f"{round(size / 1000):,} kB"
 
 
+def not_data_free(count: int) -> str:
+    """Returns in words that a student learns from so many images of a user."""
+    return f"not data-free: {count:,} image{'s' * (count != 1)}"
+
+
 def bits_in_words(arrays: Mapping[str, np.ndarray], asked: Mapping[str, int] | None = None) -> str:
     """Returns bit-widths, such as "w4a2", and how many layers have others.
 

@@ -214,12 +214,14 @@ class Student(Network):
       step: steps that its run has taken; None for a student that no run made.
       draw: makes N held-out images and their labels, as `training.held_out.generate` does; None
         where no generator was trained.
+      given_images: number of images of a user that it has learned from; 0 where it is data-free.
     """
 
     result: Any
     teacher: Teacher
     step: int | None = None
     draw: Callable[[int], tuple[np.ndarray, np.ndarray]] | None = None
+    given_images: int = 0
 
     def described(self) -> list[tuple[str, str]]:
         """As of any network, with the teacher's size and what was measured first of all."""
@@ -230,6 +232,8 @@ class Student(Network):
             rows = [(name, bits if name == "bits" else value) for name, value in rows]
         teacher = display.kilobytes(packed_bytes(flatten(self.teacher.variables)))
         rows.append((name, f"{size} of the teacher's {teacher}"))
+        if self.given_images:
+            rows.append(("data", display.not_data_free(self.given_images)))
         return rows + ([] if self.result is None else [("measured", self.result.headline())])
 
     def _repr_html_(self) -> str:
@@ -241,5 +245,6 @@ class Student(Network):
             shown = [("images that the generator makes, one of each class", strip)]
         rows = self.described() if self.result is None else self.described()[:-1]
         measured = [] if self.result is None else self.result.rows()
-        rows += [(name, value) for name, value in measured if name != "network"]
+        said = ("network", "data")
+        rows += [(name, value) for name, value in measured if name not in said]
         return display.as_html("Student", rows, shown)

@@ -29,7 +29,7 @@ def command_to_repeat(config: Mapping[str, Any], workdir: Path, devices: int | N
         f"--workdir={workdir}_again",
         f"--config.teacher.path={workdir / TEACHER}",
     ]
-    said = {*filled_by(Filler.TEACHER), "teacher.path", *_BITS}
+    said = {*filled_by(Filler.TEACHER, Filler.IMAGES), "teacher.path", *_BITS}
     for name, field in FIELDS.items():
         value = flat.get(name)
         value = tuple(value) if isinstance(value, list) else value

@@ -18,6 +18,7 @@ from adadfq_jax.errors import DataError
 from adadfq_jax.evaluation.accuracy import logits_of, percent
 from adadfq_jax.evaluation.usual import what_is_usual
 from adadfq_jax.game import cutmix, procedural
+from adadfq_jax.models.display import not_data_free
 from adadfq_jax.models.network import Teacher, normalize
 from adadfq_jax.reporting import (
     class_figures,
@@ -72,9 +73,11 @@ def report_run(
     sections.append(_repetition(run))
     config = run.config
     bits = f"w{config['quant']['weight_bits']}a{config['quant']['activation_bits']}"
+    given = run.student.given_images
     subtitle = (
         f"{run.teacher.architecture}, {bits}, method {config['game'].get('method', 'adadfq')}, "
-        f"seed {config['seed']}: step {run.step} of {run.schedule.total}."
+        f"seed {config['seed']}: step {run.step} of {run.schedule.total}"
+        + (f"; {not_data_free(given)}." if given else ".")
     )
     text = page.page(f"Report of {workdir.absolute().name}", subtitle, sections)
     return text, found, drawings
@@ -235,7 +238,7 @@ def _evaluation_images(config: dict[str, Any]) -> tuple[Dataset | None, str]:
     return dataset, "" if dataset else "There are no evaluation images to compare with."
 
 
-def _numbers(_: ReportedRun, facts: findings.Facts) -> tuple[str, list[Drawing]]:
+def _numbers(run: ReportedRun, facts: findings.Facts) -> tuple[str, list[Drawing]]:
     best = percent(facts.best_top1)
     if facts.best_top1 is not None:
         best += f" at step {facts.best_step}"
@@ -256,6 +259,8 @@ def _numbers(_: ReportedRun, facts: findings.Facts) -> tuple[str, list[Drawing]]
         ["ranges moved in the last calibration epoch", percent(facts.range_change)],
         ["procedural images from the teacher's statistics", f"{facts.statistics:.3f} nats"],
     ]
+    if run.student.given_images:
+        rows.append(["images of a user", f"{run.student.given_images:,}, of the student alone"])
     section = page.section(
         "Numbers",
         page.table("Results", ["number", "value"], rows),

@@ -22,6 +22,7 @@ import ml_collections
 
 from adadfq_jax.config.identity import differences, to_json
 from adadfq_jax.config.resolve import resolve
+from adadfq_jax.data.unlabelled import Unlabelled, images_of
 from adadfq_jax.devices.machine import share_cores
 from adadfq_jax.errors import (
     ConfigError,
@@ -132,10 +133,12 @@ class Sweep:
                         "another workdir for the sweep."
                     )
         self._teachers: dict[str, Teacher] = {}
+        self._read: dict[Any, Unlabelled | None] = {}
         self._given = teacher
         self._configs = {}
         for point in points:
-            self._configs[point.name] = resolve(point.config, self._teacher(point))
+            teacher = self._teacher(point)
+            self._configs[point.name] = resolve(point.config, teacher, self._images(point, teacher))
             self._check_kept(point)
         try:
             make_folder(self.path)
@@ -152,6 +155,13 @@ class Sweep:
         if key not in self._teachers:
             self._teachers[key] = teacher_of(config)
         return self._teachers[key]
+
+    def _images(self, point: Point, teacher: Teacher) -> Unlabelled | None:
+        samples = point.config.samples
+        key = samples.images, bool(samples.images_share), teacher.digest
+        if key not in self._read:
+            self._read[key] = images_of(point.config, teacher)
+        return self._read[key]
 
     def _check_kept(self, point: Point) -> None:
         folder = self.path / point.name

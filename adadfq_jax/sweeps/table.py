@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from adadfq_jax.models.display import not_data_free
 from adadfq_jax.sweeps.grid import Point, without_seed
 from adadfq_jax.training.result import Result
 from adadfq_jax.training.workdir import TABLE, TABLE_FOR_PEOPLE, TABLE_FOR_SPREADSHEETS
@@ -40,6 +41,8 @@ def result_line(result: Result) -> str:
         # A game that got evaluation images only when it was resumed lacks the calibrated top-1.
         known = [f"{word} {top1:.2%}" for word, top1 in others if top1 is not None]
         text = f"top-1 {result.top1:.2%} ({', '.join(known)})"
+    if result.given_images:
+        text += f", {not_data_free(result.given_images)}"
     return f"{text}, {result.seconds:.0f} s"
 
 

@@ -35,9 +35,10 @@ class Cost:
       device_bytes: bytes of memory of a device; None where it does not report them.
       devices: number and kind of the devices, such as "1 x cpu".
       images: images that the generator makes in a step, on all devices.
-      procedural: procedural images of a step, on all devices; 0 for none.
+      extra: images of a step besides those of the generator, on all devices; 0 for none.
       share: generated images of a step on each device.
       compile_seconds: how long these steps were compiled, or read from the cache of programs.
+      extra_kind: what the extra images are.
     """
 
     parameters: int
@@ -48,14 +49,15 @@ class Cost:
     device_bytes: int | None
     devices: str
     images: int
-    procedural: int
+    extra: int
     share: int
     compile_seconds: float = 0.0
+    extra_kind: str = "procedural"
 
     def to_text(self) -> str:
         """Returns one line for a person."""
         has = "" if self.device_bytes is None else f" of {self.device_bytes / 1e9:.1f} GB"
-        more = f" and {self.procedural} procedural ones" if self.procedural else ""
+        more = f" and {self.extra} {self.extra_kind} ones" if self.extra else ""
         return (
             f"network: {self.parameters:,} parameters, {self.macs:,} MACs an image; generator: "
             f"{self.generator_parameters:,} parameters; a step ({self.phase}) of {self.images} "
@@ -117,9 +119,10 @@ def estimate_cost(
         device_bytes=memory.memory_bytes(own[0], len(own)),
         devices=f"{len(devices)} x {devices[0].device_kind}",
         images=config.batch_size,
-        procedural=config.batch_size * config.samples.procedural,
+        extra=config.batch_size * config.samples.procedural,
         share=config.batch_size // len(devices),
         compile_seconds=compile_seconds,
+        extra_kind=_extra_kind(config.samples),
     )
     if cost.device_bytes is not None and cost.step_bytes > cost.device_bytes:
         raise ConfigError(
@@ -130,6 +133,12 @@ def estimate_cost(
     if devices[0].platform == "cpu" and cost.device_bytes is not None:
         memory.keep_if_it_fits(cost.step_bytes, cost.device_bytes)
     return cost
+
+
+def _extra_kind(samples: ml_collections.ConfigDict) -> str:
+    if not samples.images_count:
+        return "procedural"
+    return "given" if samples.images_share == 1 else "procedural and given"
 
 
 def _advice(config: ml_collections.ConfigDict, devices: list[jax.Device]) -> str:
@@ -147,5 +156,7 @@ def _advice(config: ml_collections.ConfigDict, devices: list[jax.Device]) -> str
     ]
     if config.samples.procedural:
         ways.append(f"--config.samples.procedural below {config.samples.procedural}")
+    if config.samples.images_count:
+        ways.append(f"fewer samples.images than {config.samples.images_count:,}")
     ways.append(f"a --config.batch_size below {config.batch_size}")
     return f"What helps: {'; '.join(ways)}."

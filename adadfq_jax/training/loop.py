@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 from adadfq_jax.config.identity import to_json
 from adadfq_jax.data.dataset import Dataset
@@ -60,6 +61,7 @@ class Run:
       progress: the progress display.
       should_stop: returns a signal's number once the run has to stop with a checkpoint, else None.
       began: `time.monotonic()` when the command began.
+      images: images of a user for the student, uint8 (M, H, W, channels); None without.
       folder: the workdir, owned; None without one and, of several processes, in all but the first.
       cost: what a step needs of the devices.
       step: steps taken so far.
@@ -76,6 +78,7 @@ class Run:
     progress: Progress
     should_stop: Callable[[], int | None]
     began: float
+    images: np.ndarray | None = None
     # Set once the folder is taken.
     folder: Workdir | None = None
     cost: Cost | None = None
@@ -150,6 +153,7 @@ class Run:
     def _play(self) -> None:
         indices = pmap.device_indices(self.devices)
         variables = pmap.replicate(self.teacher.variables, self.devices)
+        given = [] if self.images is None else [pmap.replicate(self.images, self.devices)]
         self.state = pmap.replicate(self.state, self.devices)
         self._saved = time.monotonic()
         pieces = programs.dispatches(self.step, self._total, self.config, self.devices[0].platform)
@@ -171,7 +175,7 @@ class Run:
                     ):
                         programs.steps(self.game, self.devices, phase, count, self.state, variables)
             program = programs.steps(self.game, self.devices, phase, count, self.state, variables)
-            self.state, metrics = program(self.state, variables, indices)
+            self.state, metrics = program(self.state, variables, indices, *given)
             self._watch.look(self.step, phase, metrics)
             self.step += count
             self.progress.advance(self.step, phase.value)
@@ -286,4 +290,5 @@ class Run:
             device_kind=self.devices[0].device_kind,
             jax_version=jax.__version__,
             class_names=names and list(names),
+            given_images=config.samples.images_count,
         )

@@ -15,6 +15,7 @@ from adadfq_jax.config.identity import to_json
 from adadfq_jax.config.resolve import resolve
 from adadfq_jax.data.dataset import check_fits
 from adadfq_jax.data.load import load_dataset
+from adadfq_jax.data.unlabelled import Unlabelled, images_of
 from adadfq_jax.devices import machine, processes
 from adadfq_jax.errors import ConfigError, StoppedError, TeacherError
 from adadfq_jax.evaluation.statistics import check_statistics
@@ -29,7 +30,7 @@ from adadfq_jax.training.loop import Run
 from adadfq_jax.training.progress import Progress
 from adadfq_jax.training.result import read_result
 from adadfq_jax.training.student import load_student
-from adadfq_jax.training.words import phase_ends
+from adadfq_jax.training.words import images_line, phase_ends
 from adadfq_jax.training.workdir import TEACHER, Workdir, check_run
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -72,7 +73,7 @@ def quantize(
     began = time.monotonic()
     # ---- Check the arguments, before anything compiles ----------------------------------------
     with processes.sharing_errors():
-        config, teacher = _check_arguments(config, teacher, workdir)
+        config, teacher, images = _check_arguments(config, teacher, workdir)
     total = config.epochs * config.steps_per_epoch
     progress = Progress(total, show_progress and processes.leads(), phase_ends(config))
 
@@ -98,6 +99,9 @@ def quantize(
         closing.enter_context(progress)
         with processes.sharing_errors(), progress.busy("preparing the networks"):
             run = _set_up(config, teacher, workdir, progress, should_stop, began)
+        if images is not None:
+            run.images = images.pixels
+            progress.say(images_line(images))
         processes.check_equal("number of evaluation images", str(run.dataset and len(run.dataset)))
         _stop_before_training(should_stop)  # and not after another minute of compiling
         with processes.sharing_errors():
@@ -131,7 +135,7 @@ def check(config: ml_collections.ConfigDict, workdir: str | Path) -> str:
     Raises:
       ConfigError, TeacherError, DataError: as `quantize`.
     """
-    config, teacher = _check_arguments(config, None, workdir)
+    config, teacher, images = _check_arguments(config, None, workdir)
     finished = _finished_steps(workdir, config)
     devices = machine.choose_devices(config.devices, config.batch_size)
     dataset = load_dataset(config.data.source, config.data.path, config.data.labels)
@@ -141,19 +145,20 @@ def check(config: ml_collections.ConfigDict, workdir: str | Path) -> str:
     bits = f"w{config.quant.weight_bits}a{config.quant.activation_bits}"
     measured = "no images to measure on" if dataset is None else f"{len(dataset)} test images"
     there = f", of which {finished} are done" if finished else ""
+    given = "" if images is None else f"; {images_line(images)}"
     return (
         f"{teacher.architecture} to {bits} by {config.game.method}, {total} steps{there}, on "
-        f"{len(devices)} x {devices[0].device_kind}, {measured}; workdir {workdir}"
+        f"{len(devices)} x {devices[0].device_kind}, {measured}{given}; workdir {workdir}"
     )
 
 
 def _check_arguments(
     config: ml_collections.ConfigDict, teacher: Teacher | None, workdir: str | Path | None
-) -> tuple[ml_collections.ConfigDict, Teacher]:
-    """Returns a run's whole configuration and its teacher.
+) -> tuple[ml_collections.ConfigDict, Teacher, Unlabelled | None]:
+    """Returns a run's whole configuration, its teacher, and the images that a user gave.
 
     Raises:
-      ConfigError, TeacherError, ExportError: as `quantize`.
+      ConfigError, TeacherError, DataError, ExportError: as `quantize`.
     """
     if not isinstance(config, ml_collections.ConfigDict):
         raise ConfigError(
@@ -171,7 +176,8 @@ def _check_arguments(
             f"{type(teacher).__name__}."
         )
     teacher = teacher or teacher_of(config)
-    return resolve(config, teacher), teacher
+    images = images_of(config, teacher)
+    return resolve(config, teacher, images), teacher, images
 
 
 def _set_up(

@@ -9,6 +9,7 @@ from typing import Any
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.evaluation.accuracy import percent
 from adadfq_jax.evaluation.usual import what_is_usual
+from adadfq_jax.models.display import not_data_free
 from adadfq_jax.training.workdir import RESULT, read_json
 
 _WIDTH = 100  # of a line, in characters
@@ -42,6 +43,7 @@ class Result:
       steps_per_second: steps over that time.
       devices, device_kind, jax_version: number and kind of devices, version of JAX.
       class_names: names of the classes, where the evaluation images have some.
+      given_images: number of images of a user that the student learned from; 0: it is data-free.
     """
 
     teacher_top1: float | None
@@ -76,6 +78,7 @@ class Result:
     device_kind: str
     jax_version: str
     class_names: list[str] | None = None
+    given_images: int = 0
 
     @property
     def on_devices(self) -> str:
@@ -102,6 +105,8 @@ class Result:
             ("network", f"{self.architecture}, {bits}, seed {self.seed}"),
             ("steps", f"{self.steps} at {self.steps_per_second:.1f} per second, all included"),
         ]
+        if self.given_images:
+            others.insert(0, ("data", not_data_free(self.given_images)))
         if self.top1 is None:
             others.insert(2, ("healthiest student", chosen))
             others.insert(3, ("top-1", "not measured, as there were no test images"))

@@ -45,6 +45,7 @@ def student_of(
         teacher=teacher,
         step=int(state.step),
         draw=functools.partial(generate, game, state),
+        given_images=game.rules.samples.images_count,
     )
 
 

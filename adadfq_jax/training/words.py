@@ -2,8 +2,10 @@
 
 import ml_collections
 
+from adadfq_jax.data.unlabelled import Unlabelled
 from adadfq_jax.game.methods import METHODS
 from adadfq_jax.game.state import Phase
+from adadfq_jax.models.display import not_data_free
 
 _PHASES = {
     Phase.CALIBRATE: "only the generator learns, and the student's ranges follow its images",
@@ -27,6 +29,12 @@ def phase_ends(config: ml_collections.ConfigDict) -> list[tuple[str, int]]:
 def phase_line(phase: Phase, end: int) -> str:
     """Returns what a phase is, for the line that begins it; `end` is its last step."""
     return f"{phase.value}, to step {end:,}: {_PHASES[phase]}"
+
+
+def images_line(images: Unlabelled) -> str:
+    """Returns what images of a user a run's student learns from."""
+    ignored = "; their labels are ignored" if images.labelled else ""
+    return f"{not_data_free(images.count)} of {images.name}, for the student alone{ignored}"
 
 
 def smallest_student_loss(config: ml_collections.ConfigDict) -> float:

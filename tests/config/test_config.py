@@ -192,6 +192,7 @@ EXEMPT = {
     "data.source": "npz",
     "data.path": "elsewhere",
     "data.labels": "elsewhere",
+    "samples.images": "elsewhere",
     "evaluation.every_epochs": 5,
     "evaluation.subset": 5,
     "evaluation.batch_size": 5,
@@ -271,6 +272,25 @@ def test_the_length_of_a_game_is_identity_where_the_rate_falls_over_it():
         (
             {"game.method": "gdfq", "samples.procedural": 1},
             "samples.procedural=1 does not go with gdfq",
+        ),
+        (
+            {"samples.images": "own"},
+            "samples.images='own' stand in the place of procedural images, and "
+            "samples.procedural=0 has none",
+        ),
+        (
+            {"game.method": "gdfq", "samples.images": "own", "samples.procedural": 1},
+            "samples.procedural=1 does not go with gdfq",
+        ),
+        ({"samples.images_share": 1.5}, "samples.images_share must be between 0 and 1, not 1.5"),
+        (
+            {
+                "game.method": "adadfq_plus",
+                "samples.images": "./own",
+                "data.source": "folder",
+                "data.path": "own",
+            },
+            "samples.images and data.path are both './own', but a student is not measured on",
         ),
     ],
 )

@@ -13,6 +13,7 @@ from adadfq_jax.cli import main
 from adadfq_jax.config import recipes
 from adadfq_jax.config.checks import validate
 from adadfq_jax.config.fields import Filler, default_config, filled_by, leave_to_teacher
+from adadfq_jax.config.resolve import resolve
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.models import registry
 from adadfq_jax.models.network import flatten
@@ -293,6 +294,12 @@ def test_contradictions_to_a_teacher_in_memory(small_config, teacher, field, val
     small_config.update_from_flattened_dict({field: value})
     with pytest.raises(ConfigError, match=f"{field} {message}"):
         quantize(small_config, teacher, show_progress=False)
+
+
+def test_images_of_a_user_are_for_runs(small_config, teacher):
+    small_config.game.method, small_config.samples.images = "adadfq_plus", "own"
+    with pytest.raises(ConfigError, match=r"samples\.images='own' are for runs: leave it unset"):
+        resolve(small_config, teacher)
 
 
 def test_statements_that_agree(small_config, teacher):

@@ -30,10 +30,11 @@ def free_port():
 
 
 def make_images(folder):
-    """Writes evaluation images; returns their path."""
+    """Writes evaluation images, returns their path, and a user's for the student beside them."""
     folder.mkdir(parents=True, exist_ok=True)
     images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), np.uint8)
     np.savez(folder / "images.npz", x=images, y=np.arange(50) % 10)
+    np.savez(folder / "own.npz", x=images[::-3])
     return folder / "images.npz"
 
 

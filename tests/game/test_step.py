@@ -12,6 +12,9 @@ from adadfq_jax.game.state import Phase
 from adadfq_jax.game.step import Game
 from adadfq_jax.quantization.bits import assign_bits
 
+# Images of a user, each of one value, so that flips and shifts leave it as it is.
+OWN = np.broadcast_to(np.arange(40, 52, dtype=np.uint8)[:, None, None, None], (12, 8, 8, 3))
+
 
 def make_game(config, teacher):
     recipes.fill_in(config, teacher.architecture, teacher.image_size)
@@ -23,19 +26,22 @@ def as_if_calibrated(state):
     return state.replace(ranges=jax.tree.map(lambda leaf: leaf + 1, state.ranges))
 
 
-def play(game, config, variables, devices, steps, phases=tuple(Phase), state=None, by="pmap"):
+def play(
+    game, config, variables, devices, steps, phases=tuple(Phase), state=None, by="pmap", images=None
+):
     """Plays `steps` steps in each phase; returns the final state and all metrics, on the host."""
+    given = () if images is None else (pmap.replicate(images, devices),)
     state = pmap.replicate(state or game.init(config, variables), devices)
     teacher = pmap.replicate(variables, devices)
     history = []
     for phase in phases:
 
-        def one(state, teacher, index, phase=phase):
-            return game.step(state, teacher, index, phase)
+        def one(state, teacher, index, *given, phase=phase):
+            return game.step(state, teacher, index, phase, *given)
 
         step = pmap.map_over_devices(one, devices, by=by)
         for _ in range(steps):
-            state, metrics = step(state, teacher, pmap.device_indices(devices))
+            state, metrics = step(state, teacher, pmap.device_indices(devices), *given)
             history.append(pmap.fetch(metrics))
     return state, history
 
@@ -56,23 +62,28 @@ def play(game, config, variables, devices, steps, phases=tuple(Phase), state=Non
     ],
 )
 def test_four_devices_play_the_game_of_one(small_config, teacher, method, cut, phases):
-    """Eight steps in each phase, float64, to 1e-8; the plus with CutMix, which is off in it.
+    """Eight steps in each phase, float64, to 1e-8; the plus with CutMix and given images.
 
     And by `shard_map` they play, bit for bit, as by `pmap`.
     """
     small_config.game.method = method
     small_config.samples.cutmix = cut
+    images = OWN if cut else None
     variables = jax.tree.map(lambda leaf: leaf.astype(np.float64), teacher.variables)
     game = make_game(small_config, teacher)
     start = game.init(small_config, variables)
     if Phase.CALIBRATE not in phases:
         start = as_if_calibrated(start)
-    one, history_one = play(game, small_config, variables, jax.devices()[:1], 8, phases, start)
+    one, history_one = play(
+        game, small_config, variables, jax.devices()[:1], 8, phases, start, images=images
+    )
     devices = jax.devices()[:4]
-    begun, history_begun = play(game, small_config, variables, devices, 8, phases[:-1], start)
+    begun, history_begun = play(
+        game, small_config, variables, devices, 8, phases[:-1], start, images=images
+    )
     rest = small_config, variables, devices, 8, phases[-1:], pmap.fetch(begun)
-    four, history_four = play(game, *rest)
-    mapped, history_mapped = play(game, *rest, by="shard_map")
+    four, history_four = play(game, *rest, images=images)
+    mapped, history_mapped = play(game, *rest, by="shard_map", images=images)
     chex.assert_trees_all_equal(history_mapped, history_four)
     chex.assert_trees_all_equal(pmap.fetch(mapped), pmap.fetch(four))
     chex.assert_trees_all_close(history_one, history_begun + history_four, rtol=1e-8, atol=1e-8)
@@ -126,45 +137,72 @@ def test_each_phase_moves_what_it_should(small_config, teacher, method):
     assert moved == {phase: expected[phase] for phase in phases}
 
 
+def extra_images_of(game, phase=Phase.PLAY, images=None):
+    """Returns what makes the extra images of a state, compiled once."""
+
+    def own(index, state, generated, *given):
+        return game.extra_images(state, generated, index, phase, *given)
+
+    devices = jax.devices()[:1]
+    run = pmap.map_over_devices(own, devices)
+    generated = 100 + jnp.arange(8.0)[:, None, None, None] * jnp.ones((8, 8, 8, 3))
+    given = () if images is None else (images,)
+
+    def of(state):
+        arguments = [pmap.replicate(array, devices) for array in (state, generated, *given)]
+        return pmap.fetch(run(pmap.device_indices(devices), *arguments))
+
+    return of
+
+
+def test_given_images_stand_in_a_share_of_the_places(small_config, teacher):
+    """Share 0 is without such images; of share 1 all are given."""
+    small_config.game.method = "adadfq_plus"
+    game = make_game(small_config, teacher)
+    state = game.init(small_config, teacher.variables)
+    (procedural,) = extra_images_of(game)(state)
+    values = (OWN[:, 0, 0, 0] / 255 - 0.5) / 0.25
+    found = {}
+    for share in (0.0, 0.5, 1.0):
+        small_config.samples.images_share = share
+        game = make_game(small_config, teacher)
+        drawn = extra_images_of(game, images=OWN)
+        (images,) = drawn(state)
+        own = np.isclose(images[:, :1, :1, :1], values, atol=1e-6).any(-1)[:, 0, 0]
+        own &= np.ptp(images, (1, 2, 3)) == 0
+        np.testing.assert_array_equal(images[~own], procedural[~own])
+        found[share] = own.sum()
+        for changed in (state.replace(step=jnp.int32(1)), state.replace(seed=jnp.uint32(1))):
+            assert not np.allclose(images, drawn(changed)[0])
+    assert (found[0.0], found[1.0]) == (0, 16)
+    assert 0 < found[0.5] < 16
+
+
 def test_extra_images_are_new_in_every_step_and_of_every_seed(small_config, teacher):
     small_config.game.method = "adadfq_plus"
     small_config.samples.cutmix = 0.5
     game = make_game(small_config, teacher)
     state = game.init(small_config, teacher.variables)
-
-    def extra_images(state, phase=Phase.PLAY):
-        def own(index, state, generated):
-            return game.extra_images(state, generated, index, phase)
-
-        devices = jax.devices()[:1]
-        run = pmap.map_over_devices(own, devices)
-        generated = 100 + jnp.arange(8.0)[:, None, None, None] * jnp.ones((8, 8, 8, 3))
-        return pmap.fetch(
-            run(
-                pmap.device_indices(devices),
-                pmap.replicate(state, devices),
-                pmap.replicate(generated, devices),
-            )
-        )
-
-    (images,) = extra_images(state)
+    drawn = extra_images_of(game)
+    (images,) = drawn(state)
     assert images.shape == (16, 8, 8, 3)  # two for each of the eight
     of_generated = images > 50
     assert 0 < of_generated.any((1, 2, 3)).sum() < 16
     beside = np.broadcast_to(100 + np.arange(16)[:, None, None, None] // 2, images.shape)
     np.testing.assert_array_equal(images[of_generated], beside[of_generated])
-    assert extra_images(state, Phase.WARMUP) == []
+    assert extra_images_of(game, Phase.WARMUP)(state) == []
     for changed in (state.replace(step=jnp.int32(1)), state.replace(seed=jnp.uint32(1))):
-        assert not np.allclose(images, extra_images(changed)[0])
+        assert not np.allclose(images, drawn(changed)[0])
 
 
 def test_the_generator_has_no_part_in_extra_images(small_config, teacher):
-    """One step of play: G moves alike with and without such images, Q does not."""
+    """One step of play: G moves alike without such images and with both kinds; Q does not."""
     after = {}
     for count in (0, 1):
         small_config.samples.procedural, small_config.samples.cutmix = count, 1.0
         game = make_game(small_config.copy_and_resolve_references(), teacher)
-        state, _ = play(game, small_config, teacher.variables, jax.devices()[:1], 1, [Phase.PLAY])
+        given = small_config, teacher.variables, jax.devices()[:1], 1, [Phase.PLAY]
+        state, _ = play(game, *given, images=OWN if count else None)
         after[count] = pmap.fetch(state)
     chex.assert_trees_all_close(after[0].generator, after[1].generator, rtol=1e-4, atol=1e-6)
     kernels = [state.student.params["params"]["stem_conv"]["kernel"] for state in after.values()]

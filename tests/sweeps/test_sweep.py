@@ -10,6 +10,7 @@ import sys
 import time
 import types
 
+import numpy as np
 import pytest
 
 from adadfq_jax.cli import main, verbs
@@ -188,6 +189,20 @@ def test_a_diverged_game_is_noted_and_the_others_are_played(small_config, tmp_pa
     assert "[2/6] w3a3_seed1: diverged; the game diverged: l_g" in capfd.readouterr().out
     run(small_config, tmp_path)
     assert played == NAMES  # it would diverge again
+
+
+def test_a_share_of_a_users_images(small_config, tmp_path, played):
+    np.savez(tmp_path / "own.npz", x=np.full((3, 8, 8, 3), 100, np.uint8))
+    small_config.game.method = "adadfq_plus"
+    small_config.samples.images = str(tmp_path / "own.npz")
+    run(small_config, tmp_path / "sweep", "samples.images_share=0.0,0.5")
+    found = {}
+    for name in played:
+        samples = json.loads((tmp_path / "sweep" / name / "config.json").read_text())["samples"]
+        found[samples["images_share"]] = samples["images_count"], samples["images_digest"]
+    assert found[0.0] == (0, None)
+    assert found[0.5][0] == 3
+    assert len(found[0.5][1]) == 64
 
 
 def test_nothing_measured_and_one_seed(small_config, tmp_path, played, monkeypatch, capfd):

@@ -1,5 +1,8 @@
 """Images of any number of channels and any size, from the module to the files that leave a run."""
 
+import json
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -9,14 +12,18 @@ from torch import nn
 
 import adadfq_jax
 from adadfq_jax.cli import main
+from adadfq_jax.config.identity import read_back
+from adadfq_jax.errors import ConfigError
 from adadfq_jax.exporting import numpy_reader
 from adadfq_jax.game import procedural
 from adadfq_jax.models.generator import Generator
 from adadfq_jax.reporting import write
+from adadfq_jax.sweeps.table import result_line
 from tests import torch_networks as nets
 from tests.conftest import make_small_config
 
 CLASSES, COUNT = 4, 24
+OWN = 3  # images of a user, fewer than a batch
 # Channels and pixels: one channel and a size that 4 does not divide; each of them alone.
 FEW, GREY, ODD = (1, 10), (1, 28), (2, 30)
 
@@ -40,7 +47,7 @@ def network(channels):
     ],
 )
 def run(request, tmp_path_factory):
-    """A finished run on images of a form, its test images and its workdir."""
+    """A finished run on images of a form, three of them a user's, and the folder of its files."""
     channels, size = request.param
     folder = tmp_path_factory.mktemp("inputs")
     random = np.random.default_rng(0)
@@ -61,6 +68,8 @@ def run(request, tmp_path_factory):
     config.game.method = "adadfq_plus"
     config.warmup_epochs, config.epochs = 1, 2
     config.data.source, config.data.path = "npz", str(folder / "test.npz")
+    np.savez(folder / "own.npz", x=random.integers(0, 256, (OWN, *shape[1:]), np.uint8), y=[1, 2])
+    config.samples.images = str(folder / "own.npz")
     student = adadfq_jax.quantize(config, teacher, workdir=folder / "run", show_progress=False)
     return student, folder, request.param
 
@@ -85,8 +94,9 @@ def test_exports_of_any_images(run, tmp_path, suffix, capsys):
     np.testing.assert_allclose(found, student(images), rtol=1e-3, atol=1e-3)
     arguments = [f"--model={path}", "--source=npz", f"--path={folder / 'test.npz'}", "--cache="]
     assert main.run(["evaluate", *arguments]) == 0
-    top1 = f"{student.result.top1:.2%}"
-    assert top1 in capsys.readouterr().out
+    top1, out = f"{student.result.top1:.2%}", capsys.readouterr().out
+    assert top1 in out
+    assert "not data-free: 3 images" in out
     if suffix == ".safetensors":
         assert numpy_reader.main([str(path), str(folder / "test.npz")]) == 0
         assert top1 in capsys.readouterr().out
@@ -114,7 +124,58 @@ def test_samples_of_any_images(run, tmp_path):
 def test_a_report_of_any_images(run):
     _, folder, _ = run
     write.write_report(folder / "run", overwrite=True)
-    assert (folder / "run" / "report.html").stat().st_size > 10_000
+    text = (folder / "run" / "report.html").read_text()
+    assert len(text) > 10_000
+    assert "; not data-free: 3 images.</p>" in text
+
+
+def test_a_run_says_that_it_had_images_of_a_user(run, capsys):
+    student, folder, _ = run
+    assert student.result.given_images == 3
+    assert json.loads((folder / "run" / "result.json").read_text())["given_images"] == 3
+    assert "not data-free: 3 images" in student.result.to_text()
+    assert "not data-free: 3 images" in repr(student)
+    assert student._repr_html_().count("not data-free") == 1
+    assert "not data-free: 3 images" in result_line(student.result)
+    assert main.run(["evaluate", "--cache=", f"--workdir={folder / 'run'}"]) == 0
+    assert "after 12 steps, not data-free: 3 images" in capsys.readouterr().out
+
+
+def test_a_run_is_that_of_its_images_wherever_they_lie(run, tmp_path, capfd):
+    _, folder, (channels, size) = run
+    config = read_back(json.loads((folder / "run" / "config.json").read_text()))
+    teacher = adadfq_jax.load_teacher(folder / "run" / "teacher.safetensors")
+    shutil.copy(folder / "own.npz", tmp_path / "same.npz")
+    config.samples.images = str(tmp_path / "same.npz")
+    again = adadfq_jax.quantize(config, teacher, workdir=folder / "run")
+    assert again.result.given_images == 3
+    assert "already complete" in capfd.readouterr().err
+    assert config.samples.images_count == 3
+    np.savez(tmp_path / "other.npz", x=np.full((3, size, size, channels), 9, np.uint8))
+    config.samples.images = str(tmp_path / "other.npz")
+    with pytest.raises(ConfigError, match=r"samples\.images_\w+ says .*, but the images have"):
+        adadfq_jax.quantize(config, teacher, workdir=folder / "run")
+    config.samples.images_digest, config.samples.images_count = None, 0
+    for images in (config.samples.images, None):
+        config.samples.images = images
+        with pytest.raises(ConfigError, match=r"holds another run \(samples.images_.* was "):
+            adadfq_jax.quantize(config, teacher, workdir=folder / "run")
+
+
+def test_a_dry_run_tells_that_labels_are_ignored(run, tmp_path, capsys):
+    _, folder, _ = run
+    words = [
+        "--config=teacher:w4a4",
+        f"--config.teacher.path={folder / 'run' / 'teacher.safetensors'}",
+        "--config.game.method=adadfq_plus",
+        f"--config.samples.images={folder / 'own.npz'}",
+        f"--workdir={tmp_path / 'run'}",
+        "--dry_run",
+        "--cache=",
+    ]
+    assert main.run(["quantize", *words]) == 0
+    own = f"not data-free: 3 images of {folder / 'own.npz'}, for the student alone"
+    assert f"; {own}; their labels are ignored; workdir" in capsys.readouterr().out
 
 
 def test_onnx_of_raw_pixels(run, tmp_path):
