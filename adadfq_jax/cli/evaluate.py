@@ -16,7 +16,6 @@ from adadfq_jax.exporting.contract import input_in_words
 from adadfq_jax.exporting.description import read_about
 from adadfq_jax.exporting.load import ExportedModel, load_exported
 from adadfq_jax.models.network import Network, Student, Teacher
-from adadfq_jax.quantization.bits import parse_bits
 from adadfq_jax.storage.files import locate, on_a_disk
 from adadfq_jax.teachers.load import read_teacher
 from adadfq_jax.teachers.stated import Stated
@@ -199,7 +198,7 @@ def measure(
             "such as --bits=w4a4, or leave it out."
         )
     for text in bits:
-        parse_bits(text)
+        calibrated.usual_bits(text)
     dataset = load_dataset(source, path, labels)
     result = None
     if dataset is not None:

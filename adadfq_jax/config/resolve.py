@@ -3,6 +3,7 @@
 import ml_collections
 
 from adadfq_jax.config import recipes
+from adadfq_jax.config.bits_file import with_files
 from adadfq_jax.config.checks import validate
 from adadfq_jax.config.fields import FIELDS, Filler, filled_by
 from adadfq_jax.config.kinds import NUMBERS
@@ -18,10 +19,13 @@ def resolve(config: ml_collections.ConfigDict, teacher: Teacher) -> ml_collectio
       teacher: the run's.
 
     Raises:
-      ConfigError: a field contradicts the teacher, or cannot be used with what follows from it.
+      ConfigError: a field contradicts the teacher, or cannot be used with what follows from it, or
+        a file of bit-widths is of another network.
     """
     config = config.copy_and_resolve_references()
     _take_over(config, teacher)
+    # What a file says is the run's identity, and not the file's name.
+    config.quant.overrides = with_files(config.quant.overrides, teacher, config.quant.sums)
     recipes.fill_in(config, teacher.architecture, teacher.image_size)
     validate(config)
     return config
