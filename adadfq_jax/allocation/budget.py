@@ -100,7 +100,7 @@ def read_budget(
     units = {"": 1, **_BYTES, **_OPERATIONS}
     if match is None or match["unit"] not in units:
         raise ConfigError(
-            f"a budget is written 4.0 (average bits), 170kB (bytes) or 650M (bit operations), not "
+            "a budget is written 4.0 (average bits), 170kB (bytes) or 650M (bit operations), not "
             f"{str(text)!r}."
         )
     unit, number = match["unit"], float(match["number"])
@@ -125,8 +125,13 @@ def read_budget(
         level = level_of(costs, value)
     if not least <= level <= most:
         side, end = ("below the smallest", least) if level < least else ("above the largest", most)
-        same = f"{text}, {level:.2f} bits everywhere," if unit else f"{level:g} bits"
-        raise ConfigError(f"a budget of {same} is {side} choice, {end}.")
+        takes = ""
+        if unit in _BYTES:
+            codes = sum(packed(item, end) for item in costs.items)
+            takes = f", which takes {codes + constant_bytes:,} bytes"
+        elif unit:
+            takes = f", which takes {operations(costs, end) / 1e6:,.1f}M"
+        raise ConfigError(f"a budget of {text} is {side} choice, {end} bits{takes}.")
     return Budget(level, measure, of or ("weights" if unit in _BYTES else "both"), most_bytes)
 
 

@@ -1,12 +1,11 @@
-"""What the bits of each layer cost: elements, packed bytes, bit operations; layers that share bits.
+"""What the bits of each layer cost: elements, bit operations; and which layers can share bits.
 
-A bit operation is a multiplication of one bit by one bit, so that a layer of M multiplications takes
-M x (bits of its kernel) x (bits of what it reads) (HAWQ-V3, Yao et al., ICML 2021). Images count 8
-bits, and whatever else is not quantized, such as a pooled average, 32.
+A bit operation is a multiplication of one bit by one bit, so that a layer of M multiplications
+takes M x (bits of its kernel) x (bits of what it reads) (HAWQ-V3, Yao et al., ICML 2021). Images
+count 8 bits, and whatever else is not quantized, such as a pooled average, 32.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +13,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from adadfq_jax.errors import ConfigError, nearest
 from adadfq_jax.models.graph import INPUT, Node

@@ -28,6 +28,9 @@ def draw_curve(found: Allocation) -> Drawing:
     axes.set_xlabel(_AXES[found.budget.measure], fontsize=8)
     axes.set_ylabel("sum of distances, nats", fontsize=8)
     axes.legend(fontsize=7)
-    words = [f"{name} bits: {distance:.3g}." for name, (_, distance) in zip(uniform, points)]
-    alt = f"Sum of distances: chosen at {chosen[0]:.2f} bits, {chosen[1]:.3g}; uniform at "
-    return drawn("allocation", "Predicted distance over cost", alt + " ".join(words), figure)
+    words = [
+        f"uniform at {name} bits: {distance:.3g}"
+        for name, (_, distance) in zip(uniform, points, strict=True)
+    ]
+    alt = f"Sum of distances, chosen at {chosen[0]:.2f} bits: {chosen[1]:.3g}; {'; '.join(words)}."
+    return drawn("allocation", "Predicted distance over cost", alt, figure)

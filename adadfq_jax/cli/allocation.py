@@ -1,5 +1,6 @@
 """What the verb `allocate` checks before a network is opened, and says at its end."""
 
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,12 @@ def bit_widths(texts: Sequence[str]) -> tuple[int, ...]:
     return tuple(map(int, texts))
 
 
+def _entry(output: str) -> str:
+    """Returns the value of the field, in the form that takes any letters where it must."""
+    plain = re.fullmatch(r"[\w./-]+", output)
+    return f"@{output}" if plain else repr((f"@{output}",))
+
+
 def files_and_next(found: Allocation, teacher: str, output: str) -> str:
     """Returns which files there are, and the command that goes on from them."""
     bits = found.uniform_bits
@@ -44,8 +51,7 @@ def files_and_next(found: Allocation, teacher: str, output: str) -> str:
         "quantize",
         f"--config=teacher:w{bits}a{bits}",
         f"--config.teacher.path={teacher}",
-        # As a tuple, of which the path may have any letters.
-        f"--config.quant.overrides={(f'@{output}',)!r}",
+        f"--config.quant.overrides={_entry(output)}",
         *(["--config.quant.sums=True"] if found.sums else []),
         "--config.game.method=adadfq_plus",
         "--workdir=runs/mixed",

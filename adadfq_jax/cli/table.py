@@ -170,8 +170,8 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "budget",
             "BUDGET",
-            "average bits, such as 4.0 (of --measure=bitops: as many bit operations as a student of "
-            "so many bits everywhere); or 170kB, of the weights' packed numbers; or 650M, bit "
+            "average bits, such as 4.0 (of --measure=bitops: as many bit operations as a student "
+            "of so many bits everywhere); or 170kB, of the student's packed numbers; or 650M, bit "
             "operations of an image",
             required=True,
         ),
@@ -221,8 +221,8 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "play",
             "EPOCHS",
-            "also train a student of the chosen bits and one of uniform bits within the budget, for "
-            "so many epochs, and tell which kept more",
+            "also train a student of the chosen bits and one of uniform bits within the budget, "
+            "for so many epochs, and tell which kept more",
             INTEGER,
             least=2,
         ),
