@@ -13,6 +13,7 @@ from adadfq_jax.quantization.codes import MAX_BITS
 
 SYMMETRIC = "symmetric"  # beside "weight" in the collection `bits`
 
+_SHOWN = 4  # overrides in words
 _FILE = re.compile(r"@(?P<path>.+\.json)")
 _OVERRIDE = re.compile(r"(?P<pattern>[^=]+)=(?:w(?P<weight>\d+))?(?:a(?P<activation>\d+))?")
 
@@ -71,6 +72,14 @@ def named_file(text: str) -> str | None:
     """Returns the path in an entry that names a file, `@bits.json`; None of another entry."""
     match = _FILE.fullmatch(text)
     return match["path"] if match else None
+
+
+def overrides_in_words(overrides: Sequence[str]) -> str:
+    """Returns overrides with commas between; of many, the first ones and how many follow."""
+    shown = list(overrides)
+    if len(shown) > _SHOWN:
+        shown[_SHOWN - 1 :] = [f"and {len(shown) - _SHOWN + 1} other layers"]
+    return ", ".join(shown)
 
 
 def assign_bits(
