@@ -136,7 +136,7 @@ def allocate(
     for level in np.linspace(choices[0], choices[-1], _POINTS):
         at = choose(distances, columns, budget.at(level).limits(costs, items, columns), shared)
         if at is not None:
-            curve.append((found.level_of(bits[at]), found.predicted(bits[at])))
+            curve.append((float(found.level_of(bits[at])), found.predicted(bits[at])))
     random, compared = np.random.default_rng(0), []
     for number in range(checks):
         progress.say(f"the sum of distances against that of the whole: {number + 1} of {checks}")

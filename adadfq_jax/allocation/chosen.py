@@ -157,10 +157,7 @@ class Allocation:
             "correlation": self.correlation,
             "compared": self.compared,
             "curve": self.curve,
-            "uniform": {
-                bits: [self.level_of(self.uniform(bits)), self.predicted(self.uniform(bits))]
-                for bits in self.choices
-            },
+            "uniform": {bits: self._point(self.uniform(bits)) for bits in self.choices},
             "layers": [
                 {
                     "layer": item.layer,
@@ -189,6 +186,12 @@ class Allocation:
         """
         from adadfq_jax.allocation.picture import draw_curve  # matplotlib is an extra
 
+        uniform = {bits: self._point(self.uniform(bits)) for bits in self.choices}
+        chosen = self._point(self.bits)
+        picture = draw_curve(self.curve, uniform, chosen, self.budget.measure)
         about = self.described()
         write_bits(path, self.teacher, self.overrides, sums=self.sums, about=about)
-        write_whole(locate(path).with_suffix(PICTURE), draw_curve(self).png)
+        write_whole(locate(path).with_suffix(PICTURE), picture.png)
+
+    def _point(self, bits: Sequence[int]) -> tuple[float, float]:
+        return self.level_of(bits), self.predicted(bits)
