@@ -12,7 +12,12 @@ from adadfq_jax.allocation.budget import KINDS, packed, read_budget
 from adadfq_jax.allocation.choice import choose
 from adadfq_jax.allocation.chosen import Allocation
 from adadfq_jax.allocation.cost import Costs, Item, costs_of
-from adadfq_jax.allocation.sensitivity import batches_of, divergence, measure_sensitivity
+from adadfq_jax.allocation.sensitivity import (
+    batches_of,
+    measure_sensitivity,
+    spread,
+    squared_error,
+)
 from adadfq_jax.errors import ConfigError, require_extra
 from adadfq_jax.evaluation.accuracy import logits_of
 from adadfq_jax.models import registry
@@ -48,9 +53,9 @@ def allocate(
 ) -> Allocation:
     """Chooses bit-widths by layer under a budget, without data.
 
-    Each kernel and each activation is quantized alone at each bit-width, and the divergence of the
-    softmax from the teacher's is measured on generated and procedural images. An integer program
-    then minimises the sum of these distances.
+    Each kernel and each activation is quantized alone at each bit-width, and how far the logits
+    move is measured on generated and procedural images. An integer program then minimises the sum
+    of these distances.
 
     Args:
       teacher: the network in full precision.
@@ -112,7 +117,7 @@ def allocate(
     seen, held_out = _images(teacher, images, quick, epochs, round(budget.level), progress)
     batches = batches_of(seen)
     distances = measure_sensitivity(
-        network, items, columns, allowed, batches, divergence, _teller(progress, len(items))
+        network, items, columns, allowed, batches, _teller(progress, len(items))
     )
     best = choose(distances, columns, limits, shared)
     bits = np.array(columns)
@@ -161,8 +166,10 @@ def whole_distance(found: Allocation, bits: Sequence[int], batches: Sequence[np.
     tree = flax.traverse_util.unflatten_dict(named)
     student = calibrated.calibrated_with(found.teacher, tree, batches, "least_error")
     images = np.concatenate(batches)
-    given = [logits_of(network, images, len(batches[0])) for network in (student, found.teacher)]
-    return float(divergence(*map(jnp.asarray, given)))
+    logits, expected = (
+        logits_of(network, images, len(batches[0])) for network in (student, found.teacher)
+    )
+    return float(squared_error(logits, expected) / spread(expected))
 
 
 def _checked(choices: Sequence[int]) -> tuple[int, ...]:

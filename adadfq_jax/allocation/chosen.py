@@ -24,9 +24,8 @@ PICTURE = ".png"
 class Allocation:
     """Bit-widths by layer, with all that was measured to choose them.
 
-    A distance is a mean over images of the divergence, in nats, of a student's softmax from the
-    teacher's. The *level* of bit-widths is their average or, of a budget of bit operations, the
-    bits of the uniform student with as many.
+    Distances are those of `sensitivity`. The *level* of bit-widths is their average or, of a budget
+    of bit operations, the bits of the uniform student with as many.
 
     Attributes:
       teacher: the network that they are for.
