@@ -1,11 +1,13 @@
 """What bits cost, of networks whose costs are known."""
 
+import jax
 import pytest
 
 from adadfq_jax.allocation.budget import operations, read_budget
 from adadfq_jax.allocation.cost import ACTIVATION, WEIGHT, costs_of
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.models import registry
+from adadfq_jax.models.network import flatten
 from adadfq_jax.models.size import measure_network
 from adadfq_jax.models.sums import with_quantized_sums
 
@@ -32,14 +34,17 @@ def test_bit_operations_by_what_a_layer_reads():
     assert COSTS.bit_operations(threes) == operations(COSTS, 3)
 
 
-def test_depthwise_convolutions_are_one_multiplication_a_tap():
-    costs = costs_of(registry.build("mobilenet_v2_x0.25", 10), 32)
+def test_depthwise_convolutions():
+    module = registry.build("mobilenet_v2_x0.25", 10)
+    costs = costs_of(module, 32)
+    kernels = flatten(registry.initial_variables(module, 32, jax.random.key(0))["params"])
+    for item in costs.of((WEIGHT,)):
+        assert item.elements == kernels[f"{item.layer}/kernel"].size
     groups = costs.shared(["depthwise"])
     assert len(groups) == 17
-    elements = {(item.layer, item.kind): item.elements for item in costs.items}
-    for before, depthwise in groups:
-        assert elements[depthwise] % 9 == 0
-        assert elements[before] != elements[depthwise]
+    for (before, _), (depthwise, _) in groups:
+        assert kernels[f"{depthwise}/kernel"].shape[:3] == (3, 3, 1)
+        assert kernels[f"{before}/kernel"].shape[-1] == kernels[f"{depthwise}/kernel"].shape[-1]
 
 
 def test_the_inputs_of_a_sum():
