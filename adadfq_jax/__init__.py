@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 # Public names by the module that holds them; imported when first used, so that `import adadfq_jax`
 # and the command line's help cost nothing.
 _HOMES = {
+    "allocate": "allocation.allocate",
     "default_config": "config.fields",
     "Dataset": "data.dataset",
     "load_dataset": "data.load",

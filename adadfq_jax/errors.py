@@ -69,6 +69,7 @@ class StoppedError(AdaDFQError):
 
 # By extra of `setup.cfg`, the packages without which what it is for cannot be done.
 EXTRAS = {
+    "allocate": ("matplotlib", "scipy"),
     "export": ("onnx", "onnxruntime"),
     "report": ("matplotlib", "scipy", "tensorboardX"),
     "torch": ("torch",),

@@ -15,8 +15,8 @@ CONFIG is the name of a configuration in the package or a file such as configs/d
 workdir is runs/CONFIG in the project unless one is given. Calling again resumes, or reads the finished
 run. All flags of \`adadfq quantize\` are handed on.
 --with installs extras too: export (ONNX), report, torch (reading .pth files; without CUDA's libraries
-where there is no GPU), gcs (Cloud Storage), all (these four), openvino, cuda, tpu, tf; without CONFIG it
-does only that.
+where there is no GPU), gcs (Cloud Storage), allocate (bits by layer), all (these five), openvino,
+cuda, tpu, tf; without CONFIG it does only that.
 --dry-run checks configuration, teacher and workdir, and prints the command.
 Environment: PYTHON (the interpreter to start from), ADADFQ_VENV (the environment's folder).
 TEXT

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "adadfq_jax"
 # From high to low; a room may import from rooms of lower rows, and within itself.
 ROWS = (
     ("cli",),
-    ("measuring",),
+    ("allocation", "measuring"),
     ("reporting",),
     ("sweeps",),
     ("training",),

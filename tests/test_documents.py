@@ -15,7 +15,7 @@ import pytest
 
 import adadfq_jax
 from adadfq_jax.benchmarks import benchmark, precompile
-from adadfq_jax.cli import evaluate, main, speed, verbs
+from adadfq_jax.cli import allocation, evaluate, main, speed, verbs
 from adadfq_jax.config.checks import validate
 from adadfq_jax.config.fields import default_config, find_field
 from adadfq_jax.exporting import export
@@ -174,6 +174,7 @@ def understand(monkeypatch):
 
     monkeypatch.chdir(ROOT)
     for place, work in (
+        (allocation, "check_output"),
         (benchmark, "benchmark"),
         (convert, "convert"),
         (evaluate, "open_network"),

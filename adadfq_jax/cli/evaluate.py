@@ -17,7 +17,7 @@ from adadfq_jax.exporting.description import read_about
 from adadfq_jax.exporting.load import ExportedModel, load_exported
 from adadfq_jax.models.display import not_data_free
 from adadfq_jax.models.network import Network, Student, Teacher
-from adadfq_jax.quantization.bits import parse_bits
+from adadfq_jax.quantization.bits import overrides_in_words
 from adadfq_jax.storage.files import locate, on_a_disk
 from adadfq_jax.teachers.load import read_teacher
 from adadfq_jax.teachers.stated import Stated
@@ -74,7 +74,7 @@ def file_row(model: str | Path) -> str:
     words = [FORMAT_BY_SUFFIX[path.suffix]]
     if "weight_bits" in result:
         words.append(f"w{result['weight_bits']}a{result['activation_bits']}")
-        words += result.get("overrides") or []
+        words += filter(None, [overrides_in_words(result.get("overrides") or [])])
     if about.get("given_images"):
         words.append(not_data_free(about["given_images"]))
     return f"{'file':<22}{', '.join(words)}, {path.stat().st_size:,} bytes\n"
@@ -203,7 +203,7 @@ def measure(
             "such as --bits=w4a4, or leave it out."
         )
     for text in bits:
-        parse_bits(text)
+        calibrated.usual_bits(text)
     dataset = load_dataset(source, path, labels)
     result = None
     if dataset is not None:

@@ -127,8 +127,8 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "bits",
             "BITS",
-            "bit-widths such as w8a8,w4a4,w3a3: measure students of the teacher, or of the run's, "
-            "that are not trained",
+            "bit-widths such as w8a8,w4a4,w3a3, or w4a4@bits.json with those of `adadfq allocate`: "
+            "measure students of the teacher, or of the run's, that are not trained",
             NAMES,
             [],
         ),
@@ -163,6 +163,74 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         ),
         Flag("batch_size", "N", "images at a time", INTEGER, 256, least=1),
         _JSON,
+        _CACHE,
+    ),
+    "allocate": (
+        Flag("teacher", "FILE", "a teacher's file", required=True),
+        Flag(
+            "budget",
+            "BUDGET",
+            "average bits, such as 4.0 (of --measure=bitops: as many bit operations as a student "
+            "of so many bits everywhere); or 170kB, of the student's packed numbers; or 650M, bit "
+            "operations of an image",
+            required=True,
+        ),
+        Flag(
+            "budget_of",
+            "WHAT",
+            "what gets bits: weights, activations or both, each within average bits; by default "
+            "both, or weights where the budget is in bytes",
+        ),
+        Flag("measure", "NAME", "what the budget bounds: size or bitops", default="size"),
+        Flag("choices", "BITS", "bit-widths to choose from", NAMES, list("234568")),
+        Flag("output", "FILE", "the .json file to write, with a picture beside it", required=True),
+        Flag(
+            "fixed",
+            "OVERRIDES",
+            "what has its bits already, such as @first=w8a8,@last=w8; the budget includes it",
+            NAMES,
+            [],
+        ),
+        Flag(
+            "groups",
+            "NAMES",
+            "which layers share bits: sums (the quantized inputs of each sum), depthwise (a "
+            "depthwise convolution and the one before it)",
+            NAMES,
+            [],
+        ),
+        Flag("sums", "", "for a student of quant.sums=True", SWITCH, False),
+        Flag("images", "N", "images of each kind to measure with", INTEGER, 64, least=1),
+        Flag("epochs", "N", "epochs of 200 steps that train a generator", INTEGER, 4, least=1),
+        Flag(
+            "quick",
+            "",
+            "measure with procedural images only, which are drawn by a formula: nothing is trained",
+            SWITCH,
+            False,
+        ),
+        Flag(
+            "checks",
+            "N",
+            "random allocations on which the sum of the layers' distances is compared with that of "
+            "the whole",
+            INTEGER,
+            20,
+            least=0,
+        ),
+        Flag(
+            "play",
+            "EPOCHS",
+            "also train a student of the chosen bits and one of uniform bits within the budget, "
+            "for so many epochs, and tell which kept more",
+            INTEGER,
+            least=2,
+        ),
+        Flag("source", "SOURCE", "of --play, images to measure on: npz, folder, or tfds:NAME"),
+        Flag("path", "PATH", "their file or folder, or tensorflow-datasets' data_dir"),
+        Flag("labels", "FILE", "of a folder: a file that says which class folder is which class"),
+        *_STATED,
+        _overwrite("an earlier file of this verb"),
         _CACHE,
     ),
     "export": (
@@ -349,6 +417,7 @@ EXAMPLES = {
     "convert": "--input=resnet20.th --output=resnet20.safetensors "
     "--architecture=resnet20_cifar --mean=imagenet --std=imagenet",
     "evaluate": "--workdir=runs/digits --source=npz --path=test.npz",
+    "allocate": "--teacher=resnet20.safetensors --budget=4.0 --output=bits.json",
     "export": "--workdir=runs/digits --output=student.onnx",
     "benchmark": "--config=cifar10_resnet20:w4a4 --steps=20",
     "precompile": "--config=cifar10_resnet20:w4a4 --topology=h100,v5e:2x2",

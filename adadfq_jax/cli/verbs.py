@@ -104,6 +104,41 @@ def _convert(given: SimpleNamespace) -> None:
     print(f"{'file':<22}{given.output}")
 
 
+def _allocate(given: SimpleNamespace) -> None:
+    """choose bit-widths by layer under a budget of size or of bit operations, without data"""
+    from adadfq_jax.allocation import allocate, play
+    from adadfq_jax.cli import allocation
+    from adadfq_jax.config.fields import default_config
+    from adadfq_jax.teachers.load import read_teacher
+
+    keep_compiled_programs(given.cache)
+    allocation.check_output(given.output, overwrite=given.overwrite)
+    data = play.data_of(given.play, given.source, given.path, given.labels)
+    if given.play or not given.quick:
+        divide_cpu_for(default_config())  # something is trained, in batches of the default
+    found = allocate.allocate(
+        read_teacher(given.teacher, _stated(given)),
+        given.budget,
+        budget_of=given.budget_of,
+        measure=given.measure,
+        choices=allocation.bit_widths(given.choices),
+        fixed=given.fixed,
+        groups=given.groups,
+        sums=given.sums,
+        images=given.images,
+        quick=given.quick,
+        epochs=given.epochs,
+        checks=given.checks,
+        show_progress=True,
+    )
+    found.save(given.output)
+    print(found.to_text())
+    if given.play:
+        print()
+        print(play.played_table(play.play(found, given.play, data)))
+    print(allocation.files_and_next(found, given.teacher, given.output))
+
+
 def _export(given: SimpleNamespace) -> None:
     """write a run's student to a file, after proving that the file is the student"""
     if bool(given.workdir) == bool(given.teacher):
@@ -314,6 +349,7 @@ VERBS: dict[str, Callable[[SimpleNamespace], None]] = {
     "quantize": _quantize,
     "convert": _convert,
     "evaluate": _evaluate,
+    "allocate": _allocate,
     "export": _export,
     "benchmark": _benchmark,
     "precompile": _precompile,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from adadfq_jax.errors import ConfigError, nearest
-from adadfq_jax.quantization.bits import parse_override
+from adadfq_jax.quantization.bits import named_file, parse_override
 
 DATA_SOURCES = ("none", "npz", "folder", "tfds:NAME")
 
@@ -98,10 +98,14 @@ def only(right: str, because: str) -> Bound:
 
 def _check_overrides(_name: str, value: Iterable[str]) -> None:
     for text in value:
-        parse_override(text)
+        if named_file(text) is None:
+            parse_override(text)
 
 
-OVERRIDES = Bound("each the name of layers and w8a8, w8 or a8", _check_overrides)
+OVERRIDES = Bound(
+    "each the name of layers and w8a8, w8 or a8, or @FILE.json of `adadfq allocate`",
+    _check_overrides,
+)
 
 
 def check_source(name: str, value: str) -> None:

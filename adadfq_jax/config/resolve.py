@@ -5,6 +5,7 @@ from typing import Any
 import ml_collections
 
 from adadfq_jax.config import recipes
+from adadfq_jax.config.bits_file import with_files
 from adadfq_jax.config.checks import validate
 from adadfq_jax.config.fields import FIELDS, Filler, filled_by
 from adadfq_jax.config.kinds import NUMBERS
@@ -26,7 +27,7 @@ def resolve(
 
     Raises:
       ConfigError: a field contradicts the teacher or the images, or cannot be used with what
-        follows from them.
+        follows from them; or a file of bit-widths is of another network.
     """
     config = config.copy_and_resolve_references()
     if images is None and config.samples.images is not None and config.samples.images_share:
@@ -36,6 +37,8 @@ def resolve(
         )
     _take_over(config, {name: getattr(teacher, _last(name)) for name in filled_by(Filler.TEACHER)})
     _take_over(config, _of_images(images))
+    # What a file says is the run's identity, and not the file's name.
+    config.quant.overrides = with_files(config.quant.overrides, teacher, config.quant.sums)
     recipes.fill_in(config, teacher.architecture, teacher.image_size)
     validate(config)
     return config

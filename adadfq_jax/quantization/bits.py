@@ -13,6 +13,8 @@ from adadfq_jax.quantization.codes import MAX_BITS
 
 SYMMETRIC = "symmetric"  # beside "weight" in the collection `bits`
 
+_SHOWN = 4  # overrides in words
+_FILE = re.compile(r"@(?P<path>.+\.json)")
 _OVERRIDE = re.compile(r"(?P<pattern>[^=]+)=(?:w(?P<weight>\d+))?(?:a(?P<activation>\d+))?")
 
 
@@ -57,12 +59,27 @@ def parse_override(text: str) -> tuple[str, dict[str, int]]:
     match = _OVERRIDE.fullmatch(text)
     if match is None or not (match["weight"] or match["activation"]):
         raise ConfigError(
-            f"quant.overrides takes entries like 'stem_*=w8a8', 'classifier=w8', not {text!r}."
+            "quant.overrides takes entries like 'stem_*=w8a8', 'classifier=w8', or the file of "
+            f"`adadfq allocate`, '@bits.json', not {text!r}."
         )
     bits = {kind: int(match[kind]) for kind in ("weight", "activation") if match[kind]}
     for kind, value in bits.items():
         check_bits(f"{kind} bits in quant.overrides entry {text!r}", value)
     return match["pattern"], bits
+
+
+def named_file(text: str) -> str | None:
+    """Returns the path in an entry that names a file, `@bits.json`; None of another entry."""
+    match = _FILE.fullmatch(text)
+    return match["path"] if match else None
+
+
+def overrides_in_words(overrides: Sequence[str]) -> str:
+    """Returns overrides with commas between; of many, the first ones and how many follow."""
+    shown = list(overrides)
+    if len(shown) > _SHOWN:
+        shown[_SHOWN - 1 :] = [f"and {len(shown) - _SHOWN + 1} other layers"]
+    return ", ".join(shown)
 
 
 def assign_bits(

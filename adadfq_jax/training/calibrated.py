@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adadfq_jax.config import recipes
+from adadfq_jax.config.bits_file import with_files
 from adadfq_jax.config.fields import default_config, leave_to_teacher
 from adadfq_jax.data.dataset import Dataset
 from adadfq_jax.errors import ConfigError, nearest
@@ -25,7 +26,7 @@ from adadfq_jax.quantization.ranges import RANGE_RULES
 from adadfq_jax.training.progress import Progress
 from adadfq_jax.training.quantize import quantize
 
-_BATCH = 16  # images of a step
+BATCH = 16  # images of a step
 _KINDS = ("procedural", "generated", "real")
 
 
@@ -49,7 +50,7 @@ def compare_bits(
 
     Args:
       teacher: the network in full precision.
-      bits: bit-widths written like `w4a4`.
+      bits: bit-widths written like `w4a4`, or `w4a4@bits.json` with exceptions in a file.
       dataset: an evaluation set; None measures only the agreement with the teacher.
       draw: makes images of a generator that is trained already, as `Student.draw` does; None trains
         one.
@@ -78,10 +79,10 @@ def compare_bits(
     if ranges not in RANGE_RULES:
         raise ConfigError(f"there are no ranges {ranges!r}: {nearest(ranges, RANGE_RULES)}")
     for text in bits:
-        parse_bits(text)
+        bits_of(teacher, text)
     progress = Progress(len(bits), show_progress)
     given, trained, generated = {}, None, None
-    widest = max(bits, key=lambda text: sum(parse_bits(text)))
+    widest = max(map(usual_bits, bits), key=lambda text: sum(parse_bits(text)))
     if dataset is not None:
         given["real"] = dataset.sample(calibration).images(teacher)
     if dataset is not None or quick:
@@ -93,7 +94,7 @@ def compare_bits(
             trained = calibrated_on_generated(teacher, widest, epochs, show_progress, ranges)
             draw = trained.draw
         # Of batches as a step has them, since the generator normalises by the batch.
-        drawn, _ = draw(2 * calibration, _BATCH)
+        drawn, _ = draw(2 * calibration, BATCH)
         compared, generated = drawn[:calibration], drawn[calibration:]
     kind = "procedural" if quick else "generated"
 
@@ -124,9 +125,9 @@ def compare_bits(
 def procedural_images(teacher: Teacher, count: int) -> np.ndarray:
     """Draws the same procedural images at each call, (count, H, W, channels), normalised."""
     given = teacher.image_size, tuple(teacher.mean), tuple(teacher.std)
-    starts = range(0, count, _BATCH)
+    starts = range(0, count, BATCH)
     parts = [
-        procedural.draw(jax.random.key(0), start + jnp.arange(_BATCH), *given) for start in starts
+        procedural.draw(jax.random.key(0), start + jnp.arange(BATCH), *given) for start in starts
     ]
     return np.concatenate(parts)[:count]
 
@@ -174,7 +175,7 @@ def calibrated_on(
       ranges: as `compare_bits` takes it; `minmax` are the smallest and largest values.
     """
     # One update sets each range, since the first value of a bias-corrected average is the average.
-    return _student(teacher, bits, [images], ranges)
+    return calibrated_with(teacher, bits_of(teacher, bits), [images], ranges)
 
 
 def following(teacher: Teacher, bits: str, images: np.ndarray, ranges: str = "minmax") -> Student:
@@ -186,16 +187,54 @@ def following(teacher: Teacher, bits: str, images: np.ndarray, ranges: str = "mi
       images: (N, H, W, channels), normalised.
       ranges: as `compare_bits` takes it.
     """
-    starts = range(0, len(images), _BATCH)
-    return _student(teacher, bits, [images[at : at + _BATCH] for at in starts], ranges)
+    starts = range(0, len(images), BATCH)
+    batches = [images[at : at + BATCH] for at in starts]
+    return calibrated_with(teacher, bits_of(teacher, bits), batches, ranges)
 
 
-def _student(teacher: Teacher, bits: str, batches: Sequence[np.ndarray], ranges: str) -> Student:
+def bits_of(teacher: Teacher, bits: str) -> dict[str, Any]:
+    """Returns the collection `bits` of a teacher's student.
+
+    Args:
+      teacher: the network in full precision.
+      bits: bit-widths written like `w4a4`, or `w4a4@bits.json` with exceptions in a file.
+
+    Raises:
+      ConfigError: a bit-width is malformed, or the file is missing or of another network.
+    """
+    usual, at, file = bits.partition("@")
+    overrides = with_files([at + file], teacher, sums=False) if at else ()
+    shapes = registry.initial_variables(teacher.module, teacher.image_size)
+    return assign_bits(shapes["bits"], *parse_bits(usual), overrides)
+
+
+def usual_bits(bits: str) -> str:
+    """Returns the `w4a4` of `w4a4@bits.json`: what holds where the file has no exception.
+
+    Raises:
+      ConfigError: it has another form.
+    """
+    usual = bits.partition("@")[0]
+    parse_bits(usual)
+    return usual
+
+
+def calibrated_with(
+    teacher: Teacher, bits: Mapping[str, Any], batches: Sequence[np.ndarray], ranges: str
+) -> Student:
+    """Returns a student of any bit-widths whose ranges have followed batches of images.
+
+    Args:
+      teacher: the network in full precision.
+      bits: the collection, as `bits_of` returns it; what is not in it is not quantized.
+      batches: uint8 (N, H, W, channels), or floats already normalised.
+      ranges: as `compare_bits` takes it.
+    """
     module = teacher.module.clone(calibration=Calibration(ranges))
     shapes = registry.initial_variables(teacher.module, teacher.image_size)
     unset = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes["ranges"])
     variables = dict(teacher.variables)
-    variables["bits"] = assign_bits(shapes["bits"], *parse_bits(bits), ())
+    variables["bits"] = bits
     if ranges == "least_error":
         unset = with_kernel_ranges(unset, variables["params"], variables["bits"], ranges)
     variables["ranges"] = unset
@@ -228,14 +267,16 @@ def calibrated_table(rows: Sequence[dict[str, Any]], dataset_name: str | None) -
       dataset_name: name of the evaluation set; None without one.
     """
     kind = rows[0]["images"]
+    width = max(10, *(len(row["bits"]) + 2 for row in rows))
     if dataset_name is None:
-        lines = [f"{'bits':<10}agreement with the teacher, ranges from {kind} images"]
-        lines += [f"{row['bits']:<10}{row['agreement']:.2%}" for row in rows]
+        lines = [f"{'bits':<{width}}agreement with the teacher, ranges from {kind} images"]
+        lines += [f"{row['bits']:<{width}}{row['agreement']:.2%}" for row in rows]
         return "\n".join([*lines, "", f"Agreement on {kind} images: there are no real ones."])
     kinds = [name for name in _KINDS if rows[0][name] is not None]
-    lines = [f"{'bits':<10}top-1, ranges from images that are", " " * 10 + _columns(kinds)]
+    lines = [f"{'bits':<{width}}top-1, ranges from images that are", " " * width + _columns(kinds)]
     lines += [
-        f"{row['bits']:<10}{_columns([format(row[kind], '.2%') for kind in kinds])}" for row in rows
+        f"{row['bits']:<{width}}{_columns([format(row[kind], '.2%') for kind in kinds])}"
+        for row in rows
     ]
     count = rows[0]["real_images"]
     return "\n".join(

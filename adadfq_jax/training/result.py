@@ -10,6 +10,7 @@ from adadfq_jax.errors import ConfigError
 from adadfq_jax.evaluation.accuracy import percent
 from adadfq_jax.evaluation.usual import what_is_usual
 from adadfq_jax.models.display import not_data_free
+from adadfq_jax.quantization.bits import overrides_in_words
 from adadfq_jax.training.workdir import RESULT, read_json
 
 _WIDTH = 100  # of a line, in characters
@@ -95,7 +96,7 @@ class Result:
         """Returns the lines of the table, (name, value): what was measured first."""
         bits = f"w{self.weight_bits}a{self.activation_bits}"
         if self.overrides:
-            bits += f" ({', '.join(self.overrides)})"
+            bits += f" ({overrides_in_words(self.overrides)})"
         chosen = f"step {self.healthiest_step}, chosen without data: --checkpoint=best"
         agreement = f"{percent(self.agreement)} of generated images get the teacher's class"
         health = f"{self.health:.3f} of 1, a score without data, to compare students of one teacher"

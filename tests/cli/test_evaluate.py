@@ -11,6 +11,7 @@ import adadfq_jax
 from adadfq_jax.cli import evaluate as verb
 from adadfq_jax.cli import main
 from adadfq_jax.config import fields
+from adadfq_jax.config.bits_file import write_bits
 from adadfq_jax.data.dataset import from_arrays
 from adadfq_jax.errors import ConfigError, DataError
 from adadfq_jax.models.network import flatten, normalize
@@ -268,6 +269,18 @@ def test_quick_trains_nothing(teacher, monkeypatch, evaluate, files):
     assert code == 0
     assert "ranges from procedural images" in out
     assert f"w8a8      {rows[0]['agreement']:.2%}" in out
+
+
+def test_bits_with_exceptions_in_a_file(teacher, tmp_path):
+    path = tmp_path / "bits.json"
+    write_bits(path, teacher, ["*=w8a8"], sums=False, about={})
+    rows = compare_bits(teacher, [f"w1a1@{path}", "w8a8", "w1a1"], quick=True, calibration=60)
+    shares = [row["agreement"] for row in rows]
+    assert shares[0] == shares[1] > shares[2]
+    lines = calibrated_students.calibrated_table(rows, None).splitlines()
+    assert lines[1].split() == [f"w1a1@{path}", f"{shares[0]:.2%}"]
+    with pytest.raises(ConfigError, match="no file of bit-widths"):
+        compare_bits(teacher, ["w4a4@bits.json"], quick=True)
 
 
 def test_ranges_of_least_error_and_of_a_run(teacher):

@@ -5,7 +5,13 @@ import pytest
 
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.models import registry
-from adadfq_jax.quantization.bits import assign_bits, parse_bits, parse_override
+from adadfq_jax.quantization.bits import (
+    assign_bits,
+    named_file,
+    overrides_in_words,
+    parse_bits,
+    parse_override,
+)
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +113,27 @@ def test_override_that_matches_no_layer_names_the_nearest(layers, override, hint
     assert "matches no layer" in message
     assert override in message
     assert hint in message.partition("matches no layer")[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("@bits.json", "bits.json"),
+        ("@runs/bits=w3a3/bits.json", "runs/bits=w3a3/bits.json"),
+        ("@first=w8a8", None),
+        ("bits.json", None),
+        ("@bits.txt", None),
+    ],
+)
+def test_a_file_is_told_from_a_role(text, path):
+    assert named_file(text) == path
+
+
+def test_many_overrides_are_not_all_named():
+    assert overrides_in_words(()) == ""
+    assert overrides_in_words(["a=w8", "b=w7"]) == "a=w8, b=w7"
+    found = overrides_in_words([f"layer{index}=w8" for index in range(39)])
+    assert found == "layer0=w8, layer1=w8, layer2=w8, and 36 other layers"
 
 
 def test_bits_are_data_of_one_type(layers):
