@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from adadfq_jax.evaluation.drift import find_drift
 from adadfq_jax.evaluation.statistics import StatisticsCheck
 from adadfq_jax.evaluation.usual import usual_runs, what_is_usual
 from adadfq_jax.reporting.layer_errors import QuantizedActivation, QuantizedWeight
@@ -70,6 +71,7 @@ class Facts:
       h_prime: H' of held-out images.
       agreement: share of held-out images that both networks give the same class.
       calibrated_agreement: agreement before the first step of play; None if unknown.
+      played: (step, agreement) of each evaluation since then, in order.
       teacher_top1, calibrated_top1, top1, best_top1: fractions; None where not measured.
       best_step: step of best_top1.
       health: health of the newest student, 0 to 1, see `evaluation/health.py`.
@@ -96,6 +98,7 @@ class Facts:
     h_prime: Sequence[float]
     agreement: float
     calibrated_agreement: float | None
+    played: Sequence[tuple[int, float]]
     teacher_top1: float | None
     calibrated_top1: float | None
     top1: float | None
@@ -331,6 +334,7 @@ def _what_play_brought(facts: Facts) -> Iterator[Finding]:
             f"Play did not raise the agreement on generated images: {before:.1%} calibrated, "
             f"{facts.agreement:.1%} now.",
         )
+    yield from _drift(facts)
     healthier = facts.healthiest is not None and (facts.healthiest > _MUCH_HEALTHIER * facts.health)
     worse = (
         facts.top1 is not None
@@ -377,6 +381,24 @@ def _what_play_brought(facts: Facts) -> Iterator[Finding]:
             NOTE,
             f"Top-1 fell from {facts.best_top1:.2%} at step {facts.best_step} to "
             f"{facts.top1:.2%} at the end: the last steps made the student worse.",
+        )
+
+
+def _drift(facts: Facts) -> Iterator[Finding]:
+    """Tells of a student that drifts, and of one that drifted and came back."""
+    drift = find_drift(facts.played)
+    if drift is not None:
+        sentence = drift.sentence(facts.healthiest_step)
+        harmed = facts.top1 is None or facts.best_top1 - facts.top1 > _USUAL_FALL
+        kept = "" if harmed else " Top-1 has not fallen with it, however."
+        yield Finding(PROBLEM if harmed else NOTE, sentence[:1].upper() + sentence[1:] + kept)
+        return
+    before = (find_drift(facts.played[:count]) for count in range(len(facts.played)))
+    if past := next(filter(None, before), None):
+        yield Finding(
+            NOTE,
+            f"The student was drifting at step {past.step} (agreement {past.agreement:.1%}, after "
+            f"{past.best_agreement:.1%} at step {past.best_step}), and came back.",
         )
 
 

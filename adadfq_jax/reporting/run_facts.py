@@ -143,6 +143,11 @@ def facts_of(run: ReportedRun) -> findings.Facts:
         h_prime=seen.h_prime.tolist(),
         agreement=seen.agreement,
         calibrated_agreement=calibrated.get("agreement") if played else None,
+        played=[
+            (one["step"], one["agreement"])
+            for one in evaluations
+            if one["step"] > run.schedule.warm and one["agreement"] is not None
+        ],
         teacher_top1=result and result.teacher_top1,
         calibrated_top1=calibrated.get("top1") if played else None,
         top1=last.get("top1"),

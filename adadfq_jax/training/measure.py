@@ -84,11 +84,16 @@ def measure_student(config, game, host: GameState, teacher, dataset, devices) ->
 def note_evaluation(
     record: Record, step: int, epoch: int, config, measured: dict[str, Any]
 ) -> None:
-    """Keeps an evaluation in a run's record if it is the first, the best or the healthiest."""
+    """Keeps in a run's record what the first, the best and the healthiest evaluation measured.
+
+    Of the evaluations since the student first learned, each one's agreement is kept.
+    """
     noted = {name: measured[name] for name in ("top1", "top5", "images", "agreement", "health")}
     noted["step"] = step
     if epoch == config.warmup_epochs:
         record.calibrated = noted
+    elif epoch > config.warmup_epochs:
+        record.played.append([step, measured["agreement"]])
     top1 = measured["top1"]
     if top1 is not None and top1 > record.best.get("top1", -1.0):
         record.best = noted

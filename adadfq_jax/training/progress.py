@@ -18,6 +18,7 @@ _SHOWN = (
     ("h_prime", "H' {:.2f}"),
     ("agreement", "agree {:.0%}"),
     ("top1", "top-1 {:.2%}"),
+    ("drift", "DRIFTING: agreement fell by {:.1%}"),
 )
 
 
@@ -44,7 +45,7 @@ class Progress:
             transient=True,
         )
         self._task = self._bar.add_task("", total=total, phase="start", numbers="")
-        self._numbers: dict[str, float] = {}
+        self._numbers: dict[str, float | None] = {}
         self._total, self._phases = total, tuple(phases) or (("", total),)
         self._last_line = -float("inf")
         self._times: collections.deque[tuple[float, int]] = collections.deque()
@@ -99,17 +100,20 @@ class Progress:
         self._step, self._phase = step, phase
         self._bar.update(self._task, completed=step, phase=phase)
 
-    def update(self, step: int, phase: str, numbers: Mapping[str, float]) -> None:
+    def update(self, step: int, phase: str, numbers: Mapping[str, float | None]) -> None:
         """Shows a new step and new metrics.
 
         Args:
           step: steps taken so far.
           phase: name of the phase.
-          numbers: metrics by name; metrics that are not given keep their last value.
+          numbers: metrics by name; those that are not given keep their last value, and those that
+            are None are shown no more.
         """
         self._numbers.update(numbers)
         text = "  ".join(
-            form.format(self._numbers[name]) for name, form in _SHOWN if name in self._numbers
+            form.format(self._numbers[name])
+            for name, form in _SHOWN
+            if self._numbers.get(name) is not None
         )
         self._bar.update(self._task, completed=step, phase=phase, numbers=text)
         if self._bar.disable and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:

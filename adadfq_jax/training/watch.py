@@ -1,4 +1,4 @@
-"""Reads the metrics of a run's steps, logs them, and finds a run that diverges or stands still."""
+"""Reads a run's metrics, logs them, and finds a run that diverges, drifts or stands still."""
 
 import dataclasses
 import math
@@ -9,6 +9,7 @@ import numpy as np
 
 from adadfq_jax.devices import pmap
 from adadfq_jax.errors import ConfigError, DivergedError
+from adadfq_jax.evaluation.drift import find_drift
 from adadfq_jax.game.optimizers import rate_field
 from adadfq_jax.game.state import Phase
 from adadfq_jax.training.metric_log import Log
@@ -30,6 +31,7 @@ class Record:
       calibrated: the evaluation before the first step of play.
       best: the evaluation of the highest top-1.
       healthiest: the evaluation of the highest health.
+      played: [step, agreement] of each evaluation since the student first learned.
       widths: for each epoch of calibration, the mean width of the ranges, summed over its steps.
       bns_sum, bns_steps: sum of L_BNS over the steps of calibration, and their number.
       bns_high: steps in a row with an alarming L_BNS.
@@ -39,6 +41,7 @@ class Record:
     calibrated: dict[str, Any] = dataclasses.field(default_factory=dict)
     best: dict[str, Any] = dataclasses.field(default_factory=dict)
     healthiest: dict[str, Any] = dataclasses.field(default_factory=dict)
+    played: list[list[float]] = dataclasses.field(default_factory=list)
     widths: list[float] = dataclasses.field(default_factory=list)
     bns_sum: float = 0.0
     bns_steps: int = 0
@@ -90,16 +93,24 @@ class Watch:
                 self._write(done, phase)
 
     def show(self, step: int, phase: Phase, measured: dict[str, Any]) -> None:
-        """Logs and shows the numbers of an evaluation after `step` steps."""
+        """Logs and shows the numbers of an evaluation after `step` steps, and warns of drift."""
         known = {name: value for name, value in measured.items() if value is not None}
         if self._log is not None:
             self._log.write({"step": step, "evaluation": True} | measured)
-        self._progress.update(step, phase.value, known)
+        drift = find_drift(self._record.played)
+        self._progress.update(step, phase.value, known | {"drift": drift and drift.fall})
         if "top1" in known:
             text = f"student: top-1 {known['top1']:.2%} after step {step}"
         else:
             text = f"student: agrees with the teacher on {known['agreement']:.1%} after step {step}"
         self._progress.say(text)
+        if drift is not None and drift.step == step:
+            self._warn(step, drift.sentence(self._record.healthiest["step"]))
+
+    def _warn(self, step: int, text: str) -> None:
+        self._progress.say(f"warning: {text}")
+        if self._log is not None:
+            self._log.write({"step": step, "warning": text})
 
     def _check(self, step: int, phase: Phase, values: dict[str, float]) -> None:
         for name, value in values.items():
@@ -123,14 +134,12 @@ class Watch:
         usual = record.bns_sum / max(record.bns_steps, 1)
         record.bns_high = record.bns_high + 1 if values["l_bns"] > _BNS_ALARM_FACTOR * usual else 0
         if record.bns_high == _BNS_ALARM_STEPS:
-            text = (
+            self._warn(
+                step,
                 f"L_BNS has been above {_BNS_ALARM_FACTOR:.0f} times its mean in calibration "
                 f"({usual:.3g}) for {_BNS_ALARM_STEPS} steps, at step {step}: the run may be "
-                "about to diverge."
+                "about to diverge.",
             )
-            self._progress.say(f"warning: {text}")
-            if self._log is not None:
-                self._log.write({"step": step, "warning": text})
 
     def _check_that_something_moves(
         self, step: int, phase: Phase, values: dict[str, float]

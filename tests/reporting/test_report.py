@@ -471,6 +471,7 @@ def facts(**changes):
         "h_prime": [0.05, 0.4, 0.5, 0.6, 0.7],
         "agreement": 0.8,
         "calibrated_agreement": 0.6,
+        "played": [(500, 0.7), (1000, 0.8)],
         "teacher_top1": 0.93,
         "calibrated_top1": 0.8,
         "top1": 0.91,
@@ -496,6 +497,8 @@ UNKNOWN = {
     "teacher_top1": None,
     "healthiest_top1": None,
 }
+
+DRIFTED = [(200, 0.8), (400, 0.6), (600, 0.58), (800, 0.55)]
 
 
 @pytest.mark.parametrize(
@@ -553,6 +556,14 @@ UNKNOWN = {
             "did not raise the agreement on generated images: 60.0%",
         ),
         (UNKNOWN, NOTE, "Accuracy is not measured"),
+        (
+            {"played": DRIFTED, "top1": 0.85, "healthiest_top1": 0.85},
+            PROBLEM,
+            "is drifting; the healthiest checkpoint is of step 800 (--checkpoint=best).",
+        ),
+        ({"played": DRIFTED, **UNKNOWN}, PROBLEM, "has fallen for 3 evaluations, by 25.0 points"),
+        ({"played": DRIFTED}, NOTE, "(--checkpoint=best). Top-1 has not fallen with it"),
+        ({"played": [*DRIFTED, (900, 0.8)]}, NOTE, "was drifting at step 800 (agreement 55.0%"),
         ({"top1": 0.795, "best_top1": 0.795}, NOTE, "to 79.50%, no gain that these images"),
         ({"top1": 0.7, "best_top1": 0.7}, PROBLEM, "(calibrated only) to 70.00%, so training"),
         ({"top1": 0.85, "best_top1": 0.85}, NOTE, "8.0 points below the teacher's 93.00%"),

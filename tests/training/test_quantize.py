@@ -24,6 +24,7 @@ from adadfq_jax.errors import (
     StoppedError,
     TeacherError,
 )
+from adadfq_jax.evaluation import drift
 from adadfq_jax.game import programs
 from adadfq_jax.models.network import flatten
 from adadfq_jax.teachers.load import save_teacher
@@ -360,6 +361,25 @@ def test_a_rising_bns_is_a_warning(small_config, teacher, tmp_path, monkeypatch)
     assert len(warnings) == 1
     assert "L_BNS" in warnings[0]["warning"]
     assert warnings[0]["step"] == 7  # the fifth step after calibration, counted from 0
+
+
+def test_drift_is_a_warning_once(small_config, teacher, tmp_path, monkeypatch, capfd):
+    """It is in the log and on the terminal at the evaluation at which it is plain."""
+    monkeypatch.setattr(drift, "EVALUATIONS", 1)
+    monkeypatch.setattr(drift, "FALL", -1.0)  # every evaluation lies below the best
+    small_config.evaluation.every_epochs = 1
+    quantize.quantize(small_config, teacher, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    (warning,) = [line for line in lines if "warning" in line]
+    played = [
+        line
+        for line in lines
+        if line.get("evaluation")
+        and line["step"] > small_config.warmup_epochs * small_config.steps_per_epoch
+    ]
+    assert warning["step"] == played[0]["step"]
+    assert "the student is drifting; the healthiest checkpoint is of" in warning["warning"]
+    assert capfd.readouterr().err.count("warning: agreement on generated images") == 1
 
 
 def test_full_precision_student_is_the_teacher(teacher):
