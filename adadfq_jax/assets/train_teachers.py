@@ -1,7 +1,7 @@
 """Trains small teachers of other shapes than the CIFAR-10 ResNet-20, to try methods on.
 
-  ./launch/local.sh --with=torch
-  .venv/bin/python adadfq_jax/assets/train_teachers.py --images=test.npz --output=teachers
+  pip install -e .[torch]
+  python adadfq_jax/assets/train_teachers.py --images=test.npz --output=teachers
 
   resnet32    deep and narrow: 15 blocks of 16 to 64 channels
   wide        shallow and wide: 3 blocks of 48 to 192 channels, a 5x5 stem
@@ -173,20 +173,25 @@ def train(name: str, images: np.ndarray, labels: np.ndarray, epochs: int | None 
     return adadfq_jax.from_torch(network, image_size=size, mean=mean, std=std, name=name)
 
 
-def main() -> None:
-    """Trains, measures and writes."""
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line, or words in its place."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--images", required=True, help="CIFAR-10's test images, an .npz")
     parser.add_argument("--output", required=True, type=Path, help="folder of what is written")
-    parser.add_argument("names", nargs="*", default=list(NETWORKS), help="default: all")
-    arguments = parser.parse_args()
+    parser.add_argument("--name", choices=NETWORKS, action="append", help="default: all")
+    return parser.parse_args(words)
+
+
+def main() -> None:
+    """Trains, measures and writes."""
+    arguments = parse()
     torch.set_num_threads(1)
     arguments.output.mkdir(parents=True, exist_ok=True)
     trained, heldout = split(arguments.images)
     heldout_turned = turned(*heldout, np.arange(len(heldout[1])) % _TURNS)
     for name, (x, y) in (("heldout", heldout), ("heldout_turned", heldout_turned)):
         np.savez_compressed(arguments.output / f"{name}.npz", x=x, y=y)
-    for name in arguments.names:
+    for name in arguments.name or NETWORKS:
         teacher = train(name, *trained)
         adadfq_jax.save_teacher(teacher, arguments.output / f"{name}.safetensors")
         seen = heldout_turned if name == "turned" else heldout
