@@ -1,8 +1,11 @@
 """The integer program: the bit-widths of least total distance within a budget."""
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -105,18 +108,33 @@ def choose(
     objective[:binaries] = np.where(possible, distances.ravel(), 0)
     largest = np.ones(variables)
     largest[:binaries] = possible
-    solved = optimize.milp(
-        objective / max(np.abs(objective).max(), np.finfo(float).tiny),
-        integrality=np.arange(variables) < binaries,
-        bounds=optimize.Bounds(0, largest),
-        constraints=optimize.LinearConstraint(matrix, lower, upper),
-        options={"mip_rel_gap": _GAP},
-    )
+    with _silent():
+        solved = optimize.milp(
+            objective / max(np.abs(objective).max(), np.finfo(float).tiny),
+            integrality=np.arange(variables) < binaries,
+            bounds=optimize.Bounds(0, largest),
+            constraints=optimize.LinearConstraint(matrix, lower, upper),
+            options={"mip_rel_gap": _GAP},
+        )
     if solved.status == _INFEASIBLE:
         return None
     if solved.x is None:
         raise ConfigError(f"the integer program was not solved: {solved.message}")
     return solved.x[:binaries].reshape(items, count).argmax(1)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Drops what is written to stdout: scipy's solver prints lines of its own debugging there."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 _INFEASIBLE = 2  # of scipy.optimize.milp's status

@@ -9,8 +9,11 @@ import numpy as np
 from adadfq_jax.allocation.chosen import Allocation
 from adadfq_jax.config.bounds import check_source
 from adadfq_jax.config.fields import default_config, leave_to_teacher
+from adadfq_jax.data.dataset import check_fits
+from adadfq_jax.data.load import load_dataset
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.evaluation.accuracy import logits_of, percent
+from adadfq_jax.models.network import Teacher
 from adadfq_jax.training.quantize import quantize
 
 METHOD = "adadfq_plus"
@@ -33,6 +36,22 @@ def data_of(
     if given:
         check_source("--source", source or "none")
     return given
+
+
+def check_images(teacher: Teacher, data: dict[str, Any]) -> None:
+    """Opens the images to measure on, so that wrong ones are told before anything is measured.
+
+    Args:
+      teacher: the network.
+      data: as `data_of` returns it.
+
+    Raises:
+      DataError: they cannot be read, or do not fit the teacher.
+    """
+    fields = ("data.source", "data.path", "data.labels")
+    dataset = load_dataset(*(data.get(name) for name in fields)) if data else None
+    if dataset is not None:
+        check_fits(dataset, teacher)
 
 
 def play(

@@ -4,6 +4,7 @@ from typing import Any
 
 from adadfq_jax.allocation.cost import ACTIVATION, WEIGHT
 
+_ROUNDING = 1e-6  # of an average
 _HEADINGS = {WEIGHT: "kernels", ACTIVATION: "activations"}
 
 
@@ -48,6 +49,9 @@ def _summary(found: Any) -> list[str]:
     rows = []
     for name, bits in (("chosen", found.bits), (f"uniform, {found.uniform_bits} bits", uniform)):
         words = [f"distance {found.predicted(bits):.3g}"]
+        # As where some layers are fixed at more bits than the budget's average.
+        if found.level_of(bits) > found.budget.level + _ROUNDING:
+            words.append("above the budget")
         words += [
             f"{found.average(kind, bits):.2f} bits of {_HEADINGS[kind]}"
             for kind in (WEIGHT, ACTIVATION)

@@ -9,14 +9,14 @@ from adadfq_jax.allocation.chosen import PICTURE, Allocation
 from adadfq_jax.config.bits_file import is_bits_file
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.quantization.bits import named_file
-from adadfq_jax.storage.files import check_replaceable, locate
+from adadfq_jax.storage.files import check_replaceable, is_remote, locate
 
 
 def check_output(output: str | Path, *, overwrite: bool) -> None:
     """Makes sure that the file can be written, and be named in `quant.overrides`.
 
     Raises:
-      ConfigError: it is no .json file, or something is there already.
+      ConfigError: it is no .json file, something is there already, or there is no such folder.
     """
     if named_file(f"@{output}") is None:
         raise ConfigError(f"--output={output} must end in .json, as quant.overrides names it.")
@@ -24,6 +24,8 @@ def check_output(output: str | Path, *, overwrite: bool) -> None:
     check_replaceable(path, "a file of bit-widths", is_bits_file, overwrite)
     picture = path.with_suffix(PICTURE)
     check_replaceable(picture, "its picture", lambda _: is_bits_file(path), overwrite)
+    if not is_remote(path) and not path.parent.is_dir():
+        raise ConfigError(f"there is no folder {str(path.parent)!r} to write {path.name} in.")
 
 
 def bit_widths(texts: Sequence[str]) -> tuple[int, ...]:

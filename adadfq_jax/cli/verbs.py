@@ -116,8 +116,10 @@ def _allocate(given: SimpleNamespace) -> None:
     data = play.data_of(given.play, given.source, given.path, given.labels)
     if given.play or not given.quick:
         divide_cpu_for(default_config())  # something is trained, in batches of the default
+    teacher = read_teacher(given.teacher, _stated(given))
+    play.check_images(teacher, data)
     found = allocate.allocate(
-        read_teacher(given.teacher, _stated(given)),
+        teacher,
         given.budget,
         budget_of=given.budget_of,
         measure=given.measure,

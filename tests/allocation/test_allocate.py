@@ -125,6 +125,8 @@ def test_damaged_files_are_refused(file, teacher, tmp_path, content, says):
         (["--budget=3", "--groups=sum"], "there are no groups 'sum': did you mean sums?"),
         (["--budget=3", "--output=bits.txt"], "--output=bits.txt must end in .json"),
         (["--budget=3", "--source=npz"], "--source, --path and --labels are of --play=EPOCHS."),
+        (["--budget=3", "--play=2", "--source=npz", "--path=README.md"], "is not an .npz file"),
+        (["--budget=3", "--output=no/bits.json"], "there is no folder 'no' to write bits.json in."),
     ],
 )
 def test_bad_arguments_are_one_sentence(sentence, tmp_path, argv, says):

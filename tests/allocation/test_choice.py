@@ -1,11 +1,12 @@
 """The integer program against trying everything."""
 
 import itertools
+import os
 
 import numpy as np
 import pytest
 
-from adadfq_jax.allocation.choice import Limit, choose
+from adadfq_jax.allocation.choice import Limit, _silent, choose
 
 CHOICES = (2, 4, 8)
 
@@ -59,3 +60,10 @@ def test_a_budget_is_used_to_the_last_bit():
 
 def test_nothing_within_the_budget():
     assert choose(np.ones((2, 3)), CHOICES, [Limit(np.full((2, 3), 10), 19)]) is None
+
+
+def test_what_the_solver_prints_is_not_told(capfd):
+    with _silent():
+        os.write(1, b"transformNewIntegerFeasibleSolution tmpSolver.run();")
+    os.write(1, b"told")
+    assert capfd.readouterr().out == "told"
