@@ -170,7 +170,8 @@ def test_given_images_stand_in_a_share_of_the_places(small_config, teacher):
         (images,) = drawn(state)
         own = np.isclose(images[:, :1, :1, :1], values, atol=1e-6).any(-1)[:, 0, 0]
         own &= np.ptp(images, (1, 2, 3)) == 0
-        np.testing.assert_array_equal(images[~own], procedural[~own])
+        # Of programs that are compiled apart, to rounding.
+        np.testing.assert_allclose(images[~own], procedural[~own], rtol=1e-4, atol=1e-6)
         found[share] = own.sum()
         for changed in (state.replace(step=jnp.int32(1)), state.replace(seed=jnp.uint32(1))):
             assert not np.allclose(images, drawn(changed)[0])
