@@ -341,7 +341,8 @@ def _what_play_brought(facts: Facts) -> Iterator[Finding]:
         and facts.healthiest_top1 is not None
         and facts.healthiest_top1 < facts.top1 - _USUAL_FALL
     )
-    if healthier and not worse:
+    # Of a student that drifts it is said already.
+    if healthier and not worse and find_drift(facts.played) is None:
         yield Finding(
             NOTE,
             f"The student was healthier at step {facts.healthiest_step} ({facts.healthiest:.3f}, "

@@ -587,6 +587,11 @@ def test_a_rule_speaks_when_it_should(changes, level, words):
     assert any("Nothing else" in one.text for one in found) == (PROBLEM not in levels)
 
 
+def test_the_healthiest_student_is_named_once():
+    found = find(facts(played=DRIFTED, healthiest=0.6))
+    assert sum("--checkpoint=best" in finding.text for finding in found) == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
