@@ -7,6 +7,7 @@ three, which a test compares. Arrays are (B, H, W, channels) or (B, channels).
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -44,7 +45,8 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    # Not by math.isfinite, for which an integer may be too large.
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _is_pair(value: Any) -> bool:

@@ -89,7 +89,8 @@ def _require_torchs(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.namelist()
-    except zipfile.BadZipFile:  # damaged, as its reader says
+    # Damaged, as its reader says: its directory, a name in it, or the number of its version.
+    except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError):
         return
     if any(member.endswith("/data.pkl") for member in members):
         return

@@ -153,6 +153,12 @@ def test_a_student_of_a_graph_is_exported(played, tmp_path, suffix):
     assert_exported(student, tmp_path / f"student{suffix}", images)
 
 
+def test_a_number_that_no_float_holds_is_refused():
+    nodes = [["relu", "act", ["image"], {"largest": 10**400}]]
+    with pytest.raises(ConfigError, match="largest"):
+        checked_network(nodes, 3, SIZE)
+
+
 def test_every_language_knows_every_kind_of_node():
     assert onnx_operations.WRITERS.keys() == OPERATIONS.keys()
     tables = numpy_reader.LAYERS, numpy_reader.ACTIVATIONS, numpy_reader.OTHERS

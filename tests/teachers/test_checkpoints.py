@@ -254,6 +254,16 @@ def test_what_a_file_is_instead(tmp_path, sentence, suffix, content, message):
     assert "execute" not in said
 
 
+def test_a_name_in_an_archive_that_is_no_text(tmp_path, state):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("é/data.pkl", b"")
+    path = tmp_path / "teacher.pth"
+    path.write_bytes(content.getvalue().replace("é".encode(), b"\xb6\xb6"))
+    with pytest.raises(TeacherError, match="is not a readable PyTorch file"):
+        load_teacher(path, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
 @pytest.mark.parametrize("suffix", [".pth.tar", ".ckpt", ".bin", ".PT"])
 def test_suffixes_of_pytorch_files(tmp_path, state, suffix):
     assert same(load(tmp_path / f"teacher{suffix}", state), state)
