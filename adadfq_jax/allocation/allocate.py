@@ -142,22 +142,27 @@ def allocate(
         at = choose(distances, columns, budget.at(level).limits(costs, items, columns), shared)
         if at is not None:
             curve.append((float(found.level_of(bits[at])), found.predicted(bits[at])))
+    expected = logits_of(network, seen, len(batches[0])) if checks else None
     random, compared = np.random.default_rng(0), []
     for number in range(checks):
         progress.say(f"the sum of distances against that of the whole: {number + 1} of {checks}")
         drawn = np.where(allowed, random.random(allowed.shape), np.inf)
         at = choose(drawn, columns, limits, shared)
-        compared.append((found.predicted(bits[at]), whole_distance(found, bits[at], batches)))
+        whole = _whole_distance(found, bits[at], batches, expected)
+        compared.append((found.predicted(bits[at]), whole))
     return dataclasses.replace(found, curve=tuple(curve), compared=tuple(compared))
 
 
-def whole_distance(found: Allocation, bits: Sequence[int], batches: Sequence[np.ndarray]) -> float:
+def _whole_distance(
+    found: Allocation, bits: Sequence[int], batches: Sequence[np.ndarray], expected: np.ndarray
+) -> float:
     """Returns the distance of a student in which everything is quantized, calibrated on images.
 
     Args:
       found: of whose items the student has bits.
       bits: (items,).
       batches: images, normalised, (B, H, W, channels) each, for ranges and for the distance.
+      expected: the teacher's logits of them, (N, classes).
     """
     named = {
         (*item.layer.split("/"), item.kind): jnp.int32(width)
@@ -165,10 +170,7 @@ def whole_distance(found: Allocation, bits: Sequence[int], batches: Sequence[np.
     }
     tree = flax.traverse_util.unflatten_dict(named)
     student = calibrated.calibrated_with(found.teacher, tree, batches, "least_error")
-    images = np.concatenate(batches)
-    logits, expected = (
-        logits_of(network, images, len(batches[0])) for network in (student, found.teacher)
-    )
+    logits = logits_of(student, np.concatenate(batches), len(batches[0]))
     return float(squared_error(logits, expected) / spread(expected))
 
 

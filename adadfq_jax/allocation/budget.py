@@ -10,6 +10,7 @@ import numpy as np
 from adadfq_jax.allocation.choice import Limit
 from adadfq_jax.allocation.cost import ACTIVATION, WEIGHT, Costs, Item
 from adadfq_jax.errors import ConfigError, nearest
+from adadfq_jax.models.size import codes_bytes
 
 MEASURES = ("size", "bitops")
 KINDS = {"weights": (WEIGHT,), "activations": (ACTIVATION,), "both": (WEIGHT, ACTIVATION)}
@@ -137,7 +138,7 @@ def read_budget(
 
 def packed(item: Item, bits: int) -> int:
     """Returns the bytes of a kernel's packed codes; 0 of an activation, which no file holds."""
-    return -(-item.elements * bits // 8) if item.kind == WEIGHT else 0
+    return codes_bytes(item.elements, bits) if item.kind == WEIGHT else 0
 
 
 def operations(costs: Costs, level: float) -> float:

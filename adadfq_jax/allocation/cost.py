@@ -6,18 +6,14 @@ count 8 bits, and whatever else is not quantized, such as a pooled average, 32.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 
 from adadfq_jax.errors import ConfigError, nearest
 from adadfq_jax.models.graph import INPUT, Node
-from adadfq_jax.models.layers import ActivationLayer, QuantConv, QuantDense, both, input_shape
 from adadfq_jax.models.operations import OPERATIONS, PASSES_CODES
+from adadfq_jax.models.size import measure_layers
 from adadfq_jax.models.tracing import trace
 
 WEIGHT, ACTIVATION = "weight", "activation"
@@ -113,47 +109,20 @@ def costs_of(module: nn.Module, image_size: int) -> Costs:
     """
     nodes = trace(module, image_size)
     by_name = {node.name: node for node in nodes}
-    elements, macs = _counted(module, image_size)
+    sizes = measure_layers(module, image_size)
     items, products = [], []
     for node in nodes:
         if node.op in ("conv", "dense"):
-            items.append(Item(node.name, WEIGHT, elements[node.name]))
+            items.append(Item(node.name, WEIGHT, sizes.elements[node.name]))
             source = _behind(node.inputs[0], by_name, PASSES_CODES)
             quantized = source in by_name and OPERATIONS[by_name[source].op].activation
             other = _IMAGE_BITS if source == INPUT else _FLOAT_BITS
             products.append(
-                Product(node.name, macs[node.name], source if quantized else None, other)
+                Product(node.name, sizes.macs[node.name], source if quantized else None, other)
             )
         elif OPERATIONS[node.op].activation:
-            items.append(Item(node.name, ACTIVATION, elements[node.name]))
+            items.append(Item(node.name, ACTIVATION, sizes.elements[node.name]))
     return Costs(tuple(items), tuple(products), nodes)
-
-
-def _counted(module: nn.Module, image_size: int) -> tuple[dict[str, int], dict[str, int]]:
-    """Returns elements by layer, of kernels and activations, and multiplications by layer."""
-    elements: dict[str, int] = {}
-    macs: dict[str, int] = {}
-
-    def count(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
-        result, layer = call(*args, **kwargs), context.module
-        if context.method_name != "__call__":
-            return result
-        name = "/".join(layer.path)
-        if isinstance(layer, ActivationLayer):
-            elements[name] = math.prod(result.shape[1:])
-        elif isinstance(layer, QuantConv | QuantDense):
-            inputs = args[0].shape[-1]
-            if isinstance(layer, QuantConv):
-                inputs = math.prod(both(layer.kernel_size)) * inputs // layer.groups
-            # Every output element is one sum over this many inputs.
-            elements[name] = inputs * layer.features
-            macs[name] = inputs * math.prod(result.shape[1:])
-        return result
-
-    with nn.intercept_methods(count):
-        images = jnp.zeros((1, *input_shape(module, image_size)))
-        jax.eval_shape(module.init, jax.random.key(0), images)
-    return elements, macs
 
 
 def _behind(name: str, by_name: dict[str, Node], passed: Sequence[str]) -> str:

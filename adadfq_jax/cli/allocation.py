@@ -9,7 +9,7 @@ from adadfq_jax.allocation.chosen import PICTURE, Allocation
 from adadfq_jax.config.bits_file import is_bits_file
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.quantization.bits import named_file
-from adadfq_jax.storage.files import check_replaceable, is_remote, locate
+from adadfq_jax.storage.files import check_folder_of, check_replaceable, locate
 
 
 def check_output(output: str | Path, *, overwrite: bool) -> None:
@@ -24,8 +24,7 @@ def check_output(output: str | Path, *, overwrite: bool) -> None:
     check_replaceable(path, "a file of bit-widths", is_bits_file, overwrite)
     picture = path.with_suffix(PICTURE)
     check_replaceable(picture, "its picture", lambda _: is_bits_file(path), overwrite)
-    if not is_remote(path) and not path.parent.is_dir():
-        raise ConfigError(f"there is no folder {str(path.parent)!r} to write {path.name} in.")
+    check_folder_of(path)
 
 
 def bit_widths(texts: Sequence[str]) -> tuple[int, ...]:

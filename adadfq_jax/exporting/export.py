@@ -18,7 +18,7 @@ from adadfq_jax.exporting.quantized import QuantizedNetwork, take_apart
 from adadfq_jax.exporting.verification import Report, compare
 from adadfq_jax.models.display import not_data_free
 from adadfq_jax.models.network import Student, Teacher
-from adadfq_jax.storage.files import check_replaceable, on_a_disk, written_whole
+from adadfq_jax.storage.files import check_folder_of, check_replaceable, on_a_disk, written_whole
 
 _IMAGES = 256
 _SATURATES = (
@@ -124,8 +124,7 @@ def check_output(
     format = check_format(format, path)
     options.check(format)
     check_replaceable(path, "an exported student", lambda place: bool(read_about(place)), overwrite)
-    if not path.parent.is_dir():
-        raise ConfigError(f"there is no folder {str(path.parent)!r} to write {path.name} in.")
+    check_folder_of(path)
     return format
 
 

@@ -2,6 +2,6 @@
 
 `step` is that step. `state` is what it changes, `rules` what it is compiled for; `methods` choose
 the `losses`, `optimizers` give the updates and their rates, `programs` compiles several steps.
-`procedural`, `given` and `cutmix` make images from which only the student learns; `learned_ranges`
-are quantization ranges that the student learns.
+`procedural`, `given` and `cutmix` make images from which only the student learns, by the random
+numbers of `draws`; `learned_ranges` are quantization ranges that the student learns.
 """

@@ -3,13 +3,12 @@
 A generated image shows one class all over; a procedural image shows none. A box of one in the other
 has edges, scales and classes next to each other, as photographs have. Source: Yun et al., "CutMix",
 ICCV 2019. Labels need no mixing here, since the student learns from the teacher's logits.
-
-A cut depends on the batch's key and the image's index only, so that any number of devices makes
-the same cuts.
 """
 
 import jax
 import jax.numpy as jnp
+
+from adadfq_jax.game import draws
 
 
 def cut_together(
@@ -28,8 +27,7 @@ def cut_together(
       (N, s, s, channels): images of `first`, and cuts. In a cut, either kind with equal probability
       fills a box in the other; the box's area and centre are uniform over the image.
     """
-    numbers = jax.vmap(lambda index: jax.random.uniform(jax.random.fold_in(key, index), (5,)))
-    chosen, area, across, down, inside = numbers(indices).T[:, :, None]
+    chosen, area, across, down, inside = draws.uniform(key, indices, (5,)).T[:, :, None]
     place = (jnp.arange(first.shape[1]) + 0.5) / first.shape[1]
     half = 0.5 * jnp.sqrt(area)
     rows, columns = jnp.abs(place - down) < half, jnp.abs(place - across) < half

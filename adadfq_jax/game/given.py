@@ -3,14 +3,12 @@
 Flips and shifts are those with which networks of small images are usually trained. Source: He et
 al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2; there the border is
 black, here the image is mirrored at it, whatever the teacher was trained with.
-
-An image depends on the batch's key and its position only, so that any number of devices draws the
-same images.
 """
 
 import jax
 import jax.numpy as jnp
 
+from adadfq_jax.game import draws
 from adadfq_jax.models.network import normalize
 
 _SHIFT = 8  # the largest shift is the side over this
@@ -35,8 +33,7 @@ def draw(
       Images in the teacher's normalised input space, (N, s, s, channels).
     """
     count, size = images.shape[:2]
-    numbers = jax.vmap(lambda index: jax.random.uniform(jax.random.fold_in(key, index), (4,)))
-    chosen, flipped, down, across = numbers(indices).T[:, :, None]
+    chosen, flipped, down, across = draws.uniform(key, indices, (4,)).T[:, :, None]
     chosen = jnp.floor(count * chosen).astype(int)
     columns = _shifted(across, size)
     columns = jnp.where(flipped < 0.5, size - 1 - columns, columns)
@@ -67,5 +64,4 @@ def put_in_place(
     Returns:
       (N, s, s, channels).
     """
-    numbers = jax.vmap(lambda index: jax.random.uniform(jax.random.fold_in(key, index)))
-    return jnp.where((numbers(indices) < share)[:, None, None, None], given, drawn)
+    return jnp.where((draws.uniform(key, indices) < share)[:, None, None, None], given, drawn)

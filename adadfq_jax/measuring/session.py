@@ -360,8 +360,8 @@ def run_process(
                     process.kill()
                 if now - began > shown * _SECONDS_BETWEEN_LINES:
                     shown += 1
-                    last = files[1].read_text(errors="replace").strip().splitlines()[-1:]
-                    print("  ".join([f"  {_minutes(now - began)}", *last]), file=sys.stderr)
+                    last = _last_line(files[1].read_text(errors="replace"))
+                    print(f"  {_minutes(now - began)}  {last}".rstrip(), file=sys.stderr)
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
         finally:
             process.kill()  # does nothing to a process that has ended
@@ -420,9 +420,9 @@ def _facts(run: Runner, workdir: Path, platform: str | None) -> dict[str, Any]:
     found = {} if ended.code else json.loads(ended.out.splitlines()[-1])
     # Where a driver does not start, JAX says so and takes the CPU.
     if ended.code or (platform is not None and found["platform"] != platform):
-        lines = ended.said.strip().splitlines() or ["it said nothing"]
+        said = _last_line(ended.said) or "it said nothing"
         raise ConfigError(
-            f"JAX finds no {platform or 'devices'} on this machine: {lines[-1].rstrip('.')}. "
+            f"JAX finds no {platform or 'devices'} on this machine: {said.rstrip('.')}. "
             "--platform=cpu measures the processor."
         )
     return found
@@ -438,8 +438,8 @@ def _check_given(run: Runner, workdir: Path, planned: Sequence[Part]) -> None:
         return
     ended = run((*runs[0].words, "--dry-run"), {}, workdir / "given", float("inf"))
     if ended.code and not ended.cut:
-        lines = ended.said.strip().splitlines() or ["it ended without a word"]
-        raise ConfigError(f"a run of this teacher and these images fails: {lines[-1]}")
+        said = _last_line(ended.said) or "it ended without a word"
+        raise ConfigError(f"a run of this teacher and these images fails: {said}")
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -480,6 +480,10 @@ def _file(path: str | Path | None, flag: str, suffix: str, folder: bool = False)
         what = f"a {suffix} file{' or a folder of class folders' if folder else ''}"
         raise ConfigError(f"{flag}={path}: it must be {what} that is there.")
     return found
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[-1]
 
 
 def _minutes(seconds: float) -> str:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adadfq_jax.models.layers import QuantConv, QuantDense, both, input_shape
+from adadfq_jax.models.layers import ActivationLayer, QuantConv, QuantDense, both, input_shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,24 +27,46 @@ class Size:
     macs: int
 
 
-def measure_network(module: nn.Module, image_size: int) -> Size:
-    """Counts a classifier's parameters, layers and multiplications, without running it.
+@dataclasses.dataclass(frozen=True)
+class LayerSizes:
+    """The sizes of a network's layers, by name.
+
+    Attributes:
+      parameters: trained numbers of all of them, as in `Size`.
+      elements: weights of each kernel, and values of each activation for one image.
+      macs: multiply-accumulate operations of each convolution and dense layer for one image.
+    """
+
+    parameters: int
+    elements: dict[str, int]
+    macs: dict[str, int]
+
+
+def measure_layers(module: nn.Module, image_size: int) -> LayerSizes:
+    """Counts the elements and the multiplications of a classifier's layers, without running it.
 
     Args:
       module: the classifier.
       image_size: side of its images in pixels.
     """
-    counted = []
+    elements: dict[str, int] = {}
+    macs: dict[str, int] = {}
 
     def count(call, args, kwargs, context):
         result = call(*args, **kwargs)
         layer = context.module
-        if context.method_name == "__call__" and isinstance(layer, QuantConv | QuantDense):
+        if context.method_name != "__call__":
+            return result
+        name = "/".join(layer.path)
+        if isinstance(layer, ActivationLayer):
+            elements[name] = math.prod(result.shape[1:])
+        elif isinstance(layer, QuantConv | QuantDense):
             # Every output element is one sum over this many inputs.
             inputs = args[0].shape[-1]
             if isinstance(layer, QuantConv):
                 inputs = math.prod(both(layer.kernel_size)) * inputs // layer.groups
-            counted.append(math.prod(result.shape[1:]) * inputs)
+            elements[name] = inputs * layer.features
+            macs[name] = inputs * math.prod(result.shape[1:])
         return result
 
     with nn.intercept_methods(count):
@@ -52,7 +74,23 @@ def measure_network(module: nn.Module, image_size: int) -> Size:
             module.init, jax.random.key(0), jnp.zeros((1, *input_shape(module, image_size)))
         )
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
-    return Size(parameters, len(counted), sum(counted))
+    return LayerSizes(parameters, elements, macs)
+
+
+def measure_network(module: nn.Module, image_size: int) -> Size:
+    """Counts a classifier's parameters, layers and multiplications, without running it.
+
+    Args:
+      module: the classifier.
+      image_size: side of its images in pixels.
+    """
+    sizes = measure_layers(module, image_size)
+    return Size(sizes.parameters, len(sizes.macs), sum(sizes.macs.values()))
+
+
+def codes_bytes(count: int, bits: int) -> int:
+    """Returns the bytes of so many packed codes of some bits."""
+    return -(-count * bits // 8)
 
 
 def packed_bytes(arrays: Mapping[str, np.ndarray], bits: Mapping[str, int] | None = None) -> int:
@@ -73,5 +111,7 @@ def packed_bytes(arrays: Mapping[str, np.ndarray], bits: Mapping[str, int] | Non
         if collection in ("params", "batch_stats"):
             size = math.prod(np.shape(array))
             width = bits.get(f"bits/{layer}/weight") if kind == "kernel" else None
-            total += 4 * size if width is None else -(-size * int(width) // 8) + 8 * array.shape[-1]
+            total += (
+                4 * size if width is None else codes_bytes(size, int(width)) + 8 * array.shape[-1]
+            )
     return total + 8 * sum(name.endswith("/activation") for name in bits)

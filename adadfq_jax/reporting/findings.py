@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from adadfq_jax.evaluation.drift import find_drift
+from adadfq_jax.evaluation.drift import Drift, find_drift
 from adadfq_jax.evaluation.statistics import StatisticsCheck
 from adadfq_jax.evaluation.usual import usual_runs, what_is_usual
 from adadfq_jax.reporting.layer_errors import QuantizedActivation, QuantizedWeight
@@ -130,6 +130,11 @@ class Facts:
         """Whether nearly no run at this bit-width agrees as little, where enough were measured."""
         known = [run.agreement for run in usual_runs(self.bits)]
         return self.agreement < (min(known) - _USUAL_SPREAD if known else _LEAST_AGREEMENT)
+
+    @property
+    def drift(self) -> Drift | None:
+        """The drift of the newest student; None where it does not drift."""
+        return find_drift(self.played)
 
     @property
     def settled(self) -> bool:
@@ -342,7 +347,7 @@ def _what_play_brought(facts: Facts) -> Iterator[Finding]:
         and facts.healthiest_top1 < facts.top1 - _USUAL_FALL
     )
     # Of a student that drifts it is said already.
-    if healthier and not worse and find_drift(facts.played) is None:
+    if healthier and not worse and facts.drift is None:
         yield Finding(
             NOTE,
             f"The student was healthier at step {facts.healthiest_step} ({facts.healthiest:.3f}, "
@@ -387,9 +392,8 @@ def _what_play_brought(facts: Facts) -> Iterator[Finding]:
 
 def _drift(facts: Facts) -> Iterator[Finding]:
     """Tells of a student that drifts, and of one that drifted and came back."""
-    drift = find_drift(facts.played)
-    if drift is not None:
-        sentence = drift.sentence(facts.healthiest_step)
+    if facts.drift is not None:
+        sentence = facts.drift.sentence(facts.healthiest_step)
         harmed = facts.top1 is None or facts.best_top1 - facts.top1 > _USUAL_FALL
         kept = "" if harmed else " Top-1 has not fallen with it, however."
         yield Finding(PROBLEM if harmed else NOTE, sentence[:1].upper() + sentence[1:] + kept)

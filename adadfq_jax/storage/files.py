@@ -159,6 +159,16 @@ def check_replaceable(
         raise ConfigError(f"{str(path)!r} exists; --overwrite replaces it.")
 
 
+def check_folder_of(path: Path) -> None:
+    """Checks that the folder is there in which a file will be written; Cloud Storage has none.
+
+    Raises:
+      ConfigError: it is not.
+    """
+    if not is_remote(path) and not path.parent.is_dir():
+        raise ConfigError(f"there is no folder {str(path.parent)!r} to write {path.name} in.")
+
+
 def refuse_foreign(path: Path, what: str) -> NoReturn:
     """Raises ConfigError for a place where something is that adadfq did not write.
 
