@@ -183,14 +183,12 @@ class Allocation:
         Args:
           path: the file; the picture has the suffix .png.
         """
-        from adadfq_jax.allocation.picture import draw_curve  # matplotlib is an extra
+        from adadfq_jax.reporting.allocation_figure import draw_allocation  # matplotlib is an extra
 
-        uniform = {bits: self._point(self.uniform(bits)) for bits in self.choices}
-        chosen = self._point(self.bits)
-        picture = draw_curve(self.curve, uniform, chosen, self.budget.measure)
         about = self.described()
+        picture = draw_allocation(about).png
         write_bits(path, self.teacher, self.overrides, sums=self.sums, about=about)
-        write_whole(locate(path).with_suffix(PICTURE), picture.png)
+        write_whole(locate(path).with_suffix(PICTURE), picture)
 
     def _point(self, bits: Sequence[int]) -> tuple[float, float]:
         return self.level_of(bits), self.predicted(bits)

@@ -55,6 +55,9 @@ def files_and_next(found: Allocation, teacher: str, output: str) -> str:
         f"--config.quant.overrides={_entry(output)}",
         *(["--config.quant.sums=True"] if found.sums else []),
         "--config.game.method=adadfq_plus",
+        "--config.epochs=24",
+        "--config.calibration_epochs=2",
+        "--config.warmup_epochs=2",
         "--workdir=runs/mixed",
     ]
     picture = Path(output).with_suffix(PICTURE)

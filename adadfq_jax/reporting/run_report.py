@@ -30,10 +30,12 @@ from adadfq_jax.reporting import (
     page,
     run_figures,
 )
+from adadfq_jax.reporting.allocation_figure import draw_allocation
 from adadfq_jax.reporting.drawing import Drawing
 from adadfq_jax.reporting.repeat import command_to_repeat
 from adadfq_jax.reporting.run_facts import ReportedRun, facts_of, read_run
 from adadfq_jax.training.result import Result
+from adadfq_jax.training.workdir import BITS, read_json
 
 # Pixels of the images that measure the cost of layers: each layer takes a forward pass over them.
 _COST_PIXELS = 2**17
@@ -179,7 +181,9 @@ def _layers(run: ReportedRun, _: findings.Facts) -> tuple[str, list[Drawing]]:
     drawings = [
         layer_figures.sqnr("weight", run.weights),
         layer_figures.sqnr("activation", run.activations),
+        draw_allocation(read_json(run.workdir / BITS) or {}),
     ]
+    drawings = [drawing for drawing in drawings if drawing is not None]
     section = page.section(
         "Layers",
         page.paragraph(

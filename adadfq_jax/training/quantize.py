@@ -22,6 +22,7 @@ from adadfq_jax.evaluation.statistics import check_statistics
 from adadfq_jax.exporting.load import require
 from adadfq_jax.game.step import Game
 from adadfq_jax.models.network import Student, Teacher
+from adadfq_jax.quantization.bits import named_file
 from adadfq_jax.storage.files import locate, translated
 from adadfq_jax.teachers.load import save_teacher, teacher_of
 from adadfq_jax.training import exports
@@ -31,7 +32,7 @@ from adadfq_jax.training.progress import Progress
 from adadfq_jax.training.result import read_result
 from adadfq_jax.training.student import load_student
 from adadfq_jax.training.words import images_line, phase_ends
-from adadfq_jax.training.workdir import TEACHER, Workdir, check_run
+from adadfq_jax.training.workdir import BITS, TEACHER, Workdir, check_run
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -73,7 +74,8 @@ def quantize(
     began = time.monotonic()
     # ---- Check the arguments, before anything compiles ----------------------------------------
     with processes.sharing_errors():
-        config, teacher, images = _check_arguments(config, teacher, workdir)
+        given = config
+        config, teacher, images = _check_arguments(given, teacher, workdir)
     total = config.epochs * config.steps_per_epoch
     progress = Progress(total, show_progress and processes.leads(), phase_ends(config))
 
@@ -116,6 +118,7 @@ def quantize(
             if run.folder is not None:
                 run.folder.claim(config)
                 _keep_teacher(run.folder, teacher)
+                _keep_bits(run.folder, given)
         with translated(f"{workdir} fails"), _telling_of_a_full_disk(workdir):
             student = run.play()
             with processes.sharing_errors():
@@ -284,3 +287,10 @@ def _keep_teacher(folder: Workdir, teacher: Teacher) -> None:
     target = folder.path / TEACHER
     if not target.exists():
         save_teacher(teacher, target)
+
+
+def _keep_bits(folder: Workdir, given: ml_collections.ConfigDict) -> None:
+    """Copies the file that the bit-widths come from, whose figure the run's report shows."""
+    for text in given.quant.overrides:
+        if name := named_file(text):
+            folder.write_bytes(BITS, locate(name).read_bytes())

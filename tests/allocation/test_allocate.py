@@ -18,6 +18,7 @@ from adadfq_jax.errors import ConfigError
 from adadfq_jax.exporting.description import read_about
 from adadfq_jax.models.network import flatten
 from adadfq_jax.models.size import packed_bytes
+from adadfq_jax.reporting.allocation_figure import draw_allocation
 from adadfq_jax.training.calibrated import bits_of, calibrated_on, procedural_images
 from tests.conftest import make_result, make_teacher
 
@@ -68,6 +69,9 @@ def test_the_file_is_what_a_run_takes(found, file, teacher):
     written = json.loads(file.read_text())
     assert written["teacher"] == teacher.digest
     assert {layer["bits"] for layer in written["layers"]} <= {2, 3, 8}
+    # The report of such a run reads the figure back from the file.
+    assert draw_allocation(written).png == file.with_suffix(".png").read_bytes()
+    assert draw_allocation({"overrides": ["stem_conv=w7"]}) is None
 
 
 def test_a_mixed_student_is_exported_and_as_large_as_budgeted(found, file, teacher, tmp_path):

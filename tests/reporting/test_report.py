@@ -23,6 +23,7 @@ import pytest
 from PIL import Image
 
 from adadfq_jax.cli import main
+from adadfq_jax.config.bits_file import write_bits
 from adadfq_jax.config.identity import to_json
 from adadfq_jax.models.network import Network
 from adadfq_jax.reporting import (
@@ -59,7 +60,15 @@ FIGURES = {
     "coverage",
     "confusion",
 }
-MEASURED_FIGURES = FIGURES | {"per_class"}  # of a run with evaluation images
+# Of a run with evaluation images, and with bit-widths from a file of `adadfq allocate`.
+MEASURED_FIGURES = FIGURES | {"per_class", "allocation"}
+ALLOCATION = {
+    "measure": "size",
+    "level": 2.9,
+    "distance": 0.1,
+    "curve": [(2.5, 0.2), (2.9, 0.1), (3.9, 0.03)],
+    "uniform": {2: (2, 0.5), 3: (3, 0.15)},
+}
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
@@ -77,6 +86,9 @@ def runs(tmp_path_factory):
         config.checkpoint.every_steps, config.evaluation.batch_size = 6, 16
         if name == "with":
             config.data.source, config.data.path = "npz", str(folder / "test.npz")
+            bits = folder / "bits.json"
+            write_bits(bits, make_teacher(), [], sums=False, about=ALLOCATION)
+            config.quant.overrides = (f"@{bits}",)
         quantize.quantize(config, make_teacher(), folder / name, show_progress=False)
     return folder
 
