@@ -14,7 +14,7 @@ import adadfq_jax
 from adadfq_jax.config.identity import to_json
 from adadfq_jax.data.dataset import Dataset
 from adadfq_jax.data.load import load_dataset
-from adadfq_jax.errors import DataError
+from adadfq_jax.errors import ConfigError, DataError
 from adadfq_jax.evaluation.accuracy import logits_of, percent
 from adadfq_jax.evaluation.usual import what_is_usual
 from adadfq_jax.game import cutmix, procedural
@@ -35,7 +35,7 @@ from adadfq_jax.reporting.drawing import Drawing
 from adadfq_jax.reporting.repeat import command_to_repeat
 from adadfq_jax.reporting.run_facts import ReportedRun, facts_of, read_run
 from adadfq_jax.training.result import Result
-from adadfq_jax.training.workdir import BITS, read_json
+from adadfq_jax.training.workdir import ALLOCATION, read_json
 
 # Pixels of the images that measure the cost of layers: each layer takes a forward pass over them.
 _COST_PIXELS = 2**17
@@ -181,7 +181,7 @@ def _layers(run: ReportedRun, _: findings.Facts) -> tuple[str, list[Drawing]]:
     drawings = [
         layer_figures.sqnr("weight", run.weights),
         layer_figures.sqnr("activation", run.activations),
-        draw_allocation(read_json(run.workdir / BITS) or {}),
+        _allocation(run.workdir),
     ]
     drawings = [drawing for drawing in drawings if drawing is not None]
     section = page.section(
@@ -198,6 +198,15 @@ def _layers(run: ReportedRun, _: findings.Facts) -> tuple[str, list[Drawing]]:
         _activation_table(run.activations),
     )
     return section, drawings
+
+
+def _allocation(workdir: Path) -> Drawing | None:
+    """Draws what the run's bit-widths were chosen from, if `adadfq allocate` chose them."""
+    try:
+        about = read_json(workdir / ALLOCATION)
+    except ConfigError:  # a damaged file stops no report
+        return None
+    return draw_allocation(about or {})
 
 
 def _repetition(run: ReportedRun) -> str:

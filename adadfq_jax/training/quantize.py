@@ -32,7 +32,7 @@ from adadfq_jax.training.progress import Progress
 from adadfq_jax.training.result import read_result
 from adadfq_jax.training.student import load_student
 from adadfq_jax.training.words import images_line, phase_ends
-from adadfq_jax.training.workdir import BITS, TEACHER, Workdir, check_run
+from adadfq_jax.training.workdir import ALLOCATION, TEACHER, Workdir, check_run
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -118,7 +118,7 @@ def quantize(
             if run.folder is not None:
                 run.folder.claim(config)
                 _keep_teacher(run.folder, teacher)
-                _keep_bits(run.folder, given)
+                _keep_allocation(run.folder, given)
         with translated(f"{workdir} fails"), _telling_of_a_full_disk(workdir):
             student = run.play()
             with processes.sharing_errors():
@@ -289,8 +289,8 @@ def _keep_teacher(folder: Workdir, teacher: Teacher) -> None:
         save_teacher(teacher, target)
 
 
-def _keep_bits(folder: Workdir, given: ml_collections.ConfigDict) -> None:
+def _keep_allocation(folder: Workdir, given: ml_collections.ConfigDict) -> None:
     """Copies the file that the bit-widths come from, whose figure the run's report shows."""
     for text in given.quant.overrides:
         if name := named_file(text):
-            folder.write_bytes(BITS, locate(name).read_bytes())
+            folder.write_bytes(ALLOCATION, locate(name).read_bytes())

@@ -32,12 +32,12 @@ CONFIG, TEACHER, METRICS, METRICS_IN_PARTS, CHECKPOINTS, DAMAGED = (
     "checkpoints",
     "damaged",
 )
-SAMPLES, SAMPLES_OVER_TIME, RESULT, DIVERGED, BITS = (
+SAMPLES, SAMPLES_OVER_TIME, RESULT, DIVERGED, ALLOCATION = (
     "samples.png",
     "samples",
     "result.json",
     "diverged.json",
-    "bits.json",
+    "allocation.json",
 )
 STUDENTS = {name: f"student{suffixes[0]}" for name, suffixes in EXPORT_FORMATS.items()}
 REPORT, FIGURES, EVENTS = "report.html", "report", "tensorboard"
@@ -57,7 +57,7 @@ _OF_A_RUN = {
     SAMPLES_OVER_TIME,
     RESULT,
     DIVERGED,
-    BITS,
+    ALLOCATION,
     *STUDENTS.values(),
     REPORT,
     FIGURES,

@@ -746,12 +746,15 @@ def test_metrics_that_are_not_finite_or_cut_short(run):
     assert "play" not in page.table()
 
 
-def test_a_damaged_picture_is_passed_over(run):
+def test_a_damaged_picture_or_allocation_is_passed_over(run):
+    (run / "allocation.json").write_text("{")
     pictures = sorted((run / "samples").iterdir())
     pictures[1].write_bytes(pictures[1].read_bytes()[:200])
     (run / "samples" / "mine.png").write_bytes(pictures[0].read_bytes())
     write.write_report(run)
-    alt, _ = Page(run / "report.html").images["samples_over_time"]
+    images = Page(run / "report.html").images
+    assert "allocation" not in images
+    alt, _ = images["samples_over_time"]
     assert "after steps 3, 9, 12," in alt
     (file,) = (run / "tensorboard").iterdir()
     events = _events(file.read_bytes())
