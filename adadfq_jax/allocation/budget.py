@@ -17,7 +17,7 @@ KINDS = {"weights": (WEIGHT,), "activations": (ACTIVATION,), "both": (WEIGHT, AC
 
 _BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 _OPERATIONS = {"M": 10**6, "G": 10**9, "T": 10**12}
-_WRITTEN = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[A-Za-z]*)")
+_WRITTEN = re.compile(r"(?P<number>\d{1,15}(?:\.\d{1,15})?)\s*(?P<unit>[A-Za-z]*)")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,6 +24,8 @@ from torch.nn import functional
 
 import adadfq_jax
 from adadfq_jax.data.dataset import from_arrays
+from adadfq_jax.data.npz import load_npz
+from adadfq_jax.errors import DataError
 
 _TRAINED = 8000
 _TURNS = 4
@@ -100,9 +102,20 @@ NETWORKS = {
 
 
 def split(path: str | Path) -> tuple[tuple, tuple]:
-    """Returns ((images, labels) to train on, (images, labels) held out), the file's in disorder."""
-    with np.load(path) as file:
-        images, labels = file["x"], file["y"].astype(np.int64)
+    """Returns ((images, labels) to train on, (images, labels) held out), the file's in disorder.
+
+    Raises:
+      DataError: the file cannot be read, or holds no such images.
+    """
+    records = load_npz(Path(path)).records
+    images, labels = map(np.stack, zip(*(records[i] for i in range(len(records))), strict=True))
+    count, height, width, channels = images.shape
+    if count <= _TRAINED or height != width or channels != 3 or not set(labels) <= set(range(10)):
+        raise DataError(
+            f"{str(path)!r} must hold more than {_TRAINED:,} square images of 3 channels in the "
+            f"classes 0 to 9, and holds {images.shape} in the classes {min(labels)} to "
+            f"{max(labels)}."
+        )
     order = np.random.default_rng(0).permutation(len(labels))
     return tuple((images[part], labels[part]) for part in np.split(order, [_TRAINED]))
 
@@ -186,8 +199,13 @@ def main() -> None:
     """Trains, measures and writes."""
     arguments = parse()
     torch.set_num_threads(1)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    trained, heldout = split(arguments.images)
+    try:
+        trained, heldout = split(arguments.images)
+        arguments.output.mkdir(parents=True, exist_ok=True)
+    except DataError as error:
+        raise SystemExit(f"--images: {error}") from error
+    except OSError as error:
+        raise SystemExit(f"--output={arguments.output}: {error.strerror}.") from error
     heldout_turned = turned(*heldout, np.arange(len(heldout[1])) % _TURNS)
     for name, (x, y) in (("heldout", heldout), ("heldout_turned", heldout_turned)):
         np.savez_compressed(arguments.output / f"{name}.npz", x=x, y=y)

@@ -33,7 +33,7 @@ def bit_widths(texts: Sequence[str]) -> tuple[int, ...]:
     Raises:
       ConfigError: one is no whole number.
     """
-    if wrong := [text for text in texts if not text.strip().isdecimal()]:
+    if wrong := [text for text in texts if not re.fullmatch(r"\s*\d{1,9}\s*", text)]:
         raise ConfigError(f"--choices must be bit-widths such as 2,3,4, not {wrong[0]!r}.")
     return tuple(map(int, texts))
 

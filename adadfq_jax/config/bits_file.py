@@ -102,7 +102,11 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"there is no file of bit-widths {str(path)!r}; `adadfq allocate` writes one."
         ) from error
-    except ValueError:
+    except OSError as error:
+        raise ConfigError(
+            f"the file of bit-widths {str(path)!r} cannot be read: {error.strerror}."
+        ) from error
+    except (ValueError, RecursionError):
         written = None
     if not isinstance(written, dict) or not _KINDS.keys() <= written.keys():
         raise ConfigError(f"{str(path)!r} is no file of `adadfq allocate`.")

@@ -15,7 +15,7 @@ SYMMETRIC = "symmetric"  # beside "weight" in the collection `bits`
 
 _SHOWN = 4  # overrides in words
 _FILE = re.compile(r"@(?P<path>.+\.json)")
-_OVERRIDE = re.compile(r"(?P<pattern>[^=]+)=(?:w(?P<weight>\d+))?(?:a(?P<activation>\d+))?")
+_OVERRIDE = re.compile(r"(?P<pattern>[^=]+)=(?:w(?P<weight>\d{1,9}))?(?:a(?P<activation>\d{1,9}))?")
 
 
 def parse_bits(text: str) -> tuple[int, int]:

@@ -5,6 +5,8 @@ from typing import Any
 
 from adadfq_jax.reporting.drawing import BLUE, GREY, ORANGE, Drawing, drawn, one_panel
 
+_MOST = 1e9
+Point = tuple[float, float]
 _AXES = {
     "size": "average bits",
     "bitops": "bits of the uniform student with as many bit operations",
@@ -20,25 +22,41 @@ def draw_allocation(about: Mapping[str, Any]) -> Drawing | None:
         by bit-width, and `level` and `distance` of what was chosen.
 
     Returns:
-      The figure; None where a person wrote the file and it has no such points.
+      The figure; None where a person wrote or changed the file and it has no such points.
     """
-    if not {"measure", "curve", "uniform", "level", "distance"} <= about.keys():
+    try:
+        axis = _AXES[about["measure"]]
+        curve = [_point(*point) for point in about["curve"]]
+        uniform = {int(bits): _point(*point) for bits, point in about["uniform"].items()}
+        chosen = _point(about["level"], about["distance"])
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
         return None
-    chosen = about["level"], about["distance"]
-    uniform = {int(bits): point for bits, point in about["uniform"].items()}
     figure, axes = one_panel(3.0)
-    axes.plot(
-        *zip(*about["curve"], strict=True), "-", color=BLUE, label="best choices (Pareto front)"
-    )
-    points = list(uniform.values())
-    axes.plot(*zip(*points, strict=True), "o", color=GREY, markersize=4, label="uniform bits")
+    for points, style, color, label in (
+        (curve, "-", BLUE, "best choices (Pareto front)"),
+        (list(uniform.values()), "o", GREY, "uniform bits"),
+        ([chosen], "D", ORANGE, "chosen"),
+    ):
+        levels, distances = [level for level, _ in points], [distance for _, distance in points]
+        axes.plot(levels, distances, style, color=color, markersize=5, label=label)
     for bits, point in uniform.items():
         axes.annotate(f"{bits}", point, (4, 3), textcoords="offset points", fontsize=7)
-    axes.plot(*chosen, "D", color=ORANGE, markersize=6, label="chosen")
     axes.set_yscale("log")
-    axes.set_xlabel(_AXES[about["measure"]], fontsize=8)
+    axes.set_xlabel(axis, fontsize=8)
     axes.set_ylabel("sum of distances", fontsize=8)
     axes.legend(fontsize=7)
     words = [f"uniform at {bits} bits: {distance:.3g}" for bits, (_, distance) in uniform.items()]
     alt = f"Sum of distances, chosen at {chosen[0]:.2f} bits: {chosen[1]:.3g}; {'; '.join(words)}."
     return drawn("allocation", "Predicted distance over cost", alt, figure)
+
+
+def _point(level: Any, distance: Any) -> Point:
+    """Returns a point as two numbers, which a picture with a logarithmic axis can show.
+
+    Raises:
+      TypeError, ValueError, OverflowError: they are none.
+    """
+    level, distance = float(level), float(distance)
+    if not (0 < level < _MOST and 0 < distance < _MOST):
+        raise ValueError(f"({level}, {distance}) cannot be drawn")
+    return level, distance

@@ -76,6 +76,7 @@ def quantize(
     with processes.sharing_errors():
         given = config
         config, teacher, images = _check_arguments(given, teacher, workdir)
+        allocation = _file_of_bits(given)
     total = config.epochs * config.steps_per_epoch
     progress = Progress(total, show_progress and processes.leads(), phase_ends(config))
 
@@ -118,7 +119,8 @@ def quantize(
             if run.folder is not None:
                 run.folder.claim(config)
                 _keep_teacher(run.folder, teacher)
-                _keep_allocation(run.folder, given)
+                if allocation is not None:
+                    run.folder.write_bytes(ALLOCATION, allocation)
         with translated(f"{workdir} fails"), _telling_of_a_full_disk(workdir):
             student = run.play()
             with processes.sharing_errors():
@@ -289,8 +291,14 @@ def _keep_teacher(folder: Workdir, teacher: Teacher) -> None:
         save_teacher(teacher, target)
 
 
-def _keep_allocation(folder: Workdir, given: ml_collections.ConfigDict) -> None:
-    """Copies the file that the bit-widths come from, whose figure the run's report shows."""
-    for text in given.quant.overrides:
-        if name := named_file(text):
-            folder.write_bytes(ALLOCATION, locate(name).read_bytes())
+def _file_of_bits(given: ml_collections.ConfigDict) -> bytes | None:
+    """Returns the file that bit-widths come from, whose figure a report shows; of several the last.
+
+    Raises:
+      ConfigError: it was taken away meanwhile.
+    """
+    names = [name for text in given.quant.overrides if (name := named_file(text))]
+    try:
+        return locate(names[-1]).read_bytes() if names else None
+    except OSError as error:
+        raise ConfigError(f"{names[-1]!r} cannot be read: {error.strerror}.") from error

@@ -229,7 +229,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
     except IsADirectoryError as error:
         raise ConfigError(f"{str(path)!r} must be a file of adadfq, but is a folder.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"{str(path)!r} is damaged, or was not written by adadfq: {error}."
         ) from error

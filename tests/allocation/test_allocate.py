@@ -71,7 +71,25 @@ def test_the_file_is_what_a_run_takes(found, file, teacher):
     assert {layer["bits"] for layer in written["layers"]} <= {2, 3, 8}
     # The report of such a run reads the figure back from the file.
     assert draw_allocation(written).png == file.with_suffix(".png").read_bytes()
-    assert draw_allocation({"overrides": ["stem_conv=w7"]}) is None
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"curve": None},
+        {"curve": [1, 2]},
+        {"uniform": []},
+        {"uniform": {"3": [3, None]}},
+        {"level": None},
+        {"level": 10**400},
+        {"distance": -1},
+        {"distance": float("nan")},
+        {"measure": "foo"},
+        {"measure": [1]},
+    ],
+)
+def test_what_a_person_changed_in_the_file_stops_no_report(file, changed):
+    assert draw_allocation(json.loads(file.read_text()) | changed) is None
 
 
 def test_a_mixed_student_is_exported_and_as_large_as_budgeted(found, file, teacher, tmp_path):
@@ -106,6 +124,8 @@ def test_another_network_is_refused(file, teacher):
         ({"format": 2}, "is of format 2, and this version"),
         ({"overrides": [8]}, "is damaged"),
         ({"overrides": ["stem_conv=w9"]}, "between 1 and 8, not 9"),
+        ({"overrides": ["stem_conv=w" + "9" * 5000]}, "takes entries like"),
+        ("[" * 200_000, "is no file of `adadfq allocate`"),
     ],
 )
 def test_damaged_files_are_refused(file, teacher, tmp_path, content, says):
@@ -121,6 +141,8 @@ def test_damaged_files_are_refused(file, teacher, tmp_path, content, says):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
+        (["--budget=" + "9" * 400 + "kB"], "a budget is written 4.0"),
+        (["--budget=3", "--choices=2," + "9" * 5000], "must be bit-widths such as 2,3,4"),
         (["--budget=1"], "a budget of 1 is below the smallest choice, 2 bits."),
         (["--budget=3", "--choices=2,x"], "--choices must be bit-widths such as 2,3,4, not 'x'."),
         (["--budget=3", "--choices=3"], "choices must be two bit-widths or more, not 3."),

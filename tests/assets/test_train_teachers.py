@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from adadfq_jax.assets import train_teachers
+from adadfq_jax.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +25,29 @@ def test_no_image_is_both_trained_on_and_held_out(tmp_path):
         np.testing.assert_array_equal(part[1], number % 10)
         found += number.tolist()
     assert sorted(found) == numbers.tolist()
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes", "says"),
+    [
+        ((8000, 2, 2, 3), 10, r"more than 8,000 square images .* holds \(8000, 2, 2, 3\)"),
+        ((8001, 2, 2, 1), 10, "of 3 channels"),
+        ((8001, 2, 2, 3), 11, "in the classes 0 to 10"),
+    ],
+)
+def test_other_images_are_refused(tmp_path, shape, classes, says):
+    path = tmp_path / "test.npz"
+    np.savez(path, x=np.zeros(shape, np.uint8), y=np.arange(shape[0]) % classes)
+    with pytest.raises(DataError, match=says):
+        train_teachers.split(path)
+
+
+def test_images_that_are_missing_are_one_sentence(monkeypatch, tmp_path):
+    words = ["train_teachers.py", f"--images={tmp_path / 'no.npz'}", f"--output={tmp_path / 'out'}"]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit, match="--images: there is no data file"):
+        train_teachers.main()
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_label_of_a_turned_image_says_by_how_much(images):
