@@ -150,12 +150,9 @@ class Game:
         Raises:
           ConfigError: an override of the bit-widths matches no layer.
         """
+        bits = self.student_bits(config)
         shapes = registry.initial_variables(self.student_module, self.generator.image_size)
         quant = config.quant
-        overrides = with_roles(quant.overrides, self.network, self.generator.image_size)
-        bits = assign_bits(shapes["bits"], quant.weight_bits, quant.activation_bits, overrides)
-        if quant.symmetric_weights:
-            bits = with_symmetric_weights(bits)
         key = jax.random.fold_in(jax.random.key(config.seed), _INITIALIZATION)
         generator_params = _initialize(self.generator.clone(axis_name=None), key)
         params = jax.tree.map(jnp.asarray, teacher_variables["params"])
@@ -172,6 +169,18 @@ class Game:
             ranges=ranges,
             bits=bits,
         )
+
+    def student_bits(self, config: ml_collections.ConfigDict) -> dict[str, Any]:
+        """Returns Q's collection `bits`, int32 by layer, as a run's configuration has it.
+
+        Raises:
+          ConfigError: an override of the bit-widths matches no layer, or a width cannot be used.
+        """
+        shapes = registry.initial_variables(self.student_module, self.generator.image_size)
+        quant = config.quant
+        overrides = with_roles(quant.overrides, self.network, self.generator.image_size)
+        bits = assign_bits(shapes["bits"], quant.weight_bits, quant.activation_bits, overrides)
+        return with_symmetric_weights(bits) if quant.symmetric_weights else bits
 
     def student_variables(self, state: GameState, teacher_variables: Any) -> dict[str, Any]:
         """Returns Q's collections `params`, `batch_stats`, `bits` and `ranges` in a state."""

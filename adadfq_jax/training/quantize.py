@@ -141,6 +141,7 @@ def check(config: ml_collections.ConfigDict, workdir: str | Path) -> str:
       ConfigError, TeacherError, DataError: as `quantize`.
     """
     config, teacher, images = _check_arguments(config, None, workdir)
+    Game.create(config, teacher.module, teacher.image_size).student_bits(config)
     finished = _finished_steps(workdir, config)
     devices = machine.choose_devices(config.devices, config.batch_size)
     dataset = load_dataset(config.data.source, config.data.path, config.data.labels)

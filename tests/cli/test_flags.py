@@ -154,3 +154,9 @@ def test_what_is_wrong_is_told_in_our_words(argv, message):
     with pytest.raises(ConfigError) as error:
         parse("quantize", FLAGS["quantize"], [*words("quantize"), *argv])
     assert message in str(error.value)
+
+
+def test_a_dry_run_refuses_the_bits_that_the_run_would(sentence, tmp_path):
+    given = ["quantize", "--config=digits_resnet20", f"--workdir={tmp_path / 'run'}", "--dry_run"]
+    overrides = "--config.quant.overrides=('stage9=w3',)"
+    assert "matches no layer" in sentence([*given, overrides, "--cache="])
