@@ -107,14 +107,13 @@ def split(path: str | Path) -> tuple[tuple, tuple]:
     Raises:
       DataError: the file cannot be read, or holds no such images.
     """
-    records = load_npz(Path(path)).records
-    images, labels = map(np.stack, zip(*(records[i] for i in range(len(records))), strict=True))
-    count, height, width, channels = images.shape
-    if count <= _TRAINED or height != width or channels != 3 or not set(labels) <= set(range(10)):
+    dataset = load_npz(Path(path))
+    images, labels = map(np.stack, zip(*dataset.records, strict=True))
+    (count, height, width, channels), (lowest, highest) = images.shape, dataset.labels
+    if count <= _TRAINED or height != width or channels != 3 or lowest < 0 or highest > 9:
         raise DataError(
             f"{str(path)!r} must hold more than {_TRAINED:,} square images of 3 channels in the "
-            f"classes 0 to 9, and holds {images.shape} in the classes {min(labels)} to "
-            f"{max(labels)}."
+            f"classes 0 to 9, and holds {images.shape} in the classes {lowest} to {highest}."
         )
     order = np.random.default_rng(0).permutation(len(labels))
     return tuple((images[part], labels[part]) for part in np.split(order, [_TRAINED]))

@@ -47,6 +47,19 @@ def write_bits(
     write_whole(locate(path), (json.dumps(written, indent=1) + "\n").encode())
 
 
+def named_bits(overrides: Sequence[str]) -> bytes | None:
+    """Returns the content of the file that overrides name; where they name several, the last one.
+
+    Args:
+      overrides: entries of `quant.overrides`.
+
+    Raises:
+      ConfigError: it cannot be read.
+    """
+    names = [name for text in overrides if (name := named_file(text))]
+    return _content(locate(names[-1])) if names else None
+
+
 def is_bits_file(path: Path) -> bool:
     """Tells whether a file is one of bit-widths, which may be replaced by another."""
     try:
@@ -96,16 +109,9 @@ def _read(path: Path) -> dict[str, Any]:
     Raises:
       ConfigError: there is none, or it is another file.
     """
+    content = _content(path)
     try:
-        written = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"there is no file of bit-widths {str(path)!r}; `adadfq allocate` writes one."
-        ) from error
-    except OSError as error:
-        raise ConfigError(
-            f"the file of bit-widths {str(path)!r} cannot be read: {error.strerror}."
-        ) from error
+        written = json.loads(content)
     except (ValueError, RecursionError):
         written = None
     if not isinstance(written, dict) or not _KINDS.keys() <= written.keys():
@@ -123,3 +129,21 @@ def _read(path: Path) -> dict[str, Any]:
     for text in texts:
         parse_override(text)
     return written
+
+
+def _content(path: Path) -> bytes:
+    """Reads a file.
+
+    Raises:
+      ConfigError: there is none, or it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"there is no file of bit-widths {str(path)!r}; `adadfq allocate` writes one."
+        ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"the file of bit-widths {str(path)!r} cannot be read: {error.strerror}."
+        ) from error

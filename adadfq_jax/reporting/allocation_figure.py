@@ -1,11 +1,11 @@
 """The figure of an allocation: the best that any budget buys, and uniform bit-widths beside it."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from adadfq_jax.reporting.drawing import BLUE, GREY, ORANGE, Drawing, drawn, one_panel
 
-_MOST = 1e9
 Point = tuple[float, float]
 _AXES = {
     "size": "average bits",
@@ -51,12 +51,12 @@ def draw_allocation(about: Mapping[str, Any]) -> Drawing | None:
 
 
 def _point(level: Any, distance: Any) -> Point:
-    """Returns a point as two numbers, which a picture with a logarithmic axis can show.
+    """Returns a point as two numbers, finite and not negative as all that `allocate` measures.
 
     Raises:
       TypeError, ValueError, OverflowError: they are none.
     """
     level, distance = float(level), float(distance)
-    if not (0 < level < _MOST and 0 < distance < _MOST):
+    if not (0 <= level < math.inf and 0 <= distance < math.inf):
         raise ValueError(f"({level}, {distance}) cannot be drawn")
     return level, distance

@@ -181,9 +181,8 @@ def _layers(run: ReportedRun, _: findings.Facts) -> tuple[str, list[Drawing]]:
     drawings = [
         layer_figures.sqnr("weight", run.weights),
         layer_figures.sqnr("activation", run.activations),
-        _allocation(run.workdir),
+        *_allocation(run.workdir),
     ]
-    drawings = [drawing for drawing in drawings if drawing is not None]
     section = page.section(
         "Layers",
         page.paragraph(
@@ -200,13 +199,14 @@ def _layers(run: ReportedRun, _: findings.Facts) -> tuple[str, list[Drawing]]:
     return section, drawings
 
 
-def _allocation(workdir: Path) -> Drawing | None:
+def _allocation(workdir: Path) -> list[Drawing]:
     """Draws what the run's bit-widths were chosen from, if `adadfq allocate` chose them."""
     try:
         about = read_json(workdir / ALLOCATION)
     except ConfigError:  # a damaged file stops no report
-        return None
-    return draw_allocation(about or {})
+        return []
+    drawing = draw_allocation(about or {})
+    return [] if drawing is None else [drawing]
 
 
 def _repetition(run: ReportedRun) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import ml_collections
 
+from adadfq_jax.config.bits_file import named_bits
 from adadfq_jax.config.checks import export_formats, validate
 from adadfq_jax.config.identity import to_json
 from adadfq_jax.config.resolve import resolve
@@ -22,7 +23,6 @@ from adadfq_jax.evaluation.statistics import check_statistics
 from adadfq_jax.exporting.load import require
 from adadfq_jax.game.step import Game
 from adadfq_jax.models.network import Student, Teacher
-from adadfq_jax.quantization.bits import named_file
 from adadfq_jax.storage.files import locate, translated
 from adadfq_jax.teachers.load import save_teacher, teacher_of
 from adadfq_jax.training import exports
@@ -76,7 +76,7 @@ def quantize(
     with processes.sharing_errors():
         given = config
         config, teacher, images = _check_arguments(given, teacher, workdir)
-        allocation = _file_of_bits(given)
+        allocation = named_bits(given.quant.overrides)
     total = config.epochs * config.steps_per_epoch
     progress = Progress(total, show_progress and processes.leads(), phase_ends(config))
 
@@ -290,16 +290,3 @@ def _keep_teacher(folder: Workdir, teacher: Teacher) -> None:
     target = folder.path / TEACHER
     if not target.exists():
         save_teacher(teacher, target)
-
-
-def _file_of_bits(given: ml_collections.ConfigDict) -> bytes | None:
-    """Returns the file that bit-widths come from, whose figure a report shows; of several the last.
-
-    Raises:
-      ConfigError: it was taken away meanwhile.
-    """
-    names = [name for text in given.quant.overrides if (name := named_file(text))]
-    try:
-        return locate(names[-1]).read_bytes() if names else None
-    except OSError as error:
-        raise ConfigError(f"{names[-1]!r} cannot be read: {error.strerror}.") from error
