@@ -89,7 +89,8 @@ def describe(verb: str, what: str, table: Sequence[Flag], example: str) -> str:
     for flag in sorted(table, key=lambda flag: not flag.required):
         note = " (needed)" if flag.required else ""
         if flag.kind is not SWITCH and flag.default not in _NOTHING:
-            note = f" (default {flag.default})"
+            default = ",".join(flag.default) if flag.kind is NAMES else flag.default
+            note = f" (default {default})"
         lines.append(f"  {flag.usage:<{width}}{flag.help}{note}")
     if _configured(table):
         from adadfq_jax.config.reference import fields_help

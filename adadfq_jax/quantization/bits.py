@@ -59,8 +59,8 @@ def parse_override(text: str) -> tuple[str, dict[str, int]]:
     match = _OVERRIDE.fullmatch(text)
     if match is None or not (match["weight"] or match["activation"]):
         raise ConfigError(
-            "quant.overrides takes entries like 'stem_*=w8a8', 'classifier=w8', or the file of "
-            f"`adadfq allocate`, '@bits.json', not {text!r}."
+            "quant.overrides takes entries like 'stem_*=w8a8', 'classifier=w8', or '@FILE.json' "
+            f"for a file of `adadfq allocate`, not {text!r}."
         )
     bits = {kind: int(match[kind]) for kind in ("weight", "activation") if match[kind]}
     for kind, value in bits.items():

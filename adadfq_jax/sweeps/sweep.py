@@ -140,10 +140,7 @@ class Sweep:
             teacher = self._teacher(point)
             self._configs[point.name] = resolve(point.config, teacher, self._images(point, teacher))
             self._check_kept(point)
-        try:
-            make_folder(self.path)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise ConfigError(f"workdir {str(workdir)!r} is a file; name a folder.") from error
+        make_folder(self.path)
         games = {point.name: point.values for point in points}
         write_whole(self.path / SWEEP, to_json({"games": games}).encode())
 

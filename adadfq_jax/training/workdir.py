@@ -89,11 +89,10 @@ class Workdir:
             with translated(f"workdir {str(path)!r} cannot be written"):
                 self._ownership = own(self.path)
             return
+        _refuse_file(self.path)
         try:
             make_folder(self.path)
             self._ownership = own(self.path)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise ConfigError(f"workdir {str(path)!r} is a file; name a folder.") from error
         except OSError as error:
             raise ConfigError(
                 f"workdir {str(path)!r} cannot be written: {error.strerror}."
@@ -157,8 +156,9 @@ def check_run(path: Path, config: ml_collections.ConfigDict) -> None:
 
     Raises:
       ConfigError: the folder holds another run (the fields that differ are named), or a file that
-        this run would replace and no run wrote.
+        this run would replace and no run wrote; or it is a file.
     """
+    _refuse_file(path)
     there = _names_in(path)
     if SWEEP in there:
         raise ConfigError(f"workdir {str(path)!r} holds a sweep; choose another for a single run.")
@@ -190,8 +190,9 @@ def check_sweep(path: Path) -> None:
 
     Raises:
       ConfigError: the folder holds a single run, or a file that a sweep would replace and no sweep
-        wrote.
+        wrote; or it is a file.
     """
+    _refuse_file(path)
     there = _names_in(path)
     if CONFIG in there:
         raise ConfigError(
@@ -202,6 +203,15 @@ def check_sweep(path: Path) -> None:
         _refuse_unowned(path, there & _OF_A_SWEEP, "sweep")
     elif not isinstance(old.get("games"), dict):
         refuse_foreign(path / SWEEP, "a list of a sweep's games")
+
+
+def _refuse_file(path: Path) -> None:
+    """Raises ConfigError where a folder, or one that it would lie in, is a file."""
+    if is_remote(path):
+        return
+    there = next((place for place in (path, *path.parents) if place.exists()), None)
+    if there is not None and not there.is_dir():
+        raise ConfigError(f"workdir {str(path)!r} is a file; name a folder.")
 
 
 def _refuse_unowned(path: Path, found: set[str], owner: str) -> None:

@@ -119,6 +119,7 @@ def test_defaults_are_the_tables():
     given = parse("benchmark", FLAGS["benchmark"], words("benchmark"))
     assert (given.steps, given.rounds, given.parts, given.json) == (10, 5, True, False)
     assert "(default 10)" in describe("benchmark", "", FLAGS["benchmark"], "")
+    assert "(default 2,3,4,5,6,8)" in describe("allocate", "", FLAGS["allocate"], "")
     assert given.config.batch_size == 16
     given = parse("benchmark", FLAGS["benchmark"], [*words("benchmark"), "--noparts", "--steps=3"])
     assert (given.steps, given.parts) == (3, False)

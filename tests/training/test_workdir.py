@@ -16,7 +16,7 @@ from adadfq_jax.config.identity import to_json
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.models import pictures
 from adadfq_jax.training.metric_log import MetricLog
-from adadfq_jax.training.workdir import Workdir, check_run, read_json
+from adadfq_jax.training.workdir import Workdir, check_run, check_sweep, read_json
 
 HOLD = """
 import sys, time
@@ -46,8 +46,9 @@ def test_folder_is_made_with_its_parents(tmp_path):
 @pytest.mark.parametrize("name", ["file", "file/run"])
 def test_a_file_is_refused(tmp_path, name):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(ConfigError, match=f"{name}' is a file"):
-        Workdir(tmp_path / name)
+    for take in (Workdir, check_sweep, lambda path: check_run(path, default_config())):
+        with pytest.raises(ConfigError, match=f"{name}' is a file"):
+            take(tmp_path / name)
     assert contents(tmp_path) == {"file": b"mine"}
 
 
