@@ -52,6 +52,7 @@ from adadfq_jax.training.workdir import (
     DIVERGED,
     RESULT,
     SWEEP,
+    check_can_be_folder,
     check_run,
     check_sweep,
     read_json,
@@ -121,6 +122,7 @@ class Sweep:
           TeacherError: a teacher cannot be used.
         """
         self.path, self.points = locate(workdir), points
+        check_can_be_folder(self.path)
         check_sweep(self.path)
         for name in NAMES:
             if (self.path / name).exists() and not is_sweep_table(self.path / name):

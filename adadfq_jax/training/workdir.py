@@ -5,6 +5,7 @@ such a name that no verb wrote is refused before anything is computed.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ class Workdir:
             with translated(f"workdir {str(path)!r} cannot be written"):
                 self._ownership = own(self.path)
             return
-        _refuse_file(self.path)
+        check_can_be_folder(self.path)
         try:
             make_folder(self.path)
             self._ownership = own(self.path)
@@ -158,7 +159,7 @@ def check_run(path: Path, config: ml_collections.ConfigDict) -> None:
       ConfigError: the folder holds another run (the fields that differ are named), or a file that
         this run would replace and no run wrote; or it is a file.
     """
-    _refuse_file(path)
+    check_can_be_folder(path)
     there = _names_in(path)
     if SWEEP in there:
         raise ConfigError(f"workdir {str(path)!r} holds a sweep; choose another for a single run.")
@@ -190,9 +191,8 @@ def check_sweep(path: Path) -> None:
 
     Raises:
       ConfigError: the folder holds a single run, or a file that a sweep would replace and no sweep
-        wrote; or it is a file.
+        wrote.
     """
-    _refuse_file(path)
     there = _names_in(path)
     if CONFIG in there:
         raise ConfigError(
@@ -205,11 +205,18 @@ def check_sweep(path: Path) -> None:
         refuse_foreign(path / SWEEP, "a list of a sweep's games")
 
 
-def _refuse_file(path: Path) -> None:
-    """Raises ConfigError where a folder, or one that it would lie in, is a file."""
+def check_can_be_folder(path: Path) -> None:
+    """Checks that a folder is there or can be made: neither it nor one above it is something else.
+
+    Args:
+      path: the folder.
+
+    Raises:
+      ConfigError: one is a file, or a link to nothing.
+    """
     if is_remote(path):
         return
-    there = next((place for place in (path, *path.parents) if place.exists()), None)
+    there = next((place for place in (path, *path.parents) if os.path.lexists(place)), None)
     if there is not None and not there.is_dir():
         raise ConfigError(f"workdir {str(path)!r} is a file; name a folder.")
 

@@ -16,7 +16,7 @@ from adadfq_jax.config.identity import to_json
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.models import pictures
 from adadfq_jax.training.metric_log import MetricLog
-from adadfq_jax.training.workdir import Workdir, check_run, check_sweep, read_json
+from adadfq_jax.training.workdir import Workdir, check_can_be_folder, check_run, read_json
 
 HOLD = """
 import sys, time
@@ -43,12 +43,15 @@ def test_folder_is_made_with_its_parents(tmp_path):
     assert (tmp_path / "a" / "b").is_dir()
 
 
-@pytest.mark.parametrize("name", ["file", "file/run"])
+@pytest.mark.parametrize("name", ["file", "file/run", "link"])
 def test_a_file_is_refused(tmp_path, name):
     (tmp_path / "file").write_text("mine")
-    for take in (Workdir, check_sweep, lambda path: check_run(path, default_config())):
+    if name == "link":  # to nothing
+        (tmp_path / name).symlink_to(tmp_path / "absent")
+    for take in (Workdir, check_can_be_folder, lambda path: check_run(path, default_config())):
         with pytest.raises(ConfigError, match=f"{name}' is a file"):
             take(tmp_path / name)
+    (tmp_path / "link").unlink(missing_ok=True)
     assert contents(tmp_path) == {"file": b"mine"}
 
 
