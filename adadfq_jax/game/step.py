@@ -133,11 +133,6 @@ class Game:
         """The module of Q outside of the game; P's too, unless `quant.sums` adds quantizers."""
         return self.network.clone(calibration=Calibration(), remat=False)
 
-    @functools.cached_property
-    def _shapes(self) -> dict[str, Any]:
-        """Shapes of Q's collections, for which the network is traced."""
-        return registry.initial_variables(self.student_module, self.generator.image_size)
-
     def phase(self, step: int) -> Phase:
         """Returns the phase of the step with this index, counted from 0."""
         epoch = step // self.rules.steps_per_epoch
@@ -156,13 +151,12 @@ class Game:
           ConfigError: an override of the bit-widths matches no layer.
         """
         bits = self.student_bits(config)
+        shapes = registry.initial_variables(self.student_module, self.generator.image_size)
         quant = config.quant
         key = jax.random.fold_in(jax.random.key(config.seed), _INITIALIZATION)
         generator_params = _initialize(self.generator.clone(axis_name=None), key)
         params = jax.tree.map(jnp.asarray, teacher_variables["params"])
-        ranges = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self._shapes["ranges"]
-        )
+        ranges = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes["ranges"])
         learnt = {"params": params}
         if self.rules.learned_ranges:
             ranges = with_kernel_ranges(ranges, params, bits, quant.ranges)
@@ -182,11 +176,10 @@ class Game:
         Raises:
           ConfigError: an override of the bit-widths matches no layer, or a width cannot be used.
         """
+        shapes = registry.initial_variables(self.student_module, self.generator.image_size)
         quant = config.quant
         overrides = with_roles(quant.overrides, self.network, self.generator.image_size)
-        bits = assign_bits(
-            self._shapes["bits"], quant.weight_bits, quant.activation_bits, overrides
-        )
+        bits = assign_bits(shapes["bits"], quant.weight_bits, quant.activation_bits, overrides)
         return with_symmetric_weights(bits) if quant.symmetric_weights else bits
 
     def student_variables(self, state: GameState, teacher_variables: Any) -> dict[str, Any]:

@@ -27,12 +27,18 @@ def initial_variables(
       module: the classifier.
       image_size: side of its images in pixels.
       key: random key of the initial parameters; without it, nothing is computed and the leaves
-        are `jax.ShapeDtypeStruct`s.
+        are `jax.ShapeDtypeStruct`s, in dicts that others read too.
     """
-    images = jnp.zeros((1, *input_shape(module, image_size)))
+    shape = (1, *input_shape(module, image_size))
     if key is None:
-        return jax.eval_shape(module.init, jax.random.key(0), images)
-    return jax.jit(module.init)(key, images)
+        return _shapes(module, jax.ShapeDtypeStruct(shape, jnp.result_type(float)))
+    return jax.jit(module.init)(key, jnp.zeros(shape))
+
+
+# Kept, since many ask for the shapes of one network, and each time it would be traced again.
+@functools.lru_cache(maxsize=32)
+def _shapes(module: nn.Module, images: jax.ShapeDtypeStruct) -> dict[str, Any]:
+    return jax.eval_shape(module.init, jax.random.key(0), images)
 
 
 # What follows `resnet20_cifar` where shortcuts have no parameters.

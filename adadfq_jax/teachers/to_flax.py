@@ -1,6 +1,5 @@
 """PyTorch state dicts onto our variables: every key used exactly once, memory layouts turned."""
 
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -74,7 +73,6 @@ def fit(
     return unflatten(arrays)
 
 
-@functools.lru_cache(maxsize=32)
 def variable_shapes(module: nn.Module, image_size: int) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of a classifier's parameters and statistics by name, `params/...`."""
     shapes = registry.initial_variables(module, image_size)
