@@ -27,11 +27,13 @@ ROWS = (
 )
 RANK = {room: rank for rank, rooms in enumerate(reversed(ROWS)) for room in rooms}
 # The naive transcription imports nothing of ours, and only what compares with it imports that; the
-# built-in example is data for all, and the scripts that made teachers stand above the rooms.
+# built-in example is data for all, and the scripts that made teachers and curves stand above all.
 ALONE = ("assets", "reference")
 SCRIPTS = (
     "adadfq_jax.__main__",
+    "adadfq_jax.assets.draw_curves",
     "adadfq_jax.assets.make_digits",
+    "adadfq_jax.assets.play_transcription",
     "adadfq_jax.assets.train_teachers",
 )
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import adadfq_jax
-from adadfq_jax.assets import train_teachers
+from adadfq_jax.assets import draw_curves, play_transcription, train_teachers
 from adadfq_jax.benchmarks import benchmark, precompile
 from adadfq_jax.cli import allocation, evaluate, main, speed, verbs
 from adadfq_jax.config.checks import validate
@@ -246,8 +246,9 @@ def test_every_command_is_understood(understand, tmp_path, name, words):
         assert words[1] == "install"
         for extra in re.findall(r"\w+", words[2].partition("[")[2]):
             assert extra in config["options.extras_require"]
-    elif words[:2] == ["python", "adadfq_jax/assets/train_teachers.py"]:
-        train_teachers.parse(words[2:])
+    elif words[0] == "python" and words[1].startswith("adadfq_jax/assets/"):
+        scripts = {s.__file__: s for s in (draw_curves, play_transcription, train_teachers)}
+        scripts[str(ROOT / words[1])].parse(words[2:])
     elif words[0].removeprefix("./").startswith("launch/"):
         assert os.access(ROOT / words[0], os.X_OK)
         (tmp_path / "pod1").write_text("zone=us-west4-a\ntype=v5litepod-16\n")

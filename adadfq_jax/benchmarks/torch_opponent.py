@@ -40,8 +40,21 @@ def reference_method(method: str) -> str | None:
     return None
 
 
-def twin(module: Any) -> networks.Classifier:
-    """Returns the PyTorch twin, with random weights, of a classifier that `serves` accepts."""
+def twin(module: Any, variables: Any = None) -> networks.Classifier:
+    """Returns the PyTorch twin of a classifier that `serves` accepts.
+
+    Args:
+      module: the classifier.
+      variables: its variables, which the twin takes over; without, its weights are random.
+    """
+    made = _random_twin(module)
+    if variables is not None:
+        weights = {_key(name): _to_torch(array) for name, array in flatten(variables).items()}
+        made.load_state_dict(weights, strict=False)
+    return made
+
+
+def _random_twin(module: Any) -> networks.Classifier:
     if isinstance(module, MobileNetV2):
         return networks.MobileNetV2(module.widths, module.classes, expand_first=module.expand_first)
     own = {"stem_size": 3, "pool": False, "stride_first": None}
@@ -68,7 +81,6 @@ def opponents(
     device = "cuda" if platform == "gpu" else "cpu"
     bits = config.quant.weight_bits, config.quant.activation_bits
     method = reference_method(config.game.method)
-    weights = {_key(name): _to_torch(array) for name, array in flatten(variables).items()}
     random = np.random.default_rng(0)
     z = torch.from_numpy(random.standard_normal((config.batch_size, 100), np.float32)).to(device)
     y = torch.from_numpy(random.integers(game.network.classes, size=config.batch_size))
@@ -76,8 +88,7 @@ def opponents(
 
     def ready(procedure):
         shape = game.network
-        teacher = twin(shape)
-        teacher.load_state_dict(weights, strict=False)
+        teacher = twin(shape, variables)
         conditional = game.generator.conditioning == "batch_norm"
         generator = networks.Generator(
             shape.classes, game.generator.image_size, conditional=conditional

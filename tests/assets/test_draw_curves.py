@@ -1,0 +1,80 @@
+"""The table and the figure of long runs."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from adadfq_jax.assets import draw_curves
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    records = [
+        {"step": 50, "phase": "play", "agreement": 0.5, "l_bns": 2.0},
+        {"step": 100, "phase": "play", "agreement": 0.75, "l_bns": 0.4},
+        {"step": 100, "evaluation": True, "top1": 0.8125},
+        {"step": 150, "phase": "play", "agreement": 0.9, "l_bns": float("inf")},
+        {"step": 150, "evaluation": True, "top1": 0.5},
+        {"step": 200, "evaluation": True, "top1": None},
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    return folder
+
+
+def play(monkeypatch, *words):
+    monkeypatch.setattr("sys.argv", ["draw_curves.py", *map(str, words)])
+    draw_curves.main()
+
+
+def test_a_line_is_an_evaluation_and_what_was_logged_before_it(monkeypatch, tmp_path, run):
+    curves = tmp_path / "curves.csv"
+    play(monkeypatch, f"--curves={curves}", f"--run=w3a3={run}", f"--run=w3a3, other={run}")
+    own = ["100,81.25,75,0.4", "150,50.00,90,0.4"]  # an infinite L_BNS is left out
+    assert curves.read_text().splitlines() == [
+        "run,step,top1,agreement,l_bns",
+        *(f"w3a3,{line}" for line in own),
+        *(f'"w3a3, other",{line}' for line in own),
+    ]
+    figure = tmp_path / "curves.png"
+    play(monkeypatch, f"--curves={curves}", f"--figure={figure}")
+    with Image.open(figure) as picture:
+        assert picture.format == "PNG"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, "curves.csv: No such file"),
+        ("", "is no table of run, step"),
+        ("run,step\na,1\n", "is no table"),
+        ("run,step,top1,agreement,l_bns\n", "has no line"),
+        ("run,step,top1,agreement,l_bns\na,b,c,d,e\n", "line 2"),
+    ],
+)
+def test_what_is_no_table_is_refused(monkeypatch, tmp_path, text, says):
+    curves, figure = tmp_path / "curves.csv", tmp_path / "curves.png"
+    if text is not None:
+        curves.write_text(text)
+    with pytest.raises(SystemExit, match=says):
+        play(monkeypatch, f"--curves={curves}", f"--figure={figure}")
+    assert not figure.exists()
+
+
+def test_a_run_without_evaluation_leaves_the_table_as_it_was(monkeypatch, tmp_path):
+    curves = tmp_path / "curves.csv"
+    curves.write_text("kept")
+    with pytest.raises(SystemExit, match="'w3a3' has no evaluation on images"):
+        play(monkeypatch, f"--curves={curves}", f"--run=w3a3={tmp_path}")
+    assert curves.read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"), [(["--run=w3a3"], "not 'w3a3'"), ([], "give runs"), (["--run=a="], "'a='")]
+)
+def test_flags_that_say_too_little(capsys, words, says):
+    with pytest.raises(SystemExit):
+        draw_curves.parse(["--curves=c.csv", *words])
+    assert says in capsys.readouterr().err
