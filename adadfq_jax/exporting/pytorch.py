@@ -28,7 +28,7 @@ from adadfq_jax.models.preparation import preparation_of
 from adadfq_jax.storage.digests import checksum
 from adadfq_jax.teachers import naming
 from adadfq_jax.teachers.recognition import recognise
-from adadfq_jax.teachers.to_flax import fit, to_pytorch, variable_shapes
+from adadfq_jax.teachers.to_flax import fit, to_pytorch
 
 FORMAT = 1
 LAYOUT = "NCHW"
@@ -127,7 +127,9 @@ def read(path: Path) -> Network:
             convention = naming.by_code(about.get("keys", naming.MODULES.code))
         else:
             convention = recognise({key: array.shape for key, array in state.items()}).convention
-        variables = fit(name, state, convention, architecture, variable_shapes(module, size))
+        variables = fit(
+            name, state, convention, architecture, registry.variable_shapes(module, size)
+        )
         activations = {
             f"{collection}/{relu}/{kind}": value
             for relu, activation in content["activations"].items()

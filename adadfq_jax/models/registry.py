@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
@@ -39,6 +40,16 @@ def initial_variables(
 @functools.lru_cache(maxsize=32)
 def _shapes(module: nn.Module, images: jax.ShapeDtypeStruct) -> dict[str, Any]:
     return jax.eval_shape(module.init, jax.random.key(0), images)
+
+
+def variable_shapes(module: nn.Module, image_size: int) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of a classifier's parameters and statistics by name, `params/...`."""
+    shapes = initial_variables(module, image_size)
+    return {
+        variable: leaf.shape
+        for variable, leaf in flax.traverse_util.flatten_dict(shapes, sep="/").items()
+        if variable.startswith(("params/", "batch_stats/"))
+    }
 
 
 # What follows `resnet20_cifar` where shortcuts have no parameters.

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import flax.traverse_util
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -142,12 +141,7 @@ def check_variables(name: str, arrays: dict[str, np.ndarray], module, image_size
       module: the network.
       image_size: side of its images in pixels.
     """
-    shapes = registry.initial_variables(module, image_size)
-    expected = {
-        key: shape.shape
-        for key, shape in flax.traverse_util.flatten_dict(shapes, sep="/").items()
-        if key.startswith(("params/", "batch_stats/"))
-    }
+    expected = registry.variable_shapes(module, image_size)
     for key in sorted(arrays.keys() - expected.keys()):
         raise TeacherError(f"{name} holds an unknown array {key!r}; {nearest(key, expected)}")
     for key, shape in expected.items():

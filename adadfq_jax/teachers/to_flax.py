@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import flax.linen as nn
-import flax.traverse_util
 import numpy as np
 
 from adadfq_jax.errors import TeacherError, nearest
@@ -35,7 +33,13 @@ def fit_state_dict(
       TeacherError: keys are missing or left over, or a shape does not fit.
     """
     module = registry.build(architecture, recognised.classes)
-    return fit(name, state, recognised.convention, architecture, variable_shapes(module, _ANY_SIZE))
+    return fit(
+        name,
+        state,
+        recognised.convention,
+        architecture,
+        registry.variable_shapes(module, _ANY_SIZE),
+    )
 
 
 def fit(
@@ -52,7 +56,7 @@ def fit(
       state: arrays by PyTorch's names.
       convention: how those name our variables.
       architecture: the network's name, for messages.
-      variables: of `variable_shapes`.
+      variables: of `registry.variable_shapes`.
 
     Returns:
       The collections `params` and `batch_stats`.
@@ -71,16 +75,6 @@ def fit(
                 f"{state[key].shape}, and {_torch_shape(variables[variable])} is needed."
             )
     return unflatten(arrays)
-
-
-def variable_shapes(module: nn.Module, image_size: int) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of a classifier's parameters and statistics by name, `params/...`."""
-    shapes = registry.initial_variables(module, image_size)
-    return {
-        variable: leaf.shape
-        for variable, leaf in flax.traverse_util.flatten_dict(shapes, sep="/").items()
-        if variable.startswith(("params/", "batch_stats/"))
-    }
 
 
 def _require_same_keys(name: str, state, expected, architecture: str) -> None:

@@ -315,7 +315,7 @@ def _checked(
 
 def _variables(label: str, program: Any, network: GraphNetwork, image_size: int) -> dict[str, Any]:
     """Returns the collections `params` and `batch_stats` from a program's tensors."""
-    shapes = to_flax.variable_shapes(network, image_size)
+    shapes = registry.variable_shapes(network, image_size)
     wanted = {naming.MODULES.key(variable.partition("/")[2]) for variable in shapes}
     state = {
         key: value.detach().cpu().float().numpy()
