@@ -141,7 +141,8 @@ def _content(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError as error:
         raise ConfigError(
-            f"there is no file of bit-widths {str(path)!r}; `adadfq allocate` writes one."
+            f"there is no file of bit-widths {str(path)!r}; `adadfq allocate` writes one, and a "
+            "run that was given one keeps it in its workdir as allocation.json."
         ) from error
     except OSError as error:
         raise ConfigError(

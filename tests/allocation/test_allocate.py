@@ -118,7 +118,7 @@ def test_another_network_is_refused(file, teacher):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (None, "there is no file of bit-widths"),
+        (None, "there is no file of bit-widths .* in its workdir as allocation.json"),
         ("{", "is no file of `adadfq allocate`"),
         ('{"overrides": []}', "is no file of `adadfq allocate`"),
         ({"format": 2}, "is of format 2, and this version"),
