@@ -30,6 +30,8 @@ _PAPERS_DROP = {"w3a3": 9.00, "w4a4": 1.58, "w5a5": 0.08}
 _MILESTONES = (20_000, 40_000, 60_000)  # steps at which both rates fall to a tenth
 _COLOURS = {"w3a3": ORANGE, "w4a4": BLUE, "w5a5": GREEN}
 _LOWEST_TOP1 = 75
+_L_BNS = 0.15, 10  # what is shown of it
+_L_BNS_TICKS = (0.2, 0.5, 1, 2, 5)
 
 
 def condensed(name: str, history: History) -> list[dict[str, str]]:
@@ -97,13 +99,17 @@ def draw(lines: list[dict[str, str]]) -> bytes:
     panels[0].set_ylim(_LOWEST_TOP1, _TEACHER + 1)
     panels[1].set_ylim(0, 100)
     panels[2].set_yscale("log")
+    panels[2].set_ylim(*_L_BNS)
+    panels[2].set_yticks(_L_BNS_TICKS, map(str, _L_BNS_TICKS))
+    panels[2].set_yticks([], minor=True)
     for axes, label in zip(panels, ("top-1, percent", "agreement, percent", "L_BNS"), strict=True):
         axes.set_ylabel(label, fontsize=8)
         axes.tick_params(labelsize=8)
         for step in _MILESTONES:
             axes.axvline(step, color=GREY, linewidth=0.5)
     panels[-1].set_xlabel("step; rates fall to a tenth at the vertical lines", fontsize=8)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    lines, names = panels[0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside upper center", ncols=2, fontsize=8)
     return drawn("curves", "", "", figure).png
 
 
