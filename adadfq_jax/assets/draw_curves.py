@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from adadfq_jax.errors import AdaDFQError, ConfigError
-from adadfq_jax.reporting.drawing import BLUE, GREEN, GREY, ORANGE, blank, drawn
+from adadfq_jax.reporting.drawing import BLUE, GREEN, GREY, ORANGE, blank, rendered
 from adadfq_jax.reporting.history import History, read_history
+from adadfq_jax.storage.files import check_folder_of, write_whole
 
 COLUMNS = ("run", "step", "top1", "agreement", "l_bns")
 # Top-1 of the teacher here, and how much less the best epoch of the paper has (Qian et al.,
@@ -108,9 +109,10 @@ def draw(lines: list[dict[str, str]]) -> bytes:
         for step in _MILESTONES:
             axes.axvline(step, color=GREY, linewidth=0.5)
     panels[-1].set_xlabel("step; rates fall to a tenth at the vertical lines", fontsize=8)
-    lines, names = panels[0].get_legend_handles_labels()
-    figure.legend(lines, names, loc="outside upper center", ncols=2, fontsize=8)
-    return drawn("curves", "", "", figure).png
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8
+    )
+    return rendered(figure)
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
@@ -130,10 +132,12 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
-def main() -> None:
-    """Condenses and draws what is asked for."""
-    arguments = parse()
+def main(words: list[str] | None = None) -> None:
+    """Condenses and draws what the command line, or words in its place, asks for."""
+    arguments = parse(words)
     try:
+        for path in filter(None, (arguments.curves, arguments.figure)):
+            check_folder_of(path)
         if arguments.run:
             runs = [run.split("=", 1) for run in arguments.run]
             lines = [line for name, at in runs for line in condensed(name, read_history(Path(at)))]
@@ -141,9 +145,9 @@ def main() -> None:
             writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(lines)
-            arguments.curves.write_text(text.getvalue())
+            write_whole(arguments.curves, text.getvalue().encode())
         if arguments.figure is not None:
-            arguments.figure.write_bytes(draw(read(arguments.curves)))
+            write_whole(arguments.figure, draw(read(arguments.curves)))
     except AdaDFQError as error:
         raise SystemExit(str(error)) from error
     except OSError as error:

@@ -49,6 +49,11 @@ def one_panel(height: float) -> tuple[Figure, Axes]:
 
 def drawn(name: str, title: str, alt: str, figure: Figure) -> Drawing:
     """Renders a figure to a PNG file; the other arguments are those of `Drawing`."""
+    return Drawing(name, title, alt.strip(), rendered(figure))
+
+
+def rendered(figure: Figure) -> bytes:
+    """Returns the content of a PNG file of a figure."""
     file = io.BytesIO()
     figure.savefig(file, format="png", metadata={"Software": SOFTWARE})
-    return Drawing(name, title, alt.strip(), file.getvalue())
+    return file.getvalue()

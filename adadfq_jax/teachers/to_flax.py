@@ -33,13 +33,8 @@ def fit_state_dict(
       TeacherError: keys are missing or left over, or a shape does not fit.
     """
     module = registry.build(architecture, recognised.classes)
-    return fit(
-        name,
-        state,
-        recognised.convention,
-        architecture,
-        registry.variable_shapes(module, _ANY_SIZE),
-    )
+    shapes = registry.variable_shapes(module, _ANY_SIZE)
+    return fit(name, state, recognised.convention, architecture, shapes)
 
 
 def fit(

@@ -24,14 +24,13 @@ def run(tmp_path):
     return folder
 
 
-def play(monkeypatch, *words):
-    monkeypatch.setattr("sys.argv", ["draw_curves.py", *map(str, words)])
-    draw_curves.main()
+def play(*words):
+    draw_curves.main(list(map(str, words)))
 
 
-def test_a_line_is_an_evaluation_and_what_was_logged_before_it(monkeypatch, tmp_path, run):
+def test_a_line_is_an_evaluation_and_what_was_logged_before_it(tmp_path, run):
     curves = tmp_path / "curves.csv"
-    play(monkeypatch, f"--curves={curves}", f"--run=w3a3={run}", f"--run=w3a3, other={run}")
+    play(f"--curves={curves}", f"--run=w3a3={run}", f"--run=w3a3, other={run}")
     own = ["100,81.25,75,0.4", "150,50.00,90,0.4"]  # an infinite L_BNS is left out
     assert curves.read_text().splitlines() == [
         "run,step,top1,agreement,l_bns",
@@ -39,7 +38,7 @@ def test_a_line_is_an_evaluation_and_what_was_logged_before_it(monkeypatch, tmp_
         *(f'"w3a3, other",{line}' for line in own),
     ]
     figure = tmp_path / "curves.png"
-    play(monkeypatch, f"--curves={curves}", f"--figure={figure}")
+    play(f"--curves={curves}", f"--figure={figure}")
     with Image.open(figure) as picture:
         assert picture.format == "PNG"
 
@@ -54,20 +53,29 @@ def test_a_line_is_an_evaluation_and_what_was_logged_before_it(monkeypatch, tmp_
         ("run,step,top1,agreement,l_bns\na,b,c,d,e\n", "line 2"),
     ],
 )
-def test_what_is_no_table_is_refused(monkeypatch, tmp_path, text, says):
+def test_what_is_no_table_is_refused(tmp_path, text, says):
     curves, figure = tmp_path / "curves.csv", tmp_path / "curves.png"
     if text is not None:
         curves.write_text(text)
     with pytest.raises(SystemExit, match=says):
-        play(monkeypatch, f"--curves={curves}", f"--figure={figure}")
+        play(f"--curves={curves}", f"--figure={figure}")
     assert not figure.exists()
 
 
-def test_a_run_without_evaluation_leaves_the_table_as_it_was(monkeypatch, tmp_path):
+@pytest.mark.parametrize("flag", ["curves", "figure"])
+def test_a_folder_that_is_missing_is_named_before_anything_is_written(tmp_path, run, flag):
+    places = {"curves": tmp_path / "curves.csv", "figure": tmp_path / "curves.png"}
+    places[flag] = tmp_path / "missing" / "file"
+    with pytest.raises(SystemExit, match=r"there is no folder '.*missing' to write file in"):
+        play(*(f"--{name}={path}" for name, path in places.items()), f"--run=w3a3={run}")
+    assert list(tmp_path.iterdir()) == [run]
+
+
+def test_a_run_without_evaluation_leaves_the_table_as_it_was(tmp_path):
     curves = tmp_path / "curves.csv"
     curves.write_text("kept")
     with pytest.raises(SystemExit, match="'w3a3' has no evaluation on images"):
-        play(monkeypatch, f"--curves={curves}", f"--run=w3a3={tmp_path}")
+        play(f"--curves={curves}", f"--run=w3a3={tmp_path}")
     assert curves.read_text() == "kept"
 
 
