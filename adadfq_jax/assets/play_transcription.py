@@ -7,22 +7,25 @@
 The procedure and the constants are those of the authors' program, the random numbers PyTorch's. Of
 our configuration it takes the schedule: batch, steps an epoch, calibration and milestones. Writes
 `metrics.jsonl` in the form of a run's: the means of the last 50 steps, and top-1 after every
-fourth epoch. It cannot be resumed; 56 epochs took 55 minutes of one of two busy cores.
+fourth epoch. It cannot be resumed; 56 epochs took 72 minutes of one of two busy cores.
 """
 
 import argparse
 import json
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
 
 import adadfq_jax
 from adadfq_jax.benchmarks.torch_opponent import serves, twin
+from adadfq_jax.config import bounds
 from adadfq_jax.data.dataset import check_fits
 from adadfq_jax.data.npz import load_npz
 from adadfq_jax.errors import AdaDFQError, ConfigError
 from adadfq_jax.models.network import normalize
+from adadfq_jax.quantization.bits import parse_bits
 from adadfq_jax.reference import game as reference
 from adadfq_jax.reference import networks
 
@@ -93,8 +96,10 @@ def main(words: list[str] | None = None) -> None:
     """Reads, plays and writes; the command line, or words in its place, says what."""
     arguments = parse(words)
     torch.set_num_threads(1)
-    torch.manual_seed(arguments.seed)
     try:
+        bits = parse_bits(arguments.bits)
+        bounds.SEED.check("--seed", arguments.seed)
+        torch.manual_seed(arguments.seed)
         config = adadfq_jax.default_config(arguments.bits)
         teacher = adadfq_jax.load_teacher(arguments.teacher)
         evaluated = _prepared(arguments.images, teacher)
@@ -102,13 +107,11 @@ def main(words: list[str] | None = None) -> None:
             raise ConfigError(f"--epochs must be 1 or more, not {arguments.epochs}.")
         if not serves(teacher.module):
             raise ConfigError(f"the transcription has no network such as {teacher.architecture}.")
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        log = open(arguments.output / "metrics.jsonl", "x")  # noqa: SIM115 (open until the end)
+        log = _new_log(arguments.output)
     except AdaDFQError as error:
         raise SystemExit(str(error)) from error
     except OSError as error:
         raise SystemExit(f"{error.filename}: {error.strerror}.") from error
-    bits = config.quant.weight_bits, config.quant.activation_bits
     original = twin(teacher.module, teacher.variables).eval()
     match = reference.Game(
         original,
@@ -116,8 +119,36 @@ def main(words: list[str] | None = None) -> None:
         networks.Generator(teacher.classes, teacher.image_size),
         procedure="authors",
     )
-    with log:
-        play(match, config, arguments.epochs, evaluated, lambda record: _write(log, record))
+    print(
+        f"playing {arguments.epochs} epochs of {config.steps_per_epoch} steps; {log.name} grows "
+        f"every {_LOGGED_STEPS} steps",
+        flush=True,
+    )
+    try:
+        with log:
+            play(match, config, arguments.epochs, evaluated, lambda record: _write(log, record))
+    except KeyboardInterrupt:
+        raise SystemExit(f"stopped; {arguments.output} holds the log up to here.") from None
+
+
+def _new_log(folder: Path) -> TextIO:
+    """Makes a folder and opens the log in it.
+
+    Raises:
+      ConfigError: there is a log, or the folder is something else.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise ConfigError(f"--output={folder} is not a folder.") from None
+    path = folder / "metrics.jsonl"
+    try:
+        return open(path, "x")
+    except FileExistsError:
+        raise ConfigError(
+            f"{path} exists, and a game of the transcription cannot be resumed: choose another "
+            "--output, or remove that file."
+        ) from None
 
 
 def _prepared(path: Path, teacher: adadfq_jax.Teacher) -> tuple[torch.Tensor, torch.Tensor]:

@@ -71,7 +71,7 @@ def test_the_command_reads_a_teacher_and_writes_a_log(monkeypatch, tmp_path):
     assert seen == [pytest.approx(0.9917, abs=1e-4)]
     log = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert json.loads(log) == {"step": 3, "evaluation": True, "top1": 0.5}
-    with pytest.raises(SystemExit, match=r"metrics\.jsonl: File exists"):
+    with pytest.raises(SystemExit, match=r"metrics\.jsonl exists, .* cannot be resumed"):
         play(*words)
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == log
 
@@ -83,6 +83,10 @@ def test_the_command_reads_a_teacher_and_writes_a_log(monkeypatch, tmp_path):
         ("--images", "no.npz", "no.npz"),
         ("--bits", "w9a4", "9"),
         ("--epochs", "0", "epochs"),
+        ("--bits", "", "like w4a4, not"),
+        ("--seed", str(2**64), "--seed must be at least 0 and below 2"),
+        ("--seed", "-1", "--seed must be"),
+        ("--output", DIGITS_TEST, "--output=.* is not a folder"),
     ],
 )
 def test_bad_input_is_one_sentence_and_writes_nothing(tmp_path, flag, value, says):
@@ -92,6 +96,19 @@ def test_bad_input_is_one_sentence_and_writes_nothing(tmp_path, flag, value, say
         play(*(f"{name}={word}" for name, word in words.items()))
     assert "\n" not in str(stopped.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_interrupt_is_one_sentence_and_keeps_the_log(monkeypatch, tmp_path):
+    def interrupted(match, config, epochs, evaluated, write):
+        write({"step": 50})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(play_transcription, "play", interrupted)
+    with pytest.raises(SystemExit, match=r"stopped; .*run holds the log up to here"):
+        play(
+            f"--teacher={DIGITS_TEACHER}", f"--images={DIGITS_TEST}", f"--output={tmp_path / 'run'}"
+        )
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == '{"step": 50}\n'
 
 
 def test_images_of_another_size_are_refused(tmp_path):
