@@ -45,6 +45,7 @@ _PAPERS_DROP = {"w3a3": 9.00, "w4a4": 1.58, "w5a5": 0.08}
 _MILESTONES = (20_000, 40_000, 60_000)  # steps at which both rates fall to a tenth
 _COLOURS = {"w3a3": ORANGE, "w4a4": BLUE, "w5a5": GREEN}
 _LOWEST_TOP1 = 75
+_MOST_STEPS = 10**9
 _L_BNS = 0.15, 10  # what is shown of it
 _L_BNS_TICKS = (0.2, 0.5, 1, 2, 5)
 
@@ -57,7 +58,7 @@ def condensed(name: str, history: History) -> list[dict[str, str]]:
       history: its log.
 
     Raises:
-      ConfigError: the log has no evaluation with top-1.
+      ConfigError: the log has no evaluation with top-1, or one that cannot be.
     """
     lines = []
     for step, value in zip(*history.evaluated("top1"), strict=True):
@@ -68,6 +69,10 @@ def condensed(name: str, history: History) -> list[dict[str, str]]:
             steps, values = history.curves.get(column, (np.zeros(0), np.zeros(0)))
             known = np.flatnonzero((steps <= step) & np.isfinite(values))
             line[column] = f"{scale * values[known[-1]]:.4g}" if known.size else ""
+        try:
+            _check(line)
+        except ValueError as error:
+            raise ConfigError(f"run {name!r}, step {step}: {error}.") from error
         lines.append(line)
     if not lines:
         raise ConfigError(f"run {name!r} has no evaluation on images in its log.")
@@ -78,7 +83,7 @@ def read(path: Path) -> list[dict[str, str]]:
     """Reads the table.
 
     Raises:
-      ConfigError: the file is no such table, or has no line.
+      ConfigError: the file is no such table.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -93,8 +98,6 @@ def read(path: Path) -> list[dict[str, str]]:
             _check(line)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{path}, line {place}: {error}.") from error
-    if not lines:
-        raise ConfigError(f"{path} has no line below its heading.")
     return lines
 
 
@@ -102,8 +105,8 @@ def _check(line: dict[str, str]) -> None:
     """Raises ValueError or TypeError unless a line has a number where one belongs."""
     if None in line or not line["run"]:
         raise ValueError(f"there must be {len(COLUMNS)} cells, and a name in the first")
-    if int(line["step"]) < 0:
-        raise ValueError(f"step must be at least 0, not {line['step']}")
+    if not 0 <= int(line["step"]) <= _MOST_STEPS:
+        raise ValueError(f"step must be at least 0 and at most {_MOST_STEPS:,}, not {line['step']}")
     for column, most in zip(COLUMNS[2:], (100, 100, math.inf), strict=True):
         if line[column] == "" and column != "top1":
             continue
@@ -137,10 +140,11 @@ def draw(lines: list[dict[str, str]]) -> bytes:
         bits = name[:4]
         colour = _COLOURS.get(bits, GREY)
         style = "-" if name == bits else "--"
+        label = name.replace("$", r"\$")  # which begins a formula otherwise
         for axes, column in zip(panels, COLUMNS[2:], strict=True):
             points = [(int(line["step"]), float(line[column])) for line in own if line[column]]
             steps, values = zip(*points, strict=True) if points else ((), ())
-            axes.plot(steps, values, style, color=colour, linewidth=1.2, label=name)
+            axes.plot(steps, values, style, color=colour, linewidth=1.2, label=label)
         if name in _PAPERS_DROP:
             panels[0].axhline(_TEACHER - _PAPERS_DROP[name], color=colour, linestyle=":")
     panels[0].axhline(_TEACHER, color=GREY, linestyle="-", linewidth=0.8)
@@ -210,6 +214,8 @@ def main(words: list[str] | None = None) -> None:
             writer.writerows(lines)
             write_whole(curves, text.getvalue().encode())
         if figure is not None:
+            if not lines:
+                raise ConfigError(f"{curves} has no line below its heading.")
             write_whole(figure, draw(lines))
     except AdaDFQError as error:
         raise SystemExit(str(error)) from error

@@ -5,6 +5,7 @@ there the lines of each minute are written as a new file `metrics/NUMBER.jsonl`.
 """
 
 import json
+import math
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -109,11 +110,16 @@ def _records(text: str) -> Iterable[tuple[str, dict[str, Any]]]:
     """Yields each line that is a JSON object with a step, and the object."""
     for line in text.splitlines():
         try:
-            record = json.loads(line)
-        except ValueError:  # the line that a kill cut short
+            record = json.loads(line, parse_int=_integer)
+        except (ValueError, RecursionError):  # the line that a kill cut short, or a damaged one
             continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
+        if isinstance(record, dict) and type(record.get("step")) is int:  # which True is not
             yield line, record
+
+
+def _integer(digits: str) -> int | float:
+    """Reads an integer; one that no float holds, as infinity."""
+    return int(digits) if math.isfinite(number := float(digits)) else number
 
 
 def _until(step: int, text: str) -> str:

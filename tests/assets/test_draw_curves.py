@@ -54,7 +54,7 @@ def test_a_line_is_an_evaluation_and_what_was_logged_before_it(tmp_path, run):
         ("run,step,top1,agreement,l_bns\na,1,50,,\na,2,nan,,\n", "line 3: top1 must be"),
         ("run,step,top1,agreement,l_bns\na,1,50,101,\n", "agreement must be .* at most 100"),
         ("run,step,top1,agreement,l_bns\na,1,50,,-1\n", "l_bns must be at least 0, not -1"),
-        ("run,step,top1,agreement,l_bns\na,-1,50,,\n", "step must be at least 0, not -1"),
+        ("run,step,top1,agreement,l_bns\na,-1,50,,\n", "step must be at least 0 .*, not -1"),
         ("run,step,top1,agreement,l_bns\na,1,50,,,6\n", "line 2: there must be 5 cells"),
         ("run,step,top1,agreement,l_bns\n\xff,1,50,,\n", "is no table of .*: 'utf-8' codec"),
     ],
@@ -88,6 +88,40 @@ def test_a_run_replaces_its_own_lines_and_keeps_the_others(tmp_path, run):
         "c,1,70.00,,",
         *(line.format("d") for line in own),
     ]
+
+
+def test_a_table_that_has_only_its_heading_takes_a_run(tmp_path, run):
+    curves = tmp_path / "curves.csv"
+    curves.write_text("run,step,top1,agreement,l_bns\n")
+    play(f"--curves={curves}", f"--run=b={run}")
+    assert len(curves.read_text().splitlines()) == 3
+
+
+def test_a_name_is_no_formula(tmp_path, run):
+    places = f"--curves={tmp_path / 'c.csv'}", f"--figure={tmp_path / 'c.png'}"
+    play(*places, rf"--run=$\frac{{$={run}")
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        ({"step": -5, "evaluation": True, "top1": 0.5}, "step -5: step must be at least 0"),
+        (
+            {"step": 10**10, "evaluation": True, "top1": 0.5},
+            "step must be .* at most 1,000,000,000",
+        ),
+        ({"step": 5, "evaluation": True, "top1": 1.5}, "top1 must be .* not 150.00"),
+    ],
+)
+def test_a_log_that_cannot_be_leaves_the_table_as_it_was(tmp_path, run, record, says):
+    curves = tmp_path / "curves.csv"
+    play(f"--curves={curves}", f"--run=a={run}")
+    table = curves.read_text()
+    with (run / "metrics.jsonl").open("a") as log:
+        log.write(json.dumps(record) + "\n")
+    with pytest.raises(SystemExit, match=f"run 'b', .*{says}"):
+        play(f"--curves={curves}", f"--run=b={run}")
+    assert curves.read_text() == table
 
 
 @pytest.mark.parametrize("flag", ["curves", "figure"])

@@ -15,6 +15,7 @@ from adadfq_jax.config.fields import default_config
 from adadfq_jax.config.identity import to_json
 from adadfq_jax.errors import ConfigError
 from adadfq_jax.models import pictures
+from adadfq_jax.reporting.history import read_history
 from adadfq_jax.training.metric_log import MetricLog
 from adadfq_jax.training.workdir import Workdir, check_can_be_folder, check_run, read_json
 
@@ -230,7 +231,20 @@ def test_metrics_are_on_disk_at_once(workdir):
 
 
 @pytest.mark.parametrize(
-    "cut", ["", '{"step": 4, "l_g"', '{"st', "{", "\0\0\0", "4", "\n", b"\xff"]
+    "cut",
+    [
+        "",
+        '{"step": 4, "l_g"',
+        '{"st',
+        "{",
+        "\0\0\0",
+        "4",
+        "\n",
+        b"\xff",
+        '{"step": true}',
+        10**5 * "[",
+    ],
+    ids=range(10),
 )
 def test_metrics_go_on_after_the_resumed_step(workdir, cut):
     lines = [json.dumps({"step": step, "l_g": 0.5}) for step in (1, 2, 2, 3, 4)]
@@ -240,6 +254,12 @@ def test_metrics_go_on_after_the_resumed_step(workdir, cut):
     log.write({"step": 3, "l_g": 0.25})
     log.close()
     assert _logged(workdir) == [*lines[:3], '{"step": 3, "l_g": 0.25}']
+
+
+def test_an_integer_that_no_float_holds_is_read_as_infinite(tmp_path):
+    line = f'{{"step": 1, "phase": "play", "l_g": 1{400 * "0"}}}\n'
+    (tmp_path / "metrics.jsonl").write_text(line)
+    assert read_history(tmp_path).not_finite == {"l_g": 1}
 
 
 def test_a_configuration_of_another_program_is_no_run(tmp_path):
