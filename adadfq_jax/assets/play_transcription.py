@@ -28,6 +28,7 @@ from adadfq_jax.models.network import normalize
 from adadfq_jax.quantization.bits import parse_bits
 from adadfq_jax.reference import game as reference
 from adadfq_jax.reference import networks
+from adadfq_jax.training.workdir import METRICS
 
 _LOGGED_STEPS, _EVALUATED_EPOCHS, _EVALUATED_IMAGES = 50, 4, 500
 
@@ -100,7 +101,7 @@ def main(words: list[str] | None = None) -> None:
         bits = parse_bits(arguments.bits)
         bounds.SEED.check("--seed", arguments.seed)
         torch.manual_seed(arguments.seed)
-        config = adadfq_jax.default_config(arguments.bits)
+        config = adadfq_jax.default_config()  # of which only the schedule is taken
         teacher = adadfq_jax.load_teacher(arguments.teacher)
         evaluated = _prepared(arguments.images, teacher)
         if arguments.epochs < 1:
@@ -141,7 +142,7 @@ def _new_log(folder: Path) -> TextIO:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise ConfigError(f"--output={folder} is not a folder.") from None
-    path = folder / "metrics.jsonl"
+    path = folder / METRICS
     try:
         return open(path, "x")
     except FileExistsError:
